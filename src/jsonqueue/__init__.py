@@ -1,0 +1,1 @@
+"""jsonqueue: a durable task queue that needs no server."""

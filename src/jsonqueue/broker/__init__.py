@@ -1,0 +1,1 @@
+"""What runs: the manager and the two brokers."""

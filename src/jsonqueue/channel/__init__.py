@@ -1,0 +1,1 @@
+"""Typed events over Pipes, and how a process gets its Pipe."""

@@ -1,0 +1,1 @@
+"""What a user holds: publishers, consumers, task handles."""

@@ -1,0 +1,83 @@
+"""The settings of a queue, validated once.
+
+They live with the queue, in ``jsonqueue.toml`` beside its files, since brokers, publishers and consumers in many processes share them;
+``BrokerManager(config=...)`` and ``jsonqueue serve --set name=value`` override them for one run. Every setting carries its unit in its name.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from jsonqueue.errors import InvalidConfig
+from jsonqueue.retry import Exponential, RetryPolicy
+
+__all__ = ["CONFIG_FILE", "Config", "config_from", "parse_config"]
+
+CONFIG_FILE = "jsonqueue.toml"
+
+_Count = Annotated[int, Meta(ge=1)]
+_Ms = Annotated[int, Meta(ge=1)]
+_Bytes = Annotated[int, Meta(ge=1)]
+
+Durability = Literal["power-cut", "process-crash"]
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Every default, in one place."""
+
+    attempts_max: _Count = 3
+    """Attempts a task gets if it does not say otherwise."""
+    retry: RetryPolicy = Exponential()
+    """The wait between attempts, if the task does not say otherwise."""
+    lease_ms: Annotated[int, Meta(ge=100)] = 30_000
+    """A consumer that has not been heard of for this long loses its tasks. It sends a heartbeat each third of it."""
+    flush_interval_ms: Annotated[int, Meta(ge=10)] = 2_000
+    """How far queue.json may lie behind the logs while the queue is small."""
+    finished_keep_ms: Annotated[int, Meta(ge=0)] = 24 * 3_600_000
+    """How long an ended task stays in the queue, with its result; after that it moves to the archive. Its id is refused as long."""
+    finished_keep_max: Annotated[int, Meta(ge=0)] = 100_000
+    """At most this many ended tasks stay, whatever their age."""
+    finished_keep_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
+    """At most this many bytes of results and payloads of ended tasks stay."""
+    archive: bool = True
+    """Whether tasks past their retention are kept in archive/, or dropped."""
+    payload_max_bytes: _Bytes = 1024 * 1024
+    """Largest payload, and largest result, as JSON."""
+    depth_max: Annotated[int, Meta(ge=1, le=200)] = 64
+    """Deepest nesting of a payload."""
+    tasks_max: _Count = 10_000_000
+    """The queue refuses new tasks beyond this many."""
+    disk_reserve_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
+    """Publishing is refused while the disk has less room than this, so that what is queued can still be finished."""
+    segment_max_bytes: Annotated[int, Meta(ge=4096)] = 64 * 1024 * 1024
+    """A log segment is sealed, at the latest, at this size."""
+    durability: Durability = "power-cut"
+    """``process-crash`` skips the fsync before each acknowledgement: it survives kill -9, and may lose the last moments in a power cut."""
+
+
+
+def config_from(settings: dict[str, Any], *, source: str = "settings", base: Config | None = None) -> Config:
+    """The settings laid over ``base`` (or the defaults). Raises :class:`InvalidConfig` that names the setting and its range."""
+    known = msgspec.to_builtins(base) if base else {}
+    unknown = sorted(set(settings) - set(Config.__struct_fields__))
+    if unknown:
+        raise InvalidConfig(
+            f"{source}: unknown setting {unknown[0]!r}", hint="the settings are: " + ", ".join(sorted(Config.__struct_fields__))
+        )
+    try:
+        return msgspec.convert({**known, **settings}, Config)
+    except msgspec.ValidationError as error:
+        raise InvalidConfig(f"{source}: {error}") from None
+
+
+def parse_config(text: str, *, source: str = CONFIG_FILE) -> Config:
+    """The settings of a ``jsonqueue.toml``."""
+    try:
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"{source} is not valid TOML: {error}") from None
+    return config_from(settings, source=source)

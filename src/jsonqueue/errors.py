@@ -1,0 +1,212 @@
+"""One exception tree: every error jsonqueue raises on purpose is a :class:`JsonQueueError`.
+
+Each error says what went wrong, which thing it was, and what to do next (``hint``). The facts are kept as attributes, so that
+a program need not parse the sentence. ``exit_status`` is what the command line exits with (the numbers of sysexits.h).
+
+Who is to blame decides the branch:
+
+* the caller: :class:`InvalidTask`, :class:`InvalidConfig`, :class:`TaskNotFound`;
+* the situation: :class:`BrokerUnavailable`, :class:`ManagerRunning`, :class:`PublishRejected`, :class:`PublishUnknown` ...;
+* the disk or whoever touched it: :class:`StorageError` and below. These stop a broker before it can write.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BadFrame",
+    "BrokerUnavailable",
+    "ConnectionClosed",
+    "CorruptQueue",
+    "DiskFull",
+    "FolderRefused",
+    "InvalidConfig",
+    "InvalidTask",
+    "JsonQueueError",
+    "LeaseLost",
+    "ManagerRunning",
+    "PublishRejected",
+    "PublishUnknown",
+    "ResultTimeout",
+    "StorageError",
+    "SyncFailed",
+    "TaskFailed",
+    "TaskNotFound",
+    "UnsupportedFormat",
+]
+
+
+class JsonQueueError(Exception):
+    """Anything jsonqueue raises on purpose."""
+
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+# ── the caller ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class InvalidTask(JsonQueueError, ValueError):
+    """A task that can never be published: unserialisable, too large, too deep, a bad id or option."""
+
+    exit_status = 65
+
+
+class InvalidConfig(JsonQueueError, ValueError):
+    """A setting that does not exist, or a value out of its range."""
+
+    exit_status = 78
+
+
+class TaskNotFound(JsonQueueError, LookupError):
+    """No task of this id: it was never published here, or it is past its retention and in the archive."""
+
+    exit_status = 66
+
+    def __init__(self, task_id: str, *, where: str = "the queue") -> None:
+        super().__init__(
+            f"no task {task_id!r} in {where}",
+            hint="finished tasks leave the queue after their retention; look into archive/ for older ones",
+        )
+        self.task_id = task_id
+
+
+# ── the situation ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class BrokerUnavailable(JsonQueueError, ConnectionError):
+    """No broker is running where one is needed."""
+
+    exit_status = 69
+
+    def __init__(self, queue_dir: str, *, doing: str = "", cause: str = "") -> None:
+        why = f" ({cause})" if cause else ""
+        super().__init__(
+            f"no broker is running on {queue_dir}{why}{', needed to ' + doing if doing else ''}",
+            hint=f"start one with: jsonqueue serve --queue {queue_dir}",
+        )
+        self.queue_dir = queue_dir
+
+
+class ManagerRunning(JsonQueueError):
+    """Another BrokerManager holds this queue folder; nothing was written."""
+
+    exit_status = 75
+
+    def __init__(self, queue_dir: str, *, holder: str) -> None:
+        super().__init__(
+            f"{queue_dir} is already served by {holder}",
+            hint="one BrokerManager serves a folder; publishers and consumers may simply connect to it",
+        )
+        self.queue_dir, self.holder = queue_dir, holder
+
+
+class PublishRejected(JsonQueueError):
+    """The queue refused this task; it is certainly not stored."""
+
+    exit_status = 65
+
+    def __init__(self, task_id: str, *, reason: str) -> None:
+        super().__init__(f"task {task_id} was rejected and is not stored: {reason}")
+        self.task_id, self.reason = task_id, reason
+
+
+class PublishUnknown(JsonQueueError, TimeoutError):
+    """No acknowledgement came: the tasks may or may not be stored. Publishing them again under the same ids is safe."""
+
+    exit_status = 75
+
+    def __init__(self, task_ids: tuple[str, ...], *, cause: str) -> None:
+        shown = ", ".join(task_ids[:3]) + (f" and {len(task_ids) - 3} more" if len(task_ids) > 3 else "")
+        super().__init__(
+            f"no acknowledgement for {shown}: {cause}",
+            hint="publish again with the same id: the queue keeps one task an id, so nothing can run twice because of it",
+        )
+        self.task_ids, self.cause = task_ids, cause
+
+
+class ConnectionClosed(JsonQueueError, ConnectionError):
+    """The other end of a Pipe is gone."""
+
+    exit_status = 69
+
+
+class BadFrame(JsonQueueError):
+    """A frame that is not a valid event. The receiver drops that one connection."""
+
+    exit_status = 76
+
+
+class ResultTimeout(JsonQueueError, TimeoutError):
+    """The task had not ended when the caller's patience did. The task itself goes on."""
+
+    exit_status = 75
+
+    def __init__(self, task_id: str, *, timeout: float) -> None:
+        super().__init__(f"task {task_id} has not ended within {timeout:g} s", hint="it goes on; ask again, or look with: jsonqueue show")
+        self.task_id, self.timeout = task_id, timeout
+
+
+class TaskFailed(JsonQueueError):
+    """The task ended without a result: dead or cancelled."""
+
+    def __init__(self, task_id: str, *, status: str, reason: str) -> None:
+        super().__init__(f"task {task_id} is {status}: {reason}", hint="its attempts are listed by: jsonqueue show " + task_id)
+        self.task_id, self.status, self.reason = task_id, status, reason
+
+
+class LeaseLost(JsonQueueError):
+    """The task was handed on, or ended, before its consumer settled it; what the consumer said changed nothing."""
+
+    def __init__(self, task_id: str, *, token: int) -> None:
+        super().__init__(f"task {task_id}: token {token} is stale; this outcome was dropped")
+        self.task_id, self.token = task_id, token
+
+
+# ── the disk, and whoever touched it ─────────────────────────────────────────────────────────────────────────────────
+
+
+class StorageError(JsonQueueError):
+    """The queue's files cannot be used as they are."""
+
+    exit_status = 74
+
+
+class FolderRefused(StorageError):
+    """A queue folder that must not be used: not ours, writable by others, or on a network filesystem."""
+
+    exit_status = 77
+
+
+class UnsupportedFormat(StorageError):
+    """A file in a format this version does not read (most likely: written by a newer jsonqueue)."""
+
+    exit_status = 78
+
+
+class DiskFull(StorageError):
+    """No room for a batch. What was written of it has been cut away again; nothing acknowledged is touched."""
+
+
+class SyncFailed(StorageError):
+    """An fsync failed. It is never tried again: what the disk holds is unknown until the brokers start anew from it."""
+
+
+class CorruptQueue(StorageError):
+    """Damage that is not a torn tail. Names file, offset and the safe options; nothing is written."""
+
+    exit_status = 65
+
+    def __init__(self, file: str, *, offset: int, why: str, batch: int | None = None) -> None:
+        at = f", batch {batch}" if batch is not None else ""
+        super().__init__(
+            f"{file} is damaged at byte {offset}{at}: {why}",
+            hint="nothing was changed; `jsonqueue verify` shows the extent, `jsonqueue repair` mends what can be mended without loss, "
+            "`jsonqueue repair --accept-loss` copies the folder aside and keeps what is whole",
+        )
+        self.file, self.offset, self.why, self.batch = file, offset, why, batch
