@@ -1,7 +1,8 @@
 """The settings of a queue, validated once.
 
 They live with the queue, in ``jsonqueue.toml`` beside its files, since brokers, publishers and consumers in many processes share them;
-``BrokerManager(config=...)`` and ``jsonqueue serve --set name=value`` override them for one run. Every setting carries its unit in its name.
+``BrokerManager(config=...)`` and ``jsonqueue serve --set name=value`` override them for one run. Every setting carries its unit in its
+name.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """At most this many ended tasks stay, whatever their age."""
     finished_keep_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
     """At most this many bytes of results and payloads of ended tasks stay."""
+    dead_keep_ms: Annotated[int, Meta(ge=0)] = 30 * 24 * 3_600_000
+    """How long a dead letter stays to be looked at and replayed."""
     archive: bool = True
     """Whether tasks past their retention are kept in archive/, or dropped."""
     payload_max_bytes: _Bytes = 1024 * 1024
@@ -57,7 +60,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """A log segment is sealed, at the latest, at this size."""
     durability: Durability = "power-cut"
     """``process-crash`` skips the fsync before each acknowledgement: it survives kill -9, and may lose the last moments in a power cut."""
-
 
 
 def config_from(settings: dict[str, Any], *, source: str = "settings", base: Config | None = None) -> Config:

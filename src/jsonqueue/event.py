@@ -354,7 +354,8 @@ class Changed(Event, tag="changed"):
 
 
 _ALL: tuple[type[Event], ...] = (
-    Write, Written, Mark, Join, Welcome, Assign, Complete, Fail, Return, Heartbeat, Settled, Revoke, Look, Watch, Cancel, Replay, Result, Changed,
+    Write, Written, Mark, Join, Welcome, Assign, Complete, Fail, Return, Heartbeat, Settled, Revoke, Look, Watch, Cancel, Replay,
+    Result, Changed,
 )  # fmt: skip
 
 EVENTS_BY_OWNER: dict[EventOwner, tuple[type[Event], ...]] = {

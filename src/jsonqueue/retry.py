@@ -67,4 +67,5 @@ def policy_named(name: str) -> RetryPolicy:
     try:
         return _NAMED[name]
     except KeyError:
-        raise ValueError(f"unknown retry policy {name!r}: use one of {', '.join(_NAMED)}, or Exponential(...), Linear(...), Never()") from None
+        known = ", ".join(_NAMED)
+        raise ValueError(f"unknown retry policy {name!r}: use one of {known}, or Exponential(...), Linear(...), Never()") from None

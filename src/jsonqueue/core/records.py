@@ -117,7 +117,7 @@ class Unblocked(_Record, tag="unblocked"):
 
 
 class Replayed(_Record, tag="replayed"):
-    """Dead letters with a new life: attempts counted from zero, history kept, the deadline lifted. One that waits for others waits again."""
+    """Dead letters with a new life: attempts from zero, history kept, the deadline lifted. One that waited for others waits again."""
 
     ids: list[str]
 

@@ -1,7 +1,7 @@
 """The state of the queue as its logs tell it: the same code for the live broker, recovery, inspection and checkpoints.
 
 Applying a record judges nothing, for the judging was done before it was written. It checks, though, that the record fits the task's status
-(:mod:`jsonqueue.core.transitions`): a record that does not is a bug or damage, and raises :class:`BrokenHistory` before anything rests on it.
+(:mod:`jsonqueue.core.transitions`): one that does not is a bug or damage, and raises :class:`BrokenHistory` before anything rests on it.
 
 Each record changes each of its tasks by itself, whatever the others are. So a fold may keep in memory only those tasks that the records
 name, and stream the rest past.
