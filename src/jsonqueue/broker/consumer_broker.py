@@ -1,0 +1,221 @@
+"""The ConsumerBroker: hands tasks out and writes down what becomes of them.
+
+One turn: read what was published up to the mark, judge everything that came and everything that is due, match what is ready with who waits,
+append all of it as one batch, push the assignments, sync, and only then answer.
+
+A push goes out when its lease is appended, before the sync: a lease that a power cut takes back is only ever lost together with the
+consumer that held it. An answer rests on the sync.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+from jsonqueue.clock import Clock
+from jsonqueue.config import Config
+from jsonqueue.core.dispatching import Dispatcher, Now, Turn
+from jsonqueue.core.records import decode_published, encode_records
+from jsonqueue.errors import DiskFull
+from jsonqueue.event import (
+    Cancel,
+    Complete,
+    Event,
+    EventOwner,
+    Fail,
+    Heartbeat,
+    Join,
+    Look,
+    Mark,
+    Replay,
+    Return,
+    Watch,
+)
+from jsonqueue.storage.checkpoint import Cut
+from jsonqueue.storage.files import Files
+from jsonqueue.storage.log import LogKind, LogReader, LogWriter, Position
+from jsonqueue.storage.recovery import load_state
+
+__all__ = ["ConsumerBroker"]
+
+_NO_ROOM_RETRY_MS = 100
+_ORPHAN_LOOK_MS = 200
+_WALL_LOOK_MS = 1_000
+"""While something waits for the wall clock, it is looked at this often: it may jump."""
+
+
+class ConsumerBroker:
+    """The writer of the progress log, the reader of the published one.
+
+    It opens in two steps: :meth:`open` recovers its own log, and the first :class:`~jsonqueue.event.Mark` lets it read the queue, so
+    that it never reads what the PublisherBroker has not made durable. What comes before that mark waits.
+    """
+
+    role = EventOwner.CONSUMER_BROKER
+
+    def __init__(
+        self, files: Files, clock: Clock, config: Config, *, chance: Random, is_alive: Callable[[int], bool] = lambda pid: True
+    ) -> None:
+        self._files = files
+        self._clock = clock
+        self._config = config
+        self._chance = chance
+        self._is_alive = is_alive
+        self._log: LogWriter
+        self._published: LogReader
+        self._read = Position(0, 0)
+        self._dispatcher: Dispatcher | None = None
+        self._orphans_due_ms = 0
+        self._early: list[tuple[int, Event]] = []
+        self._gone: list[int] = []
+        self._unwritten: Turn | None = None
+        self._unwritten_due_ms = 0
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self) -> None:
+        """Recover the log, under a new epoch that is durable before the first delivery. The caller holds the lock."""
+        self._log = LogWriter.open(self._files, LogKind.PROGRESS)
+
+    def close(self) -> None:
+        """Nothing is buffered: what was answered is durable, what was not was not."""
+        self._log.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the queue is loaded."""
+        return self._dispatcher is not None
+
+    def cut(self) -> Cut | None:
+        """Seal the segment and name the state that a checkpoint may fold: this log up to here, the published one up to where it is read.
+
+        None before the queue is loaded.
+        """
+        if self._dispatcher is None:
+            return None
+        self._log.rotate()
+        return Cut(progress=self._log.position, published=self._read)
+
+    def counters(self) -> dict[str, int]:
+        """Figures for whoever watches the broker."""
+        counters = self._dispatcher.counters() if self._dispatcher else {}
+        return {**counters, "log_bytes": self._log.bytes, "stalled": int(self._unwritten is not None)}
+
+    def attach(self, peer: int) -> None:
+        """A consumer or a caller has a Pipe; a consumer will say more in its Join."""
+
+    def detach(self, peer: int) -> None:
+        """The Pipe of a peer is closed; what it held is decided in the next turn."""
+        self._gone.append(peer)
+
+    # ── work ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def step(self, arrivals: Sequence[tuple[int, Event]], send: Callable[[int, Event], None]) -> None:
+        """One turn over everything that has come and everything that is due."""
+        now = Now(self._clock.wall_ms(), self._clock.monotonic_ms())
+        if self._early:
+            arrivals, self._early = [*self._early, *arrivals], []
+        mark = _latest_mark(arrivals)
+        if self._dispatcher is None and mark is not None:
+            self._dispatcher = self._load(mark, now)
+        if self._dispatcher is None or not self._written_at_last(now, send):
+            self._early = list(arrivals)
+            return
+        dispatcher = self._dispatcher
+        if mark is not None and mark.number > self._read.number:
+            self._take_in(dispatcher, mark, now)
+        for peer, event in arrivals:
+            if type(event) is not Mark:
+                _HANDLE[type(event)](dispatcher, peer, event, now)
+        self._see_off(dispatcher, now)
+        dispatcher.tick(now)
+        dispatcher.assign(now)
+        self._carry_out(dispatcher.take_turn(), now, send)
+
+    def next_due_ms(self) -> int | None:
+        """When a turn is due by the monotonic clock, though nothing came."""
+        if self._unwritten is not None:
+            return self._unwritten_due_ms
+        dispatcher = self._dispatcher
+        if dispatcher is None:
+            return None
+        if self._gone:
+            return 0
+        times = [dispatcher.next_monotonic_ms()]
+        if dispatcher.orphan_holders:
+            times.append(self._orphans_due_ms)
+        wall_ms = dispatcher.next_wall_ms()
+        if wall_ms is not None:
+            times.append(self._clock.monotonic_ms() + min(max(wall_ms - self._clock.wall_ms(), 0), _WALL_LOOK_MS))
+        return min((time for time in times if time is not None), default=None)
+
+    # ── a turn's parts ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _load(self, mark: Mark, now: Now) -> Dispatcher:
+        loaded = load_state(self._files, published_through=Position(mark.number, mark.epoch))
+        self._read = loaded.published
+        self._published = LogReader(self._files, LogKind.PUBLISHED, loaded.published)
+        dispatcher = Dispatcher(loaded.state, config=self._config, chance=self._chance, epoch=self._log.epoch)
+        dispatcher.adopt(now)
+        return dispatcher
+
+    def _take_in(self, dispatcher: Dispatcher, mark: Mark, now: Now) -> None:
+        for batch in self._published.read_through(Position(mark.number, mark.epoch)):
+            tasks = dispatcher.state.publish(decode_published(batch.records), first=batch.first_task, at_ms=batch.at_ms)
+            dispatcher.published(tasks, now)
+            self._read = batch.position
+
+    def _see_off(self, dispatcher: Dispatcher, now: Now) -> None:
+        """Peers whose Pipe closed, and consumers of an earlier life that are proved dead."""
+        for peer in self._gone:
+            dispatcher.leave(peer, now)
+            dispatcher.forget_watcher(peer)
+        self._gone.clear()
+        if now.monotonic_ms < self._orphans_due_ms:
+            return
+        for label in sorted(dispatcher.orphan_holders):
+            self._orphans_due_ms = now.monotonic_ms + _ORPHAN_LOOK_MS
+            if not self._is_alive(int(label.rpartition("@")[2])):
+                dispatcher.bury(label, now)
+
+    def _carry_out(self, turn: Turn, now: Now, send: Callable[[int, Event], None]) -> None:
+        if turn.records:
+            try:
+                self._log.append(encode_records(turn.records), at_ms=now.wall_ms, after=self._read)
+            except DiskFull:
+                # What was decided stands, but nobody hears of it until it is written; nothing else is decided meanwhile.
+                self._unwritten = turn
+                self._unwritten_due_ms = now.monotonic_ms + _NO_ROOM_RETRY_MS
+                return
+            for peer, event in turn.pushes:
+                send(peer, event)
+            if self._config.durability == "power-cut":
+                self._log.sync()  # Nothing below this line runs until the disk has it.
+        for peer, event in turn.answers:
+            send(peer, event)
+        if self._log.bytes > self._config.segment_max_bytes:
+            self._log.rotate()
+
+    def _written_at_last(self, now: Now, send: Callable[[int, Event], None]) -> bool:
+        """Whether the turn that the disk had no room for is written now (or there was none)."""
+        if self._unwritten is not None and now.monotonic_ms >= self._unwritten_due_ms:
+            turn, self._unwritten = self._unwritten, None
+            self._carry_out(turn, now, send)
+        return self._unwritten is None
+
+
+def _latest_mark(arrivals: Sequence[tuple[int, Event]]) -> Mark | None:
+    return next((event for _, event in reversed(arrivals) if isinstance(event, Mark)), None)
+
+
+_HANDLE: dict[type[Event], Callable[..., None]] = {
+    Join: Dispatcher.join,
+    Complete: Dispatcher.complete,
+    Fail: Dispatcher.fail,
+    Return: Dispatcher.give_back,
+    Heartbeat: Dispatcher.heartbeat,
+    Look: lambda dispatcher, peer, event, now: dispatcher.look(peer, event),
+    Watch: lambda dispatcher, peer, event, now: dispatcher.watch(peer, event),
+    Cancel: Dispatcher.cancel,
+    Replay: Dispatcher.replay,
+}

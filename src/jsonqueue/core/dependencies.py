@@ -1,0 +1,63 @@
+"""Who waits for whom: tasks published with ``after``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jsonqueue.task import StoredTask, TaskStatus
+
+__all__ = ["Dependencies"]
+
+
+class Dependencies:
+    """The blocked tasks, by what they wait for."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[StoredTask]] = {}
+        self._missing: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def block(self, task: StoredTask, tasks: Mapping[str, StoredTask]) -> str | None:
+        """Note what a blocked task waits for.
+
+        Returns None while it has to wait, "" when it need not (all of it is complete), and else the reason why it never can run:
+        something it waits for is dead, cancelled or no longer known.
+        """
+        missing = []
+        for needed in dict.fromkeys(task.after):
+            other = tasks.get(needed)
+            if other is None:
+                return f"waits for {needed}, which is no longer in the queue"
+            if other.status in (TaskStatus.DEAD, TaskStatus.CANCELLED):
+                return f"waits for {needed}, which is {other.status}"
+            if other.status is not TaskStatus.COMPLETED:
+                missing.append(needed)
+        if not missing:
+            return ""
+        self._missing[task.id] = len(missing)
+        for needed in missing:
+            self._waiting.setdefault(needed, []).append(task)
+        return None
+
+    def completed(self, task_id: str) -> list[StoredTask]:
+        """Tasks that waited for nothing but this one."""
+        ready = []
+        for task in self._still_blocked(task_id):
+            self._missing[task.id] -= 1
+            if not self._missing[task.id]:
+                del self._missing[task.id]
+                ready.append(task)
+        return ready
+
+    def ended_otherwise(self, task_id: str) -> list[StoredTask]:
+        """Tasks that waited for this one in vain."""
+        hopeless = self._still_blocked(task_id)
+        for task in hopeless:
+            self._missing.pop(task.id, None)
+        return hopeless
+
+    def _still_blocked(self, task_id: str) -> list[StoredTask]:
+        waiting = self._waiting.pop(task_id, ())
+        return [task for task in waiting if task.status is TaskStatus.BLOCKED and task.id in self._missing]

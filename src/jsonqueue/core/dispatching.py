@@ -1,0 +1,497 @@
+"""The ConsumerBroker's judgement: who runs what, and what becomes of it.
+
+One :class:`Dispatcher` holds the state of the queue and everything derived from it (what is ready, who waits, which leases run out when).
+Its methods are told what happened and what time it is. Each first decides, which yields records, and then applies those records, to the
+state by the same code that replays a log and to the derived parts by :meth:`Dispatcher._follow`. All they want to have done collects in a
+:class:`Turn`: records to write, events to push once these are written, and answers to give once they are durable.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from itertools import islice
+from random import Random
+from typing import NamedTuple
+
+from jsonqueue.config import Config
+from jsonqueue.core.dependencies import Dependencies
+from jsonqueue.core.ready import ReadyQueue
+from jsonqueue.core.records import (
+    Cancelled,
+    Completed,
+    Died,
+    Due,
+    Failed,
+    Leased,
+    Progress,
+    Replayed,
+    Retired,
+    Unblocked,
+    Unleased,
+)
+from jsonqueue.core.retention import Retention
+from jsonqueue.core.settling import decide_failure, decide_loss, decide_return
+from jsonqueue.core.state import QueueState, ids_of
+from jsonqueue.core.timetable import Timetable
+from jsonqueue.core.waiting import Seat, WaitingQueue
+from jsonqueue.event import (
+    Assign,
+    Cancel,
+    Changed,
+    Complete,
+    Event,
+    Fail,
+    Heartbeat,
+    Join,
+    Look,
+    Replay,
+    Result,
+    Return,
+    Revoke,
+    Settled,
+    Watch,
+    Welcome,
+)
+from jsonqueue.task import Outcome, StoredTask, TaskStatus
+
+__all__ = ["Dispatcher", "Now", "Turn", "first_token"]
+
+
+class Now(NamedTuple):
+    """Both clocks, read once a turn, in milliseconds."""
+
+    wall_ms: int
+    monotonic_ms: int
+
+
+class Turn:
+    """What one turn wants done, in this order: write the records, push, sync, answer."""
+
+    __slots__ = ("answers", "pushes", "records")
+
+    def __init__(self) -> None:
+        self.records: list[Progress] = []
+        self.pushes: list[tuple[int, Event]] = []
+        self.answers: list[tuple[int, Event]] = []
+
+
+_EPOCH_BITS = 32
+
+
+def first_token(epoch: int) -> int:
+    """The first token of an epoch. A token is one integer, ``epoch << 32 | delivery``: unique for ever, exact in a JavaScript number."""
+    return (epoch << _EPOCH_BITS) + 1
+
+
+class Dispatcher:
+    """Decides for the ConsumerBroker; pure but for its own memory."""
+
+    def __init__(self, state: QueueState, *, config: Config, chance: Random, epoch: int) -> None:
+        self.state = state
+        self.turn = Turn()
+        self._config = config
+        self._chance = chance
+        self._epoch = epoch
+        self._next_token = first_token(epoch)
+        self._seats: dict[int, Seat] = {}
+        self._waiting = WaitingQueue()
+        self._ready = ReadyQueue()
+        self._suspects: list[tuple[int, int, StoredTask]] = []
+        self._scheduled = Timetable(lambda task, at_ms: task.status is TaskStatus.SCHEDULED and task.run_at_ms == at_ms)
+        self._deadlines = Timetable(lambda task, at_ms: task.deadline_ms == at_ms and not task.status.ended)
+        self._dependencies = Dependencies()
+        self._retention = Retention(config)
+        self._watchers: dict[str, list[tuple[int, int]]] = {}
+        self._orphans: dict[int, StoredTask] = {}
+        self._orphans_until_ms = 0
+
+    # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def adopt(self, now: Now) -> None:
+        """Take over the state as it was loaded: queue what is ready, note what has a time, wait for the consumers to come back."""
+        ended = []
+        for task in tuple(self.state.tasks.values()):
+            if task.status.ended:
+                ended.append(task)
+            elif task.status is TaskStatus.IN_PROGRESS:
+                self._orphans[task.token] = task
+            else:
+                self._queue(task, now)
+            if task.deadline_ms:
+                self._deadlines.add(task, task.deadline_ms)
+        for task in sorted(ended, key=lambda task: task.finished_ms):
+            self._retention.keep(task)
+        self._orphans_until_ms = now.monotonic_ms + self._config.lease_ms
+
+    @property
+    def orphan_holders(self) -> set[str]:
+        """Labels of consumers that held tasks before this broker started and have not come back yet."""
+        return {task.consumer for task in self._orphans.values()}
+
+    def bury(self, label: str, now: Now) -> None:
+        """This consumer is proved dead: what it held before this broker started is lost."""
+        held = [task for task in self._orphans.values() if task.consumer == label]
+        for task in held:
+            del self._orphans[task.token]
+        self._lose(held, Outcome.LOST, now)
+
+    # ── what publishers did ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def published(self, tasks: Iterable[StoredTask], now: Now) -> None:
+        """Queue tasks that were read from the published log (they are in the state already)."""
+        add, pending = self._ready.add, TaskStatus.PENDING
+        for task in tasks:
+            if task.status is pending:
+                add(task)
+            else:
+                self._queue(task, now)
+            if task.deadline_ms:
+                self._deadlines.add(task, task.deadline_ms)
+
+    # ── what consumers say ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def join(self, peer: int, event: Join, now: Now) -> None:
+        """A consumer sits down, with what it still holds from an earlier Pipe."""
+        self.leave(peer, now)
+        seat = self._seats[peer] = Seat(peer, f"{event.name}@{event.pid}", event.pid, event.want)
+        stale = [token for task_id, token in zip(event.ids, event.tokens, strict=False) if not self._rejoin(seat, task_id, token)]
+        seat.renew(list(seat.held), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
+        self._waiting.update(seat)
+        self.turn.answers.append((peer, Welcome(seat.label, self._epoch, self._config.lease_ms, stale)))
+
+    def _rejoin(self, seat: Seat, task_id: str, token: int) -> bool:
+        task = self._orphans.pop(token, None) or self._take_over(seat, token)
+        if task is not None and task.id == task_id:
+            seat.held[token] = task
+            return True
+        # Settled already, under this very token, but the answer got lost: the repeated outcome will be acknowledged.
+        known = self.state.tasks.get(task_id)
+        return known is not None and _settled_under(known, token)
+
+    def _take_over(self, seat: Seat, token: int) -> StoredTask | None:
+        """From the same consumer's broken Pipe, whose end has not been noticed yet."""
+        for other in self._seats.values():
+            if other is not seat and other.label == seat.label and token in other.held:
+                return other.held.pop(token)
+        return None
+
+    def leave(self, peer: int, now: Now) -> None:
+        """The Pipe of a peer is closed: what it held is lost."""
+        seat = self._seats.pop(peer, None)
+        if seat is not None:
+            self._waiting.leave(seat)
+            self._lose(list(seat.held.values()), Outcome.LOST, now)
+
+    def complete(self, peer: int, event: Complete, now: Now) -> None:
+        """Tasks are done."""
+        seat = self._seat(peer, event.want)
+        held, stale = seat.held, []
+        ids, results, plain = [], [], True
+        for task_id, token, result in zip(event.ids, event.tokens, event.results, strict=True):
+            task = held.get(token)
+            if task is None or task.id != task_id:
+                stale.append(token)
+                continue
+            del held[token]
+            ids.append(task_id)
+            results.append(result)
+            plain = plain and bytes(result) == b"null"
+        if ids:
+            self._commit(Completed(ids, [] if plain else results), now)
+        self._settle(seat, event.request, self._truly_stale(event.ids, event.tokens, stale))
+
+    def fail(self, peer: int, event: Fail, now: Now) -> None:
+        """Attempts failed."""
+        seat = self._seat(peer, event.want)
+        stale = []
+        for failure in event.failures:
+            task = seat.held.get(failure.token)
+            if task is None or task.id != failure.id:
+                stale.append(failure.token)
+                continue
+            del seat.held[failure.token]
+            self._commit(decide_failure(task, failure, config=self._config, now_ms=now.wall_ms, chance=self._chance), now)
+        ids, tokens = [failure.id for failure in event.failures], [failure.token for failure in event.failures]
+        self._settle(seat, event.request, self._truly_stale(ids, tokens, stale))
+
+    def give_back(self, peer: int, event: Return, now: Now) -> None:
+        """Tasks come back unstarted."""
+        seat = self._seat(peer, event.want)
+        returned = [task for token in event.tokens if (task := seat.held.pop(token, None)) is not None]
+        for record in decide_return(returned):
+            self._commit(record, now)
+        self._settle(seat, event.request, [])
+
+    def heartbeat(self, peer: int, event: Heartbeat, now: Now) -> None:
+        """The consumer lives; what it lists lasts for another lease, and what it should not hold is revoked."""
+        seat = self._seat(peer, event.want)
+        seat.renew(event.tokens, now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
+        self._waiting.update(seat)
+        stray = [(task_id, token) for task_id, token in zip(event.ids, event.tokens, strict=False) if token not in seat.held]
+        if stray:
+            self.turn.answers.append((peer, Revoke([task_id for task_id, _ in stray], [token for _, token in stray])))
+
+    def _seat(self, peer: int, want: int) -> Seat:
+        seat = self._seats.get(peer)
+        if seat is None:  # it never joined: it holds nothing, so whatever it says is stale
+            seat = Seat(peer, f"@{peer}", 0, 0)
+        seat.want = want if peer in self._seats else 0
+        return seat
+
+    def _settle(self, seat: Seat, request: int, stale: list[int]) -> None:
+        if seat.peer in self._seats:
+            self._waiting.update(seat)
+        self.turn.answers.append((seat.peer, Settled(request, stale)))
+
+    def _truly_stale(self, ids: list[str], tokens: list[int], stale: list[int]) -> list[int]:
+        """Of the tokens nobody holds, those that did not settle their task themselves (a repeated outcome is no stale one)."""
+        if not stale:
+            return stale
+        named = dict(zip(tokens, ids, strict=False))
+        tasks = self.state.tasks
+        return [token for token in stale if (task := tasks.get(named[token])) is None or not _settled_under(task, token)]
+
+    # ── what callers ask ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def look(self, peer: int, event: Look) -> None:
+        """How a task stands."""
+        self.turn.answers.append((peer, Result(event.request, event.id, self.state.tasks.get(event.id))))
+
+    def watch(self, peer: int, event: Watch) -> None:
+        """An answer for each task: at once if it has ended or is unknown, else when it ends."""
+        for task_id in event.ids:
+            task = self.state.tasks.get(task_id)
+            if task is None or task.status.ended:
+                self.turn.answers.append((peer, Result(event.request, task_id, task)))
+            else:
+                self._watchers.setdefault(task_id, []).append((peer, event.request))
+
+    def forget_watcher(self, peer: int) -> None:
+        """The caller is gone."""
+        for task_id in [task_id for task_id, who in self._watchers.items() if any(p == peer for p, _ in who)]:
+            left = [(p, request) for p, request in self._watchers[task_id] if p != peer]
+            if left:
+                self._watchers[task_id] = left
+            else:
+                del self._watchers[task_id]
+
+    def cancel(self, peer: int, event: Cancel, now: Now) -> None:
+        """Cancel what has not ended yet; a consumer that runs it is told."""
+        ids: dict[str, None] = {}
+        refused: dict[str, str] = {}
+        for task_id in event.ids:
+            task = self.state.tasks.get(task_id)
+            if task is None:
+                refused[task_id] = "not in the queue"
+            elif task.status.ended:
+                refused[task_id] = f"already {task.status}"
+            else:
+                self._take_away(task)
+                self._commit(Cancelled([task_id], event.reason), now)
+                ids[task_id] = None
+        self.turn.answers.append((peer, Changed(event.request, list(ids), refused)))
+
+    def replay(self, peer: int, event: Replay, now: Now) -> None:
+        """Dead letters get another life."""
+        tasks = self.state.tasks
+        wanted = event.ids or [task.id for task in tasks.values() if task.status is TaskStatus.DEAD]
+        refused = {}
+        ids = []
+        for task_id in dict.fromkeys(wanted):
+            task = tasks.get(task_id)
+            if task is not None and task.status is TaskStatus.DEAD:
+                ids.append(task_id)
+            else:
+                refused[task_id] = "not in the queue" if task is None else f"{task.status}, not dead"
+        if ids:
+            self._commit(Replayed(ids), now)
+        self.turn.answers.append((peer, Changed(event.request, ids, refused)))
+
+    # ── what time does ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def tick(self, now: Now) -> None:
+        """Whatever is due by the clocks: schedules, deadlines, leases, retention."""
+        for seat in tuple(self._seats.values()):
+            if expired := seat.expired(now.monotonic_ms):
+                self._expire(seat, expired, now)
+        if self._orphans and now.monotonic_ms >= self._orphans_until_ms:
+            self._give_up_orphans(now)
+        if due := self._scheduled.due(now.wall_ms):
+            self._commit(Due([task.id for task in due]), now)
+        if late := [task for task in self._deadlines.due(now.wall_ms) if task.status is not TaskStatus.IN_PROGRESS]:
+            self._commit(Died([task.id for task in late], "its deadline passed before it could run"), now)
+        if retired := self._retention.retire(self.state.tasks, now.wall_ms):
+            self._commit(Retired(retired), now)
+
+    def _give_up_orphans(self, now: Now) -> None:
+        for label in sorted(self.orphan_holders):
+            self._lose([task for task in self._orphans.values() if task.consumer == label], Outcome.EXPIRED, now)
+        self._orphans.clear()
+
+    def _expire(self, seat: Seat, expired: list[StoredTask], now: Now) -> None:
+        self.turn.answers.append((seat.peer, Revoke([task.id for task in expired], [task.token for task in expired])))
+        for task in expired:
+            del seat.held[task.token]
+        # It fell silent: it gets no more until it is heard of again.
+        seat.want = 0
+        self._waiting.update(seat)
+        self._lose(expired, Outcome.EXPIRED, now)
+
+    def next_wall_ms(self) -> int | None:
+        """The next moment of the wall clock at which something is due."""
+        times = [self._scheduled.next_ms(), self._deadlines.next_ms(), self._retention.next_ms()]
+        return min((time for time in times if time is not None), default=None)
+
+    def next_monotonic_ms(self) -> int | None:
+        """The next moment of the monotonic clock at which something is due."""
+        times = [seat.next_expiry_ms() for seat in self._seats.values()]
+        if self._orphans:
+            times.append(self._orphans_until_ms)
+        return min((time for time in times if time is not None), default=None)
+
+    # ── handing out ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def assign(self, now: Now) -> None:
+        """Match what is ready with who waits."""
+        while self._suspects and self._assign_suspect(now):
+            pass
+        reserved = self._seat_to_empty()
+        while self._ready and self._waiting:
+            seats = [seat for seat in self._waiting if seat is not reserved]
+            if not seats:
+                break
+            # A fair share of what there is, so that a short queue is not all given to the first who asks.
+            share = -(-len(self._ready) // len(seats))
+            for seat in seats:
+                tasks = self._ready.take(min(seat.free, share))
+                if tasks:
+                    self._lease(seat, tasks, now)
+
+    def _assign_suspect(self, now: Now) -> bool:
+        """A task that may have killed its consumer is delivered alone."""
+        task = self._suspects[0][2]
+        if task.status is not TaskStatus.PENDING or not task.suspect:
+            heapq.heappop(self._suspects)
+            return True
+        idle = next((seat for seat in self._waiting if not seat.held), None)
+        if idle is None:
+            return False
+        heapq.heappop(self._suspects)
+        self._lease(idle, [task], now)
+        return True
+
+    def _seat_to_empty(self) -> Seat | None:
+        """The consumer that gets nothing more until it is idle, since a suspect waits for it."""
+        if not self._suspects or any(seat.alone for seat in self._seats.values()):
+            return None
+        return min((seat for seat in self._seats.values() if seat.want > 0), key=lambda seat: len(seat.held), default=None)
+
+    def _lease(self, seat: Seat, tasks: list[StoredTask], now: Now) -> None:
+        first = self._next_token
+        self._next_token += len(tasks)
+        self._commit(Leased(seat.label, first, [task.id for task in tasks]), now)
+        seat.held.update(zip(range(first, self._next_token), tasks, strict=True))
+        seat.lease(range(first, self._next_token), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
+        self._waiting.served(seat)
+        self.turn.pushes.append((seat.peer, Assign(tasks)))
+
+    # ── following up ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _commit(self, record: Progress, now: Now) -> None:
+        """Apply a decision to the state, and let everything derived from it follow."""
+        self.turn.records.append(record)
+        self.state.apply(record, at_ms=now.wall_ms)
+        if isinstance(record, (Leased, Retired)):
+            return
+        if isinstance(record, (Completed, Died, Cancelled)):
+            self._follow_end(record, now)
+        else:
+            self._follow_return(record, now)
+
+    def _follow_end(self, record: Completed | Died | Cancelled, now: Now) -> None:
+        tasks, keep = self.state.tasks, self._retention.keep
+        for task_id in record.ids:
+            keep(tasks[task_id])
+        if self._watchers:
+            self._tell_watchers(record.ids)
+        if self._dependencies:
+            self._follow_dependencies(record, now)
+
+    def _tell_watchers(self, ids: list[str]) -> None:
+        for task_id in ids:
+            for peer, request in self._watchers.pop(task_id, ()):
+                self.turn.answers.append((peer, Result(request, task_id, self.state.tasks[task_id])))
+
+    def _follow_dependencies(self, record: Completed | Died | Cancelled, now: Now) -> None:
+        for task_id in record.ids:
+            if isinstance(record, Completed):
+                if ready := self._dependencies.completed(task_id):
+                    self._commit(Unblocked([task.id for task in ready]), now)
+            elif hopeless := self._dependencies.ended_otherwise(task_id):
+                status = self.state.tasks[task_id].status
+                self._commit(Died([task.id for task in hopeless], f"waits for {task_id}, which is {status}"), now)
+
+    def _follow_return(self, record: Due | Unblocked | Replayed | Failed | Unleased, now: Now) -> None:
+        for task_id in ids_of(record):
+            task = self.state.tasks[task_id]
+            if task.deadline_ms:  # it may have surfaced there while the task was running
+                self._deadlines.add(task, task.deadline_ms)
+            self._queue(task, now)
+
+    def _queue(self, task: StoredTask, now: Now) -> None:
+        """Put a task where it waits for what it waits for."""
+        if task.status is TaskStatus.SCHEDULED:
+            self._scheduled.add(task, task.run_at_ms)
+        elif task.status is TaskStatus.BLOCKED:
+            self._block(task, now)
+        elif task.suspect:
+            heapq.heappush(self._suspects, (task.number, task.attempt, task))
+        else:
+            self._ready.add(task)
+
+    def _block(self, task: StoredTask, now: Now) -> None:
+        hopeless = self._dependencies.block(task, self.state.tasks)
+        if hopeless:
+            self._commit(Died([task.id], hopeless), now)
+        elif hopeless is not None:
+            self._commit(Unblocked([task.id]), now)
+
+    def _lose(self, tasks: list[StoredTask], outcome: Outcome, now: Now) -> None:
+        for record in decide_loss(tasks, outcome, config=self._config, now_ms=now.wall_ms):
+            self._commit(record, now)
+
+    def _take_away(self, task: StoredTask) -> None:
+        """Free whoever holds the task of it, and say so."""
+        self._orphans.pop(task.token, None)
+        for seat in self._seats.values():
+            if task.token and seat.held.pop(task.token, None) is not None:
+                self.turn.answers.append((seat.peer, Revoke([task.id], [task.token])))
+                self._waiting.update(seat)
+
+    # ── looking in ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def take_turn(self) -> Turn:
+        """What is to be done now; a new turn begins."""
+        turn, self.turn = self.turn, Turn()
+        return turn
+
+    def counters(self) -> dict[str, int]:
+        """Figures for whoever watches the broker."""
+        return {
+            "tasks": len(self.state.tasks),
+            "ready": len(self._ready) + len(self._suspects),
+            "scheduled": len(self._scheduled),
+            "in_progress": sum(len(seat.held) for seat in self._seats.values()) + len(self._orphans),
+            "consumers": len(self._seats),
+            "waiting": len(self._waiting),
+            "deliveries": self._next_token - first_token(self._epoch),
+        }
+
+
+def _settled_under(task: StoredTask, token: int) -> bool:
+    """Whether the consumer that held this token has settled the task itself. (Recent attempts only: a repetition comes soon.)"""
+    return any(attempt.token == token and attempt.outcome in _VERDICTS for attempt in islice(reversed(task.history), 4))
+
+
+_VERDICTS = frozenset({Outcome.COMPLETED, Outcome.FAILED, Outcome.CANCELLED})

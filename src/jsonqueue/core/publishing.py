@@ -1,0 +1,140 @@
+"""The PublisherBroker's judgement: which tasks are taken in, which are known already, which are refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from msgspec import Raw
+
+from jsonqueue.config import Config
+from jsonqueue.event import Refusal
+from jsonqueue.task import ID_PATTERN, StoredTaskIn
+
+__all__ = ["Admission", "Verdict"]
+
+_one_id = re.compile(ID_PATTERN).match
+_many_ids = re.compile("(?:" + ID_PATTERN.strip("^$") + "\n)*").fullmatch
+
+
+class Verdict(NamedTuple):
+    """What becomes of the tasks of one write."""
+
+    accepted: list[StoredTaskIn]
+    duplicates: list[int]
+    refused: list[Refusal]
+
+
+class Admission:
+    """Knows the id and number of every task in the queue, and no more of it."""
+
+    def __init__(self, known: dict[str, int], *, last_task: int, config: Config) -> None:
+        self._known = known
+        self._config = config
+        self.last_task = last_task
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def decide(self, tasks: list[StoredTaskIn], *, room: bool = True) -> Verdict:
+        """Judge one write. ``room``: whether the disk has room for new tasks."""
+        ids = [task.id for task in tasks]
+        if room and self._plain(ids, tasks):
+            return Verdict(tasks, [], [])
+        return self._decide_one_by_one(tasks, room)
+
+    def admit(self, accepted: Iterable[StoredTaskIn]) -> int:
+        """Number the accepted tasks; the number of the first."""
+        first = number = self.last_task + 1
+        for number, task in enumerate(accepted, first):
+            self._known[task.id] = number
+        self.last_task = number
+        return first
+
+    def withdraw(self, accepted: list[StoredTaskIn]) -> None:
+        """Take an admission back: the disk did not take the batch."""
+        for task in accepted:
+            del self._known[task.id]
+        self.last_task -= len(accepted)
+
+    def forget(self, left: Mapping[str, int], *, through: int) -> None:
+        """These tasks (id → number) have left the queue, durably. An id that was published anew since stays known."""
+        for task_id, number in left.items():
+            if number <= through and self._known.get(task_id) == number:
+                del self._known[task_id]
+
+    def _plain(self, ids: list[str], tasks: list[StoredTaskIn]) -> bool:
+        """Whether nothing about the whole batch needs a closer look; all of this runs at C speed."""
+        fresh = set(ids)
+        return (
+            len(fresh) == len(ids)
+            and self._known.keys().isdisjoint(fresh)
+            and len(self._known) + len(ids) <= self._config.tasks_max
+            and _many_ids("\n".join(ids) + "\n") is not None
+            and not any(task.after for task in tasks)
+            and self._plain_payloads([task.data for task in tasks])
+        )
+
+    def _plain_payloads(self, payloads: list[Raw]) -> bool:
+        largest = max((len(memoryview(payload)) for payload in payloads), default=0)
+        # A payload of n bytes nests at most n / 2 deep.
+        if largest > self._config.payload_max_bytes or largest > 2 * self._config.depth_max:
+            return all(self._payload_fault(payload) is None for payload in payloads)
+        return _is_text(b"".join(payloads))
+
+    def _decide_one_by_one(self, tasks: list[StoredTaskIn], room: bool) -> Verdict:
+        accepted: dict[str, StoredTaskIn] = {}
+        duplicates: list[int] = []
+        refused: list[Refusal] = []
+        for index, task in enumerate(tasks):
+            if task.id in self._known or task.id in accepted:
+                duplicates.append(index)
+                continue
+            fault = self._fault(task, accepted, room)
+            if fault:
+                refused.append(Refusal(index, fault))
+            else:
+                accepted[task.id] = task
+        return Verdict(list(accepted.values()), duplicates, refused)
+
+    def _fault(self, task: StoredTaskIn, accepted: Mapping[str, StoredTaskIn], room: bool) -> str | None:
+        if not room:
+            return "the disk is nearly full; what is queued goes on, new tasks are refused until there is room"
+        if not _one_id(task.id):
+            return f"invalid id {task.id[:200]!r}: an id matches {ID_PATTERN}"
+        if len(self._known) + len(accepted) >= self._config.tasks_max:
+            return f"the queue is full: tasks_max is {self._config.tasks_max}"
+        for needed in task.after:
+            if needed not in self._known and needed not in accepted:
+                return f"it would wait for {needed!r}, which is not in the queue"
+        return self._payload_fault(task.data)
+
+    def _payload_fault(self, payload: Raw) -> str | None:
+        raw, config = bytes(payload), self._config
+        if len(raw) > config.payload_max_bytes:
+            return f"its payload is {len(raw)} bytes; payload_max_bytes is {config.payload_max_bytes}"
+        if raw.count(b"[") + raw.count(b"{") > config.depth_max and depth_of(raw) > config.depth_max:
+            return f"its payload is nested more than {config.depth_max} deep (depth_max)"
+        return None if _is_text(raw) else "its payload is not valid UTF-8"
+
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKETS = re.compile(rb"[\[\]{}]")
+
+
+def depth_of(raw: bytes) -> int:
+    """How deep a JSON text nests."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(_STRINGS.sub(b"", raw)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,77 @@
+"""The tasks that are ready to run, in the order they run: higher priority first, then publish order.
+
+A lane a priority. Fresh tasks come in publish order, so they queue in a deque at constant cost however long the backlog; tasks that come
+back (a retry, a lost consumer) or come late (a delay) re-enter by their number through a heap. Removal is lazy: whoever takes skips what is
+no longer pending, so that cancelling one task out of a million costs nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections import deque
+
+from jsonqueue.task import StoredTask, TaskStatus
+
+__all__ = ["ReadyQueue"]
+
+
+class _Lane:
+    __slots__ = ("fresh", "last", "returned")
+
+    def __init__(self) -> None:
+        self.fresh: deque[StoredTask] = deque()
+        self.returned: list[tuple[int, int, StoredTask]] = []
+        self.last = 0
+
+
+class ReadyQueue:
+    """Ready tasks by priority and number."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[int, _Lane] = {}
+        self._order: list[int] = []  # negated priorities, ascending: the most urgent first
+        self._entries = 0
+        self._stamp = 0
+
+    def __len__(self) -> int:
+        """An upper bound: tasks that left in the meantime are counted until their turn comes."""
+        return self._entries
+
+    def add(self, task: StoredTask) -> None:
+        """Queue a pending task."""
+        lane = self._lanes.get(task.priority)
+        if lane is None:
+            lane = self._lanes[task.priority] = _Lane()
+            insort(self._order, -task.priority)
+        self._entries += 1
+        if task.number > lane.last:
+            lane.last = task.number
+            lane.fresh.append(task)
+        else:
+            self._stamp += 1  # breaks ties: tasks cannot be compared
+            heapq.heappush(lane.returned, (task.number, self._stamp, task))
+
+    def take(self, most: int) -> list[StoredTask]:
+        """Remove and return the next ready tasks, ``most`` at the most."""
+        taken: list[StoredTask] = []
+        for negated in tuple(self._order):
+            lane = self._lanes[-negated]
+            self._take_from(lane, most, taken)
+            if lane.fresh or lane.returned:
+                break
+            if -negated != 0:  # the common lane stays; the others go when they are empty
+                del self._lanes[-negated]
+                self._order.remove(negated)
+        return taken
+
+    def _take_from(self, lane: _Lane, most: int, taken: list[StoredTask]) -> None:
+        fresh, returned, pending = lane.fresh, lane.returned, TaskStatus.PENDING
+        while len(taken) < most and (fresh or returned):
+            if returned and (not fresh or returned[0][0] < fresh[0].number):
+                task = heapq.heappop(returned)[2]
+            else:
+                task = fresh.popleft()
+            self._entries -= 1
+            if task.status is pending and not task.suspect:
+                taken.append(task)

@@ -1,0 +1,42 @@
+"""Tasks by time: a heap whose stale entries are recognised when they surface."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+from jsonqueue.task import StoredTask
+
+__all__ = ["Timetable"]
+
+
+class Timetable:
+    """Tasks ordered by one of their times. ``still`` says whether an entry (task, time) is still meant."""
+
+    def __init__(self, still: Callable[[StoredTask, int], bool]) -> None:
+        self._heap: list[tuple[int, int, int, StoredTask]] = []
+        self._still = still
+        self._entries = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, task: StoredTask, at_ms: int) -> None:
+        """Note the task at this time."""
+        self._entries += 1  # breaks ties: tasks cannot be compared
+        heapq.heappush(self._heap, (at_ms, task.number, self._entries, task))
+
+    def due(self, now_ms: int) -> list[StoredTask]:
+        """Remove and return what is due, earliest first."""
+        due = []
+        while self._heap and self._heap[0][0] <= now_ms:
+            at_ms, _, _, task = heapq.heappop(self._heap)
+            if self._still(task, at_ms):
+                due.append(task)
+        return due
+
+    def next_ms(self) -> int | None:
+        """The earliest time that is still meant."""
+        while self._heap and not self._still(self._heap[0][3], self._heap[0][0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
