@@ -1,0 +1,311 @@
+"""Frames over one end of a ``multiprocessing.Pipe(duplex=True)``.
+
+A frame is what ``Connection.send_bytes`` writes, so either end may as well be a plain ``multiprocessing.connection.Connection``:
+
+====== ===== ==========================================================
+offset bytes meaning
+====== ===== ==========================================================
+0      4     n, the length of the body: signed, big-endian
+4      n     the body
+====== ===== ==========================================================
+
+A frame is valid if and only if ``0 <= n <= frame_max``. (``Connection`` writes -1 and a longer length for bodies of 2 GiB and more: refused
+here.) What comes behind an invalid frame cannot be told apart any more, so the connection is dropped. Nothing is ever pickled.
+
+The end held here is always non-blocking; whether the other end is does not matter, since the flag belongs to each end by itself. One
+``recv`` may give a thousand frames and one ``send`` may take as many: per frame there is one slice, and no work per byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterable, Sequence
+from struct import Struct
+
+from jsonqueue.errors import BadFrame, ConnectionClosed
+
+__all__ = ["FRAME_MAX_BYTES", "PENDING_MAX_BYTES", "FdPipe", "Pipe"]
+
+FRAME_MAX_BYTES = 64 * 1024 * 1024
+"""Largest frame: given at all, and taken where a Pipe is not told otherwise."""
+
+PENDING_MAX_BYTES = 64 * 1024 * 1024
+"""How much may wait for a peer that does not read, before it is dropped."""
+
+_SOCKET_BUFFER_BYTES = 1024 * 1024
+_SCRATCH_BYTES = 1024 * 1024
+_FDS_AT_ONCE = 64
+_HEADER = Struct("!i")
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class _Scratch(threading.local):
+    """Where ``recv`` writes to, one a thread. A fresh buffer of this size for each call costs 15 µs of page faults; this one none."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(_SCRATCH_BYTES))
+
+
+_scratch = _Scratch()
+
+
+class Pipe:
+    """One end of a Pipe: frames in, frames out.
+
+    A broker's loop uses :meth:`read`, :meth:`post` and :meth:`flush`, which never block. A client uses :meth:`send` (from any thread) and
+    :meth:`receive` (from one thread). All of them raise :class:`ConnectionClosed` once the other end is gone, and :class:`BadFrame` for
+    what is no frame; then the Pipe is of no more use, and the caller closes it.
+    """
+
+    def __init__(self, fd: int, *, frame_max: int = FRAME_MAX_BYTES, pending_max: int = PENDING_MAX_BYTES) -> None:
+        """Take over ``fd``: a connected stream socket. It is closed with the Pipe.
+
+        ``frame_max``: the largest frame taken, in bytes. ``pending_max``: how many bytes :meth:`post` lets wait.
+        """
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(False)
+        self._frame_max = frame_max
+        self._pending_max = pending_max
+        self._lock = threading.Lock()
+        self._unsent: deque[memoryview] = deque()
+        self._parts: list[bytes] = []
+        self._have = 0
+        self._need = _HEADER.size
+        self._buffered = 0
+
+    @classmethod
+    def pair(cls) -> tuple[int, int]:
+        """The two ends of a new Pipe as fds (close-on-exec), with room for a batch in either direction."""
+        ends = socket.socketpair()
+        for end in ends:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
+        return ends[0].detach(), ends[1].detach()
+
+    def fileno(self) -> int:
+        """The fd, for a selector; -1 once closed."""
+        return self._socket.fileno()
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called at this end."""
+        return self._socket.fileno() < 0
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def read(self) -> list[bytes]:
+        """All whole frames that one ``recv`` (at most 1 MiB) completes; ``[]`` when there is none yet. Never blocks."""
+        view = _scratch.view
+        try:
+            size = self._receive_into(view)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except OSError as error:
+            raise ConnectionClosed(f"the Pipe broke: {error}") from None
+        if size == 0:
+            raise ConnectionClosed("the other end of the Pipe is closed")
+        return self._frames_of(view[:size])
+
+    def receive(self, timeout: float | None = None) -> list[bytes]:
+        """Wait for at least one frame, at most ``timeout`` seconds (None: for ever); ``[]`` when the time is up."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            frames = self.read()
+            if frames or not self._wait(select.POLLIN, until):
+                return frames
+
+    def _receive_into(self, view: memoryview) -> int:
+        return self._socket.recv_into(view)
+
+    def _frames_of(self, data: memoryview) -> list[bytes]:
+        """The whole frames at hand; the beginning of the next one is kept. Long frames are joined once, not at each recv."""
+        if self._have:
+            self._parts.append(bytes(data))
+            self._have += len(data)
+            if self._have < self._need:
+                return []
+            data = memoryview(b"".join(self._parts))
+            self._parts.clear()
+        frames, used = self._split(data)
+        self._have = len(data) - used
+        if self._have:
+            self._parts.append(bytes(data[used:]))
+        return frames
+
+    def _split(self, data: memoryview) -> tuple[list[bytes], int]:
+        frames: list[bytes] = []
+        at, end = 0, len(data)
+        while end - at >= 4:
+            (size,) = _HEADER.unpack_from(data, at)
+            if not 0 <= size <= self._frame_max:
+                raise BadFrame(f"a frame of {size} bytes, where 0 to {self._frame_max} are allowed")
+            stop = at + 4 + size
+            if stop > end:
+                self._need = 4 + size
+                return frames, at
+            # A copy and not a slice of the buffer: what is kept of a frame for long must not keep a megabyte of others alive.
+            frames.append(bytes(data[at + 4 : stop]))
+            at = stop
+        self._need = 4
+        return frames, at
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def pending(self) -> int:
+        """Bytes that :meth:`post` took and the other end had no room for yet."""
+        return self._buffered
+
+    def post(self, *frames: bytes) -> None:
+        """Send what fits at once and keep the rest for :meth:`flush`. Never blocks.
+
+        A peer that lets more than ``pending_max`` bytes wait does not read: :class:`ConnectionClosed`. (One frame may always wait.)
+        """
+        data = self._framed(frames)
+        if not data:
+            return
+        with self._lock:
+            if self._buffered and self._buffered + len(data) > self._pending_max:
+                raise ConnectionClosed(f"the other end does not read: {self._buffered} bytes wait for it")
+            self._append(data)
+            if self._buffered == len(data):
+                self._write()
+
+    def flush(self) -> bool:
+        """Send more of what waits, without blocking; True when nothing waits any more."""
+        with self._lock:
+            self._write()
+            return not self._unsent
+
+    def send(self, frame: bytes, *, timeout: float | None = None) -> None:
+        """Send a frame, blocking while the other end has no room; safe to call from several threads.
+
+        Raises :class:`ConnectionClosed` also when ``timeout`` seconds were not enough: half a frame may be out, nothing can follow it.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        data = self._framed((frame,))
+        with self._lock:
+            self._append(data)
+            self._write()
+            while self._unsent:
+                if not self._wait(select.POLLOUT, until):
+                    raise ConnectionClosed(f"the other end did not read for {timeout:g} s")
+                self._write()
+
+    def _framed(self, frames: Iterable[bytes]) -> bytes:
+        parts: list[bytes] = []
+        for frame in frames:
+            if len(frame) > FRAME_MAX_BYTES:
+                raise BadFrame(f"a frame of {len(frame)} bytes, where at most {FRAME_MAX_BYTES} are allowed")
+            parts += (_HEADER.pack(len(frame)), frame)
+        return b"".join(parts)
+
+    def _append(self, data: bytes) -> None:
+        self._unsent.append(memoryview(data))
+        self._buffered += len(data)
+
+    def _write(self) -> None:
+        try:
+            while self._unsent:
+                head = self._unsent[0]
+                sent = self._send_some(head)
+                self._buffered -= sent
+                if sent < len(head):
+                    self._unsent[0] = head[sent:]
+                else:
+                    self._unsent.popleft()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            raise ConnectionClosed(f"the Pipe broke: {error}") from None
+
+    def _send_some(self, data: memoryview) -> int:
+        return self._socket.send(data)
+
+    # ── both ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _wait(self, what: int, until: float | None) -> bool:
+        """Whether the fd became ready for ``what`` (or broke) before ``until`` on the monotonic clock."""
+        poll = select.poll()
+        try:
+            poll.register(self._socket, what)
+        except ValueError:
+            raise ConnectionClosed("the Pipe was closed at this end") from None
+        left = None if until is None else max(0.0, until - time.monotonic()) * 1000
+        return bool(poll.poll(left))
+
+    def close(self) -> None:
+        """Close both directions. What still waits is dropped; another thread that waits gets :class:`ConnectionClosed`. Idempotent."""
+        with contextlib.suppress(OSError):  # Closed already, by either end.
+            # close() alone would neither wake another thread's poll() nor be seen by the peer while a copy of the fd is in flight.
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class FdPipe(Pipe):
+    """A Pipe that can carry fds beside its frames (SCM_RIGHTS).
+
+    Fds arrive in the order in which they were posted, and never later than the frame they were posted with; but a stream may hand over
+    several frames at once, so the receiver counts: each frame that speaks of n fds takes the next n with :meth:`take_fds`.
+    """
+
+    def __init__(self, fd: int, *, frame_max: int = FRAME_MAX_BYTES, pending_max: int = PENDING_MAX_BYTES) -> None:
+        super().__init__(fd, frame_max=frame_max, pending_max=pending_max)
+        self._fds_in: deque[int] = deque()
+        self._fds_out: deque[tuple[memoryview, Sequence[int]]] = deque()
+
+    def post_with_fds(self, frame: bytes, fds: Sequence[int]) -> None:
+        """Post a frame and hand over ``fds``, which are closed at this end once they are on their way (or never will be)."""
+        data = self._framed((frame,))
+        with self._lock:
+            self._append(data)
+            self._fds_out.append((self._unsent[-1], fds))
+            self._write()
+
+    def take_fds(self, count: int) -> list[int]:
+        """The next ``count`` fds that arrived; :class:`BadFrame` when the peer promised more than it sent."""
+        if len(self._fds_in) < count:
+            raise BadFrame(f"{count} fds announced, {len(self._fds_in)} came")
+        return [self._fds_in.popleft() for _ in range(count)]
+
+    def close(self) -> None:
+        super().close()
+        leftover = [*self._fds_in, *(fd for _, fds in self._fds_out for fd in fds)]
+        self._fds_in.clear()
+        self._fds_out.clear()
+        for fd in leftover:
+            os.close(fd)
+
+    def _send_some(self, data: memoryview) -> int:
+        if not self._fds_out or self._fds_out[0][0] is not data:
+            return super()._send_some(data)
+        fds = self._fds_out[0][1]
+        sent = self._socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+        self._fds_out.popleft()
+        for fd in fds:
+            os.close(fd)
+        return sent
+
+    def _receive_into(self, view: memoryview) -> int:
+        space = socket.CMSG_SPACE(_FDS_AT_ONCE * array("i").itemsize)
+        size, ancillary, flags, _ = self._socket.recvmsg_into([view], space, _CLOEXEC)
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._keep_fds(data)
+        if flags & socket.MSG_CTRUNC:
+            raise BadFrame("fds were lost on the way: this process has no room for more open files")
+        return size
+
+    def _keep_fds(self, data: bytes) -> None:
+        fds = array("i")
+        fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        for fd in fds:
+            os.set_inheritable(fd, False)
+            self._fds_in.append(fd)
