@@ -49,6 +49,11 @@ class PublisherBroker:
         known = load_ids(self._files)
         self._admission = Admission(known.numbers, last_task=known.last_task, config=self._config)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of its log: raised at each start."""
+        return self._log.epoch
+
     def close(self) -> None:
         """Nothing is buffered: what was answered is durable, what was not was not."""
         self._log.close()
@@ -106,7 +111,7 @@ class PublisherBroker:
         return {"known_ids": len(self._admission), "published": self._written, "log_bytes": self._log.bytes, "has_room": int(self._room)}
 
     def _store(self, accepted: list[StoredTaskIn], first: int) -> None:
-        self._log.append(encode_records(accepted), at_ms=self._clock.wall_ms(), first_task=first)
+        self._log.append(encode_records(accepted), at_ms=self._clock.wall_ms(), first_task=first, tasks=len(accepted))
         if self._config.durability == "power-cut":
             self._log.sync()  # Nothing below this line runs until the disk has it.
         self._written += len(accepted)

@@ -8,7 +8,6 @@ state by the same code that replays a log and to the derived parts by :meth:`Dis
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
 from itertools import islice
 from random import Random
@@ -97,7 +96,7 @@ class Dispatcher:
         self._seats: dict[int, Seat] = {}
         self._waiting = WaitingQueue()
         self._ready = ReadyQueue()
-        self._suspects: list[tuple[int, int, StoredTask]] = []
+        self._suspects = ReadyQueue(suspects=True)
         self._scheduled = Timetable(lambda task, at_ms: task.status is TaskStatus.SCHEDULED and task.run_at_ms == at_ms)
         self._deadlines = Timetable(lambda task, at_ms: task.deadline_ms == at_ms and not task.status.ended)
         self._dependencies = Dependencies()
@@ -354,8 +353,7 @@ class Dispatcher:
 
     def assign(self, now: Now) -> None:
         """Match what is ready with who waits."""
-        while self._suspects and self._assign_suspect(now):
-            pass
+        self._assign_suspects(now)
         reserved = self._seat_to_empty()
         while self._ready and self._waiting:
             seats = [seat for seat in self._waiting if seat is not reserved]
@@ -368,18 +366,13 @@ class Dispatcher:
                 if tasks:
                     self._lease(seat, tasks, now)
 
-    def _assign_suspect(self, now: Now) -> bool:
+    def _assign_suspects(self, now: Now) -> None:
         """A task that may have killed its consumer is delivered alone."""
-        task = self._suspects[0][2]
-        if task.status is not TaskStatus.PENDING or not task.suspect:
-            heapq.heappop(self._suspects)
-            return True
-        idle = next((seat for seat in self._waiting if not seat.held), None)
-        if idle is None:
-            return False
-        heapq.heappop(self._suspects)
-        self._lease(idle, [task], now)
-        return True
+        if not self._suspects:
+            return
+        for seat in self._waiting:
+            if not seat.held and (suspect := self._suspects.take(1)):
+                self._lease(seat, suspect, now)
 
     def _seat_to_empty(self) -> Seat | None:
         """The consumer that gets nothing more until it is idle, since a suspect waits for it."""
@@ -446,7 +439,7 @@ class Dispatcher:
         elif task.status is TaskStatus.BLOCKED:
             self._block(task, now)
         elif task.suspect:
-            heapq.heappush(self._suspects, (task.number, task.attempt, task))
+            self._suspects.add(task)
         else:
             self._ready.add(task)
 
@@ -490,8 +483,11 @@ class Dispatcher:
 
 
 def _settled_under(task: StoredTask, token: int) -> bool:
-    """Whether the consumer that held this token has settled the task itself. (Recent attempts only: a repetition comes soon.)"""
+    """Whether the consumer that held this token has settled the task itself (recent attempts only: a repetition comes soon).
+
+    A cancellation is not told apart from a caller's, so a repeated one counts as stale, which changes nothing either.
+    """
     return any(attempt.token == token and attempt.outcome in _VERDICTS for attempt in islice(reversed(task.history), 4))
 
 
-_VERDICTS = frozenset({Outcome.COMPLETED, Outcome.FAILED, Outcome.CANCELLED})
+_VERDICTS = frozenset({Outcome.COMPLETED, Outcome.FAILED})

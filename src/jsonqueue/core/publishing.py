@@ -14,7 +14,7 @@ from jsonqueue.task import ID_PATTERN, StoredTaskIn
 
 __all__ = ["Admission", "Verdict"]
 
-_one_id = re.compile(ID_PATTERN).match
+_one_id = re.compile(ID_PATTERN).fullmatch
 _many_ids = re.compile("(?:" + ID_PATTERN.strip("^$") + "\n)*").fullmatch
 
 
@@ -71,7 +71,7 @@ class Admission:
             len(fresh) == len(ids)
             and self._known.keys().isdisjoint(fresh)
             and len(self._known) + len(ids) <= self._config.tasks_max
-            and _many_ids("\n".join(ids) + "\n") is not None
+            and _all_ids(ids)
             and not any(task.after for task in tasks)
             and self._plain_payloads([task.data for task in tasks])
         )
@@ -117,6 +117,12 @@ class Admission:
         if raw.count(b"[") + raw.count(b"{") > config.depth_max and depth_of(raw) > config.depth_max:
             return f"its payload is nested more than {config.depth_max} deep (depth_max)"
         return None if _is_text(raw) else "its payload is not valid UTF-8"
+
+
+def _all_ids(ids: list[str]) -> bool:
+    joined = "\n".join(ids) + "\n"
+    # The count sees to an id that holds the separator, and would pass for two.
+    return joined.count("\n") == len(ids) and _many_ids(joined) is not None
 
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')

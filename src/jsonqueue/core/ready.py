@@ -26,9 +26,10 @@ class _Lane:
 
 
 class ReadyQueue:
-    """Ready tasks by priority and number."""
+    """Ready tasks by priority and number: the suspects among them, or all others."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, suspects: bool = False) -> None:
+        self._suspects = suspects
         self._lanes: dict[int, _Lane] = {}
         self._order: list[int] = []  # negated priorities, ascending: the most urgent first
         self._entries = 0
@@ -73,5 +74,6 @@ class ReadyQueue:
             else:
                 task = fresh.popleft()
             self._entries -= 1
-            if task.status is pending and not task.suspect:
+            # Queued twice (left unseen, came back), a task surfaces twice in a row.
+            if task.status is pending and task.suspect is self._suspects and not (taken and taken[-1] is task):
                 taken.append(task)

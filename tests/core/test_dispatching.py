@@ -1,0 +1,613 @@
+"""Who runs what, and what becomes of it: transcripts of events and what the dispatcher does about them."""
+
+from __future__ import annotations
+
+import pytest
+from core.stage import START_MS, Stage, answers, assigned, given, stale, whats
+
+from jsonqueue.config import Config
+from jsonqueue.core.dispatching import first_token
+from jsonqueue.event import Changed, Failure, Look, Result, Revoke, Settled, Watch, Welcome
+from jsonqueue.retry import Exponential, Linear, Never
+
+_ONE = first_token(1)
+
+
+@pytest.fixture
+def stage() -> Stage:
+    return Stage()
+
+
+def _failure(held: tuple[str, int], error: str = "ValueError: no", **options: object) -> Failure:
+    return Failure(held[0], held[1], error, **options)  # type: ignore[arg-type]
+
+
+# ── handing out ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_task_goes_to_who_waits_and_is_settled_by_its_token(stage: Stage) -> None:
+    """Publish, deliver, complete: one record each, and an answer for the completion."""
+    assert answers(stage.join(1), Welcome)[0].label == "c1@101"
+    turn = stage.publish("a")
+    assert whats(turn) == ["leased"]
+    assert assigned(turn) == [("a", _ONE)]
+    turn = stage.complete(1, ("a", _ONE), result={"ok": 1})
+    assert whats(turn) == ["completed"]
+    assert answers(turn, Settled) == [Settled(7)]
+    task = stage.task("a")
+    assert (task.status, bytes(task.result or b""), task.attempt, task.token) == ("completed", b'{"ok":1}', 1, 0)
+    stage.check()
+
+
+def test_higher_priority_first_then_publish_order(stage: Stage) -> None:
+    """Also for tasks that come back: a retry does not go to the end of its lane."""
+    stage.publish("a", given("b", priority=5), "c", given("d", priority=5), given("e", priority=-1))
+    turn = stage.join(1, 2)
+    held = assigned(turn)
+    assert [task_id for task_id, _ in held] == ["b", "d"]
+    turn = stage.give_back(1, *held, want=5)
+    assert [task_id for task_id, _ in assigned(turn)] == ["b", "d", "a", "c", "e"]
+    stage.check()
+
+
+def test_each_delivery_has_a_token_of_its_own(stage: Stage) -> None:
+    """Even when an attempt is not counted twice."""
+    stage.publish("a")
+    first = assigned(stage.join(1))
+    second = assigned(stage.give_back(1, *first))
+    assert second[0][1] > first[0][1]
+    assert stage.task("a").attempt == 1
+
+
+def test_a_short_queue_is_shared_among_all_who_wait(stage: Stage) -> None:
+    """The first who asks does not get all of it."""
+    for peer in (1, 2, 3):
+        stage.join(peer, 100)
+    turn = stage.publish(*[f"t{n}" for n in range(6)])
+    assert [len(assigned(turn, peer)) for peer in (1, 2, 3)] == [2, 2, 2]
+
+
+def test_nobody_gets_more_than_it_wants(stage: Stage) -> None:
+    stage.join(1, 2)
+    assert len(assigned(stage.publish("a", "b", "c", "d"))) == 2
+
+
+# ── fencing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_late_completion_is_fenced(stage: Stage) -> None:
+    """A task handed on cannot be settled by its first consumer."""
+    stage.publish("a")
+    old = assigned(stage.join(1))
+    stage.later(stage.config.lease_ms)
+    new = assigned(stage.join(2))
+    assert stale(stage.complete(1, *old, result="late", want=0)) == [old[0][1]]
+    assert stage.task("a").status == "in_progress"
+    assert stale(stage.complete(2, *new, result="right")) == []
+    assert bytes(stage.task("a").result or b"") == b'"right"'
+    stage.check()
+
+
+def test_a_repeated_completion_is_acknowledged_and_changes_nothing(stage: Stage) -> None:
+    """Its first answer may have been lost with the Pipe."""
+    stage.publish("a")
+    held = assigned(stage.join(1))
+    stage.complete(1, *held, result=1)
+    turn = stage.complete(1, *held, result=2)
+    assert turn.records == []
+    assert stale(turn) == []
+    assert bytes(stage.task("a").result or b"") == b"1"
+
+
+def test_a_repeated_failure_is_acknowledged(stage: Stage) -> None:
+    stage.publish(given("a", retry=Linear(step_ms=50)))
+    held = assigned(stage.join(1))
+    stage.fail(1, _failure(held[0]))
+    assert stale(stage.fail(1, _failure(held[0]))) == []
+    assert stage.task("a").attempt == 1
+
+
+@pytest.mark.parametrize("settle", ["complete", "fail"])
+def test_a_consumer_settles_only_what_it_holds(stage: Stage, settle: str) -> None:
+    """Another's token, a made-up one, a token with the wrong id, one who never joined: stale, all of them."""
+    stage.publish("a", "b")
+    mine, other = assigned(stage.join(1, 2))
+    stage.join(2)
+    for peer, held in ((2, mine), (1, ("a", 99)), (1, (mine[0], other[1])), (3, mine)):
+        turn = stage.complete(peer, held) if settle == "complete" else stage.fail(peer, _failure(held))
+        assert stale(turn) == [held[1]]
+        assert "completed" not in whats(turn)
+    assert stage.statuses() == {"a": "in_progress", "b": "in_progress"}
+
+
+def test_a_peer_that_never_joined_gets_no_work(stage: Stage) -> None:
+    stage.publish("a")
+    assert assigned(stage.heartbeat(5, want=10)) == []
+    assert assigned(stage.give_back(5, want=10)) == []
+
+
+# ── failing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_failure_waits_by_its_policy_and_dies_at_its_limit(stage: Stage) -> None:
+    """Three attempts, the pauses of the policy between them, then a dead letter with its whole history."""
+    stage.publish(given("a", retry=Linear(step_ms=1_000), attempts_max=3))
+    held = assigned(stage.join(1))
+    for wait in (1_000, 2_000):
+        assert whats(stage.fail(1, _failure(held[0]))) == ["failed"]
+        assert stage.task("a").status == "scheduled"
+        assert stage.later(wait - 1).records == []
+        turn = stage.later(1)
+        assert whats(turn) == ["due", "leased"]
+        held = assigned(turn)
+    assert whats(stage.fail(1, _failure(held[0]))) == ["died"]
+    task = stage.task("a")
+    assert (task.status, task.reason) == ("dead", "attempt 3 of 3 failed: ValueError: no")
+    assert [(past.attempt, past.outcome, past.error) for past in task.history] == [(n, "failed", "ValueError: no") for n in (1, 2, 3)]
+    stage.check()
+
+
+def test_never_means_one_attempt(stage: Stage) -> None:
+    stage.publish(given("a", retry=Never()))
+    assert whats(stage.fail(1, _failure(assigned(stage.join(1))[0]))) == ["died"]
+
+
+def test_the_handler_may_choose_the_pause_or_none(stage: Stage) -> None:
+    """Retry(after) overrides the policy; 0 means at once."""
+    stage.publish("a")
+    held = assigned(stage.join(1))
+    turn = stage.fail(1, _failure(held[0], retry_after_ms=0))
+    assert assigned(turn)[0][0] == "a"
+    stage.fail(1, _failure(assigned(turn)[0], retry_after_ms=5_000))
+    assert stage.task("a").run_at_ms == START_MS + 5_000
+    stage.check()
+
+
+def test_the_handler_may_give_up(stage: Stage) -> None:
+    stage.publish("a")
+    stage.fail(1, _failure(assigned(stage.join(1))[0], error="not wanted", cancel=True))
+    assert (stage.task("a").status, stage.task("a").reason) == ("cancelled", "not wanted")
+
+
+def test_no_attempt_starts_at_or_after_the_deadline(stage: Stage) -> None:
+    """Waiting, it dies there; failing, it dies if the next attempt would come too late."""
+    stage.publish(given("waits", deadline_ms=START_MS + 500), given("fails", deadline_ms=START_MS + 500, retry=Linear(step_ms=600)))
+    assert whats(stage.later(500)) == ["died"]
+    assert stage.statuses() == {"waits": "dead", "fails": "dead"}
+
+    stage.publish(given("late", deadline_ms=stage.wall_ms + 500, retry=Linear(step_ms=600)))
+    held = assigned(stage.join(1))
+    stage.fail(1, _failure(held[0]))
+    assert "deadline comes before the next" in stage.task("late").reason
+    stage.check()
+
+
+def test_a_task_that_runs_over_its_deadline_may_still_complete_but_not_come_back(stage: Stage) -> None:
+    stage.publish(given("a", deadline_ms=START_MS + 500), given("b", deadline_ms=START_MS + 500))
+    a, b = assigned(stage.join(1, 2))
+    assert stage.later(600).records == []
+    stage.complete(1, a, want=2)
+    turn = stage.give_back(1, b, want=2)
+    assert whats(turn) == ["unleased", "died"]
+    assert stage.statuses() == {"a": "completed", "b": "dead"}
+    stage.check()
+
+
+# ── consumers that vanish ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_dead_consumers_task_is_delivered_again_at_once(stage: Stage) -> None:
+    """It held one task: that attempt counts."""
+    stage.publish("a")
+    stage.join(1)
+    stage.join(2)
+    turn = stage.leave(1)
+    assert whats(turn) == ["unleased", "leased"]
+    assert stage.task("a").attempt == 2
+    assert stage.task("a").history[0].outcome == "lost"
+    stage.check()
+
+
+def test_a_poison_task_dies_and_costs_the_others_nothing(stage: Stage) -> None:
+    """It kills whoever holds it. Everything else completes in its first attempt."""
+    names = ["a", "b", "poison", "c"]
+    stage.publish(*names)
+    killed = 0
+    peer = 0
+    for _ in range(50):
+        if set(stage.statuses().values()) <= {"completed", "dead"}:
+            break
+        peer += 1
+        held = assigned(stage.join(peer, 10))
+        while held:
+            if any(task_id == "poison" for task_id, _ in held):
+                killed += 1
+                stage.leave(peer)
+                break
+            held = assigned(stage.complete(peer, *held, want=10))
+    assert stage.statuses() == {"a": "completed", "b": "completed", "poison": "dead", "c": "completed"}
+    assert killed == 1 + stage.config.attempts_max
+    assert [stage.task(name).attempt for name in "abc"] == [1, 1, 1]
+    assert "consumer was lost in attempt 3 of 3" in stage.task("poison").reason
+    stage.check()
+
+
+def test_a_suspect_is_delivered_alone_and_waits_for_an_idle_consumer(stage: Stage) -> None:
+    """A busy consumer gets nothing more until it is idle; then the suspect, alone; then the rest."""
+    stage.publish("a", "b")
+    stage.join(1, 2)
+    stage.leave(1)
+    assert stage.task("a").suspect
+    assert stage.task("b").suspect
+    stage.publish("c", "d", "e")
+    turn = stage.join(2, 2)
+    assert [task_id for task_id, _ in assigned(turn)] == ["a"]
+    turn = stage.join(3, 2)
+    assert [task_id for task_id, _ in assigned(turn)] == ["b"]
+    turn = stage.complete(3, *assigned(turn), want=2)
+    assert [task_id for task_id, _ in assigned(turn)] == ["c", "d"]
+    stage.check()
+
+
+def test_a_suspect_is_not_starved_by_a_busy_consumer(stage: Stage) -> None:
+    stage.join(1, 2)
+    busy = assigned(stage.publish("x", "y"))
+    stage.join(2, 2)
+    stage.publish("p", "q")
+    stage.leave(2)
+    turn = stage.publish(*[f"more{n}" for n in range(9)])
+    assert assigned(turn) == []
+    turn = stage.complete(1, busy[0], want=2)
+    assert assigned(turn) == [], "the reserved consumer is emptied first"
+    turn = stage.complete(1, busy[1], want=2)
+    assert [task_id for task_id, _ in assigned(turn)] == ["p"]
+    stage.check()
+
+
+def test_a_silent_consumer_loses_its_lease_and_gets_nothing_more(stage: Stage) -> None:
+    """It is told; what it says later is fenced; when it speaks again it gets work again."""
+    stage.publish("a")
+    held = assigned(stage.join(1))
+    assert stage.later(stage.config.lease_ms - 1).records == []
+    turn = stage.later(1)
+    assert whats(turn) == ["unleased"]
+    assert answers(turn, Revoke) == [Revoke(["a"], [held[0][1]])]
+    assert stage.task("a").history[0].outcome == "expired"
+    turn = stage.heartbeat(1, want=1)
+    assert [task_id for task_id, _ in assigned(turn)] == ["a"]
+    stage.check()
+
+
+def test_heartbeats_keep_the_lease_of_what_they_list_and_of_nothing_else(stage: Stage) -> None:
+    """A delivery that never reached its consumer is not kept alive by the consumer's heartbeats."""
+    stage.publish("a", "b")
+    a, b = assigned(stage.join(1, 2))
+    for _ in range(10):
+        turn = stage.later(stage.config.lease_ms // 3)
+        stage.heartbeat(1, a, want=1)
+    assert stage.statuses() == {"a": "in_progress", "b": "pending"}
+    assert stage.task("a").token == a[1]
+    turn = stage.heartbeat(1, a, b, want=1)
+    assert answers(turn, Revoke) == [Revoke(["b"], [b[1]])]
+    stage.check()
+
+
+def test_losing_the_last_attempt_is_death(stage: Stage) -> None:
+    stage.publish(given("a", attempts_max=1), given("b", deadline_ms=START_MS + 10))
+    stage.join(1)
+    stage.leave(1)
+    assert stage.task("a").status == "dead"
+    held = assigned(stage.join(2))
+    assert [task_id for task_id, _ in held] == ["b"]
+    stage.wall_ms += 10
+    stage.leave(2)
+    assert stage.task("b").reason == "its consumer was lost, and its deadline has passed"
+    stage.check()
+
+
+# ── a broker that starts again ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_consumer_that_comes_back_keeps_its_leases(stage: Stage) -> None:
+    """After a broker's restart a live consumer is re-confirmed under its old tokens."""
+    stage.publish("a", "b")
+    held = assigned(stage.join(1, 2))
+    tasks = (stage.task("a"), stage.task("b"))
+    stage = stage.restarted(epoch=2)
+    assert stage.dispatcher.orphan_holders == {"c1@101"}
+    turn = stage.join(1, 2, holds=tasks)
+    assert answers(turn, Welcome)[0].stale == []
+    assert stale(stage.complete(1, *held, want=2)) == []
+    assert stage.statuses() == {"a": "completed", "b": "completed"}
+    stage.check()
+
+
+def test_new_tokens_never_repeat_old_ones(stage: Stage) -> None:
+    stage.publish("a")
+    old = assigned(stage.join(1))
+    stage = stage.restarted(epoch=2)
+    stage.dispatcher.bury("c1@101", stage.now)
+    new = assigned(stage.join(2))
+    assert new[0][1] >= first_token(2) > old[0][1]
+
+
+def test_orphans_of_a_proved_death_go_on_at_once_the_others_after_a_lease(stage: Stage) -> None:
+    stage.publish("a", "b")
+    stage.join(1)
+    stage.join(2)
+    stage = stage.restarted(epoch=2)
+    stage.dispatcher.bury("c1@101", stage.now)
+    stage.turn()
+    assert stage.statuses() == {"a": "pending", "b": "in_progress"}
+    assert stage.dispatcher.next_monotonic_ms() == stage.monotonic_ms + stage.config.lease_ms
+    stage.later(stage.config.lease_ms)
+    assert stage.statuses() == {"a": "pending", "b": "pending"}
+    assert stage.task("b").history[0].outcome == "expired"
+    stage.check()
+
+
+def test_what_was_settled_under_its_token_is_not_stale_at_rejoin(stage: Stage) -> None:
+    """The consumer will repeat the outcome, and it will be acknowledged; a token that lost its task is stale."""
+    stage.publish("a", "b")
+    a, _ = assigned(stage.join(1, 2))
+    held = (stage.task("a"), stage.task("b"))
+    joined = [(task.id, task.token) for task in held]
+    stage.complete(1, a, want=2)
+    stage.leave(1)
+    for task, (_, token) in zip(held, joined, strict=True):
+        task.token = token  # as the consumer still sees them
+    turn = stage.join(1, 2, holds=held)
+    assert answers(turn, Welcome)[0].stale == [joined[1][1]]
+
+
+def test_a_consumer_may_be_back_before_its_old_pipe_is_seen_to_end(stage: Stage) -> None:
+    stage.publish("a")
+    held = assigned(stage.join(1))
+    stage.dispatcher.join(2, _join_of(stage, "c1", 101), stage.now)
+    stage.turn()
+    stage.leave(1)
+    assert stage.task("a").status == "in_progress"
+    assert stale(stage.complete(2, *held)) == []
+    stage.check()
+
+
+def _join_of(stage: Stage, name: str, pid: int):  # type: ignore[no-untyped-def]
+    from jsonqueue.event import Join
+
+    return Join(name, pid, 1, ["a"], [stage.task("a").token])
+
+
+def test_a_restarted_broker_knows_what_is_ready_scheduled_blocked_and_old(stage: Stage) -> None:
+    """Everything derived is rebuilt from the state."""
+    stage.publish(
+        "ready", given("later", run_at_ms=START_MS + 1_000), given("waits", after=("ready",)), given("deadline", deadline_ms=START_MS + 2_000)
+    )
+    stage.join(1)
+    stage.leave(1)
+    stage = stage.restarted(epoch=2)
+    assert stage.dispatcher.next_wall_ms() == START_MS + 1_000
+    turn = stage.join(2, 1)
+    assert assigned(turn)[0][0] == "ready"
+    turn = stage.complete(2, *assigned(turn), want=1)
+    assert whats(turn) == ["completed", "unblocked", "leased"]
+    stage.later(2_000)
+    assert stage.statuses() == {"ready": "completed", "later": "pending", "waits": "in_progress", "deadline": "dead"}
+    stage.check()
+
+
+def test_ended_tasks_keep_their_age_over_a_restart() -> None:
+    stage = Stage(config=Config(finished_keep_ms=1_000))
+    stage.publish("a")
+    stage.complete(1, *assigned(stage.join(1)))
+    stage = stage.restarted(epoch=2)
+    assert whats(stage.later(999)) == []
+    assert whats(stage.later(1)) == ["retired"]
+    assert stage.statuses() == {}
+    stage.check()
+
+
+# ── dependencies ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_task_runs_after_all_it_waits_for(stage: Stage) -> None:
+    stage.publish("a", "b", given("c", after=("a", "b", "a")))
+    a, b = assigned(stage.join(1, 5))
+    assert stage.statuses()["c"] == "blocked"
+    assert whats(stage.complete(1, a, want=5)) == ["completed"]
+    turn = stage.complete(1, b, want=5)
+    assert whats(turn) == ["completed", "unblocked", "leased"]
+    stage.check()
+
+
+def test_dependants_always_end(stage: Stage) -> None:
+    """If what they wait for dies, is cancelled or is gone, they are dead, and theirs with them."""
+    stage.publish("a", given("b", after=("a",)), given("c", after=("b",)), given("d", after=("gone",)))
+    assert stage.statuses()["d"] == "dead"
+    stage.cancel("a")
+    assert stage.statuses() == {"a": "cancelled", "b": "dead", "c": "dead", "d": "dead"}
+    assert stage.task("c").reason == "waits for b, which is dead"
+    stage.publish(given("e", after=("a",)))
+    assert stage.task("e").reason == "waits for a, which is cancelled"
+    stage.check()
+
+
+def test_a_task_that_waits_for_what_is_done_already_runs(stage: Stage) -> None:
+    stage.publish("a")
+    stage.complete(1, *assigned(stage.join(1)))
+    assert whats(stage.publish(given("b", after=("a",)), given("c", after=("a",), run_at_ms=START_MS + 50))) == [
+        "unblocked",
+        "unblocked",
+        "leased",
+    ]
+    assert stage.statuses()["c"] == "scheduled"
+    stage.check()
+
+
+def test_a_dependant_that_was_cancelled_is_not_woken(stage: Stage) -> None:
+    stage.publish("a", given("b", after=("a",)))
+    stage.cancel("b")
+    assert whats(stage.complete(1, *assigned(stage.join(1)))) == ["completed"]
+    stage.publish("x", given("y", after=("x",)))
+    stage.cancel("y")
+    assert whats(stage.cancel("x")) == ["cancelled"]
+    stage.check()
+
+
+# ── callers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_cancel_takes_a_running_task_away_from_its_consumer(stage: Stage) -> None:
+    stage.publish("a", "b")
+    held = assigned(stage.join(1))
+    turn = stage.cancel("a", "b", "nope")
+    assert answers(turn, Changed) == [Changed(1, ["a", "b"], {"nope": "not in the queue"})]
+    assert answers(turn, Revoke) == [Revoke(["a"], [held[0][1]])]
+    assert stale(stage.complete(1, *held)) == [held[0][1]]
+    assert stage.statuses() == {"a": "cancelled", "b": "cancelled"}
+    assert answers(stage.cancel("a"), Changed)[0].refused == {"a": "already cancelled"}
+    stage.check()
+
+
+def test_a_cancelled_orphan_is_not_given_back(stage: Stage) -> None:
+    stage.publish("a")
+    stage.join(1)
+    held = (stage.task("a"),)
+    token = held[0].token
+    stage = stage.restarted(epoch=2)
+    stage.cancel("a")
+    turn = stage.join(1, 1, holds=held)
+    assert answers(turn, Welcome)[0].stale == [token]
+    stage.check()
+
+
+def test_replay_gives_dead_letters_another_life(stage: Stage) -> None:
+    """Attempts from zero, the deadline lifted, the history kept."""
+    stage.publish(given("a", attempts_max=1), given("b", deadline_ms=START_MS + 1), "c")
+    stage.fail(1, _failure(assigned(stage.join(1))[0]), want=0)
+    stage.later(1)
+    turn = stage.replay()
+    assert answers(turn, Changed) == [Changed(2, ["a", "b"])]
+    assert stage.statuses() == {"a": "pending", "b": "pending", "c": "pending"}
+    assert (stage.task("a").attempt, len(stage.task("a").history), stage.task("b").deadline_ms) == (0, 1, 0)
+    assert answers(stage.replay("c", "nope"), Changed)[0].refused == {"c": "pending, not dead", "nope": "not in the queue"}
+    assert [task_id for task_id, _ in assigned(stage.join(2, 5))] == ["a", "b", "c"]
+    stage.check()
+
+
+def test_a_replayed_dependant_waits_again(stage: Stage) -> None:
+    """Both dead: replaying both in one go lets the second wait for the first."""
+    stage.publish(given("a", attempts_max=1), given("b", after=("a",)))
+    stage.fail(1, _failure(assigned(stage.join(1))[0]), want=0)
+    assert stage.statuses() == {"a": "dead", "b": "dead"}
+    stage.replay()
+    assert stage.statuses() == {"a": "pending", "b": "blocked"}
+    stage.check()
+
+
+def test_look_and_watch(stage: Stage) -> None:
+    """Look answers now; watch when the task has ended, or at once if there is nothing to wait for."""
+    stage.publish("a")
+    stage.dispatcher.look(50, Look(1, "a"))
+    stage.dispatcher.look(50, Look(2, "nope"))
+    stage.dispatcher.watch(50, Watch(3, ["a", "nope"]))
+    found = answers(stage.turn(), Result)
+    assert [(result.request, result.id, result.task and result.task.status) for result in found] == [
+        (1, "a", "pending"),
+        (2, "nope", None),
+        (3, "nope", None),
+    ]
+    turn = stage.complete(1, *assigned(stage.join(1)))
+    assert [(result.request, result.task.status) for result in answers(turn, Result)] == [(3, "completed")]
+    stage.dispatcher.watch(50, Watch(4, ["a"]))
+    assert [result.request for result in answers(stage.turn(), Result)] == [4]
+
+
+def test_a_watcher_that_left_is_not_told(stage: Stage) -> None:
+    stage.publish("a", "b")
+    stage.dispatcher.watch(50, Watch(1, ["a", "b"]))
+    stage.dispatcher.watch(51, Watch(1, ["a"]))
+    stage.dispatcher.forget_watcher(50)
+    turn = stage.cancel("a", "b")
+    assert [peer for peer, event in turn.answers if isinstance(event, Result)] == [51]
+
+
+# ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_scheduled_task_runs_at_its_time_whatever_the_clock_does(stage: Stage) -> None:
+    """A wall clock that jumps back delays it and does not lose it."""
+    stage.join(1)
+    stage.publish(given("a", run_at_ms=START_MS + 1_000))
+    assert stage.dispatcher.next_wall_ms() == START_MS + 1_000
+    stage.wall_ms -= 10_000_000
+    assert assigned(stage.later(2_000)) == []
+    stage.wall_ms = START_MS + 1_000
+    assert [task_id for task_id, _ in assigned(stage.turn())] == ["a"]
+
+
+def test_a_cancelled_schedule_leaves_nothing_to_wake_for(stage: Stage) -> None:
+    stage.publish(given("a", run_at_ms=START_MS + 1_000))
+    stage.cancel("a")
+    assert stage.dispatcher.next_wall_ms() == START_MS + stage.config.finished_keep_ms
+
+
+def test_leases_run_on_the_monotonic_clock(stage: Stage) -> None:
+    """A wall clock that jumps ahead expires nothing."""
+    stage.publish("a")
+    stage.join(1)
+    stage.wall_ms += 10_000_000
+    assert stage.turn().records == []
+
+
+def test_retention_by_age_number_and_bytes() -> None:
+    """Whichever is reached first; a dead letter has an age of its own, and none once it is replayed."""
+    stage = Stage(config=Config(finished_keep_max=2, finished_keep_ms=1_000, dead_keep_ms=5_000, retry=Never()))
+    stage.join(1, 10)
+    held = assigned(stage.publish("a", "b", "c", "d", "e"))
+    turn = stage.complete(1, *held[:3], want=10)
+    assert whats(turn) == ["completed", "retired"]
+    assert "a" not in stage.statuses()
+    stage.fail(1, _failure(held[3]), _failure(held[4]), want=0)
+    stage.replay("d")
+    assert stage.dispatcher.next_wall_ms() == START_MS + 1_000
+    stage.later(1_000)
+    assert stage.statuses() == {"d": "pending", "e": "dead"}
+    stage.later(4_000)
+    assert stage.statuses() == {"d": "pending"}
+    stage.check()
+
+
+def test_retention_by_bytes() -> None:
+    stage = Stage(config=Config(finished_keep_bytes=100))
+    stage.join(1, 10)
+    held = assigned(stage.publish(given("a", "x" * 60), given("b", "x" * 60)))
+    stage.complete(1, held[0], result="y" * 10, want=10)
+    assert "a" in stage.statuses()
+    stage.complete(1, held[1], want=10)
+    assert stage.statuses() == {"b": "completed"}
+
+
+def test_jitter_comes_in_by_the_door() -> None:
+    """Two dispatchers with the same source of chance decide the same."""
+    times = []
+    for _ in range(2):
+        stage = Stage(config=Config(retry=Exponential()))
+        stage.publish("a")
+        stage.fail(1, _failure(assigned(stage.join(1))[0]))
+        times.append(stage.task("a").run_at_ms)
+    assert times[0] == times[1]
+    assert START_MS + 50 <= times[0] <= START_MS + 100
+
+
+def test_the_counters_tell_what_there_is(stage: Stage) -> None:
+    stage.publish("a", "b", given("c", run_at_ms=START_MS + 9))
+    stage.join(1)
+    assert stage.dispatcher.counters() == {
+        "tasks": 3,
+        "ready": 1,
+        "scheduled": 1,
+        "in_progress": 1,
+        "consumers": 1,
+        "waiting": 0,
+        "deliveries": 1,
+    }

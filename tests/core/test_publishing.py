@@ -1,0 +1,107 @@
+"""What is taken into the queue, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+from core.stage import given
+from msgspec import Raw
+
+from jsonqueue.config import Config
+from jsonqueue.core.publishing import Admission, depth_of
+from jsonqueue.event import Refusal
+from jsonqueue.task import StoredTaskIn, TaskIn
+
+
+@pytest.fixture
+def admission() -> Admission:
+    return Admission({"old": 4}, last_task=4, config=Config(payload_max_bytes=1_000, depth_max=8, tasks_max=6))
+
+
+def _ids(tasks: list[StoredTaskIn]) -> list[str]:
+    return [task.id for task in tasks]
+
+
+def test_a_second_publish_of_an_id_makes_no_second_task(admission: Admission) -> None:
+    """Known already, or twice in one batch: named as duplicates, by their place."""
+    verdict = admission.decide([given("a"), given("old"), given("b"), given("a")])
+    assert (_ids(verdict.accepted), verdict.duplicates, verdict.refused) == (["a", "b"], [1, 3], [])
+    assert admission.admit(verdict.accepted) == 5
+    assert admission.last_task == 6
+    assert admission.decide([given("a")]).duplicates == [0]
+
+
+def test_falsy_payloads_are_payloads(admission: Admission) -> None:
+    verdict = admission.decide([given("a", 0), given("b", "")])
+    assert _ids(verdict.accepted) == ["a", "b"]
+
+
+def test_what_the_disk_did_not_take_is_taken_back(admission: Admission) -> None:
+    tasks = [given("a"), given("b")]
+    admission.admit(tasks)
+    admission.withdraw(tasks)
+    assert admission.last_task == 4
+    assert len(admission) == 1
+    assert admission.decide(tasks).duplicates == []
+
+
+def test_an_id_is_forgotten_only_as_the_task_that_left(admission: Admission) -> None:
+    """A message about an earlier task of the same id changes nothing; nor does one about a task beyond what was folded."""
+    for number, through in ((3, 10), (4, 3)):
+        admission.forget({"old": number}, through=through)
+        assert admission.decide([given("old")]).duplicates == [0]
+    admission.forget({"old": 4, "stranger": 1}, through=4)
+    assert admission.decide([given("old")]).duplicates == []
+
+
+@pytest.mark.parametrize("task_id", ["", ".hidden", "../up", "a/b", "a b", "a\nb", "x" * 129, "ü", "a\x00"])
+def test_an_id_is_never_a_path_nor_a_riddle(admission: Admission, task_id: str) -> None:
+    verdict = admission.decide([given("fine"), given(task_id)])
+    assert _ids(verdict.accepted) == ["fine"]
+    assert "an id matches" in verdict.refused[0].reason
+
+
+@pytest.mark.parametrize("task_id", ["a", "A.b_c-d:e@f", "9", "x" * 128])
+def test_readable_ids_are_welcome(admission: Admission, task_id: str) -> None:
+    assert _ids(admission.decide([given(task_id)]).accepted) == [task_id]
+
+
+def test_limits_at_their_edge(admission: Admission) -> None:
+    """n is taken, n + 1 is not; the others of the batch are not affected."""
+    fits, over = Raw(b'"' + b"x" * 998 + b'"'), Raw(b'"' + b"x" * 999 + b'"')
+    deep, deeper = Raw(b"[" * 8 + b"]" * 8), Raw(b"[" * 9 + b"]" * 9)
+    tasks = [TaskIn(id=name, data=raw) for name, raw in {"a": fits, "b": over, "c": deep, "d": deeper}.items()]
+    verdict = admission.decide(tasks)
+    assert _ids(verdict.accepted) == ["a", "c"]
+    assert [refusal.index for refusal in verdict.refused] == [1, 3]
+    assert "1001 bytes" in verdict.refused[0].reason
+    assert "more than 8 deep" in verdict.refused[1].reason
+
+
+def test_a_full_queue_refuses(admission: Admission) -> None:
+    verdict = admission.decide([given(f"t{n}") for n in range(7)])
+    assert len(verdict.accepted) == 5
+    assert verdict.refused[0] == Refusal(5, "the queue is full: tasks_max is 6")
+
+
+def test_a_disk_without_room_refuses_what_is_new_and_knows_what_is_old(admission: Admission) -> None:
+    verdict = admission.decide([given("old"), given("new")], room=False)
+    assert verdict.duplicates == [0]
+    assert "the disk is nearly full" in verdict.refused[0].reason
+
+
+def test_a_task_waits_only_for_what_is_there(admission: Admission) -> None:
+    """Known already, or before it in the same batch."""
+    verdict = admission.decide([given("a", after=("old",)), given("b", after=("a",)), given("c", after=("nope",))])
+    assert _ids(verdict.accepted) == ["a", "b"]
+    assert verdict.refused == [Refusal(2, "it would wait for 'nope', which is not in the queue")]
+
+
+@pytest.mark.parametrize("size", [2, 200])
+def test_a_payload_is_utf8(admission: Admission, size: int) -> None:
+    raw = Raw(b'"' + b"\xff" * size + b'"')
+    assert admission.decide([TaskIn(id="a", data=raw)]).refused[0].reason == "its payload is not valid UTF-8"
+
+
+def test_brackets_in_strings_do_not_nest() -> None:
+    assert depth_of(rb'{"a[[[":["\"[", "]{", [1]]}') == 3
+    assert depth_of(b"1") == 0
