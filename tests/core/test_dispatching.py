@@ -611,3 +611,29 @@ def test_the_counters_tell_what_there_is(stage: Stage) -> None:
         "waiting": 0,
         "deliveries": 1,
     }
+
+
+def test_it_knows_when_to_look_at_the_leases_again(stage: Stage) -> None:
+    """At the end of the oldest lease that is held; never, while nothing is held."""
+    assert stage.dispatcher.next_monotonic_ms() is None
+    stage.join(1, 2)
+    assert stage.dispatcher.next_monotonic_ms() is None
+    held = assigned(stage.publish("a"))
+    assert stage.dispatcher.next_monotonic_ms() == stage.monotonic_ms + stage.config.lease_ms
+    stage.complete(1, *held, want=2)
+    assert stage.dispatcher.next_monotonic_ms() is None
+
+
+def test_a_busy_consumers_leases_are_watched_in_few_terms(stage: Stage) -> None:
+    """However many batches it gets, and none of them runs out early."""
+    stage.join(1, 1_000)
+    held = []
+    for n in range(300):
+        held += assigned(stage.publish(f"t{n}"))
+        stage.later(10)
+    seat = stage.dispatcher._seats[1]
+    assert len(seat._terms) < 20
+    stage.later(stage.config.lease_ms - 3_000 - 1)
+    assert set(stage.statuses().values()) == {"in_progress"}
+    stage.later(3_000)
+    assert set(stage.statuses().values()) == {"pending"}
