@@ -23,12 +23,12 @@ import os
 import select
 import socket
 import threading
-import time
 from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from struct import Struct
 
+from jsonqueue.clock import SystemClock
 from jsonqueue.errors import BadFrame, ConnectionClosed
 
 __all__ = ["FRAME_MAX_BYTES", "PENDING_MAX_BYTES", "FdPipe", "Pipe"]
@@ -43,6 +43,7 @@ _SOCKET_BUFFER_BYTES = 1024 * 1024
 _SCRATCH_BYTES = 1024 * 1024
 _FDS_AT_ONCE = 64
 _HEADER = Struct("!i")
+_clock = SystemClock()
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
@@ -115,10 +116,10 @@ class Pipe:
 
     def receive(self, timeout: float | None = None) -> list[bytes]:
         """Wait for at least one frame, at most ``timeout`` seconds (None: for ever); ``[]`` when the time is up."""
-        until = None if timeout is None else time.monotonic() + timeout
+        until_ms = None if timeout is None else _clock.monotonic_ms() + round(timeout * 1000)
         while True:
             frames = self.read()
-            if frames or not self._wait(select.POLLIN, until):
+            if frames or not self._wait(select.POLLIN, until_ms):
                 return frames
 
     def _receive_into(self, view: memoryview) -> int:
@@ -189,13 +190,13 @@ class Pipe:
 
         Raises :class:`ConnectionClosed` also when ``timeout`` seconds were not enough: half a frame may be out, nothing can follow it.
         """
-        until = None if timeout is None else time.monotonic() + timeout
+        until_ms = None if timeout is None else _clock.monotonic_ms() + round(timeout * 1000)
         data = self._framed((frame,))
         with self._lock:
             self._append(data)
             self._write()
             while self._unsent:
-                if not self._wait(select.POLLOUT, until):
+                if not self._wait(select.POLLOUT, until_ms):
                     raise ConnectionClosed(f"the other end did not read for {timeout:g} s")
                 self._write()
 
@@ -231,15 +232,14 @@ class Pipe:
 
     # ── both ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _wait(self, what: int, until: float | None) -> bool:
-        """Whether the fd became ready for ``what`` (or broke) before ``until`` on the monotonic clock."""
+    def _wait(self, what: int, until_ms: int | None) -> bool:
+        """Whether the fd became ready for ``what`` (or broke) before ``until_ms`` on the monotonic clock."""
         poll = select.poll()
         try:
             poll.register(self._socket, what)
         except ValueError:
             raise ConnectionClosed("the Pipe was closed at this end") from None
-        left = None if until is None else max(0.0, until - time.monotonic()) * 1000
-        return bool(poll.poll(left))
+        return bool(poll.poll(None if until_ms is None else max(0, until_ms - _clock.monotonic_ms())))
 
     def close(self) -> None:
         """Close both directions. What still waits is dropped; another thread that waits gets :class:`ConnectionClosed`. Idempotent."""
@@ -265,6 +265,9 @@ class FdPipe(Pipe):
         """Post a frame and hand over ``fds``, which are closed at this end once they are on their way (or never will be)."""
         data = self._framed((frame,))
         with self._lock:
+            if self.closed:
+                _close_all(fds)
+                raise ConnectionClosed("the Pipe was closed at this end")
             self._append(data)
             self._fds_out.append((self._unsent[-1], fds))
             self._write()
@@ -280,8 +283,7 @@ class FdPipe(Pipe):
         leftover = [*self._fds_in, *(fd for _, fds in self._fds_out for fd in fds)]
         self._fds_in.clear()
         self._fds_out.clear()
-        for fd in leftover:
-            os.close(fd)
+        _close_all(leftover)
 
     def _send_some(self, data: memoryview) -> int:
         if not self._fds_out or self._fds_out[0][0] is not data:
@@ -289,8 +291,7 @@ class FdPipe(Pipe):
         fds = self._fds_out[0][1]
         sent = self._socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
         self._fds_out.popleft()
-        for fd in fds:
-            os.close(fd)
+        _close_all(fds)
         return sent
 
     def _receive_into(self, view: memoryview) -> int:
@@ -309,3 +310,8 @@ class FdPipe(Pipe):
         for fd in fds:
             os.set_inheritable(fd, False)
             self._fds_in.append(fd)
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

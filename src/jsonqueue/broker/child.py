@@ -1,0 +1,107 @@
+"""One broker process, as the manager holds it: started, told, heard, reaped."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+
+import jsonqueue
+from jsonqueue.broker.process import BOOT, PROCESS_NAMES
+from jsonqueue.channel.control import Failed, News, Order, Start, decode_news, encode
+from jsonqueue.channel.pipe import FdPipe, Pipe
+from jsonqueue.config import Config
+from jsonqueue.errors import BadFrame, ConnectionClosed
+from jsonqueue.event import EventOwner
+
+__all__ = ["Child", "ChildState"]
+
+
+class ChildState(StrEnum):
+    """Where a broker process stands."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DYING = "dying"
+    """Its control Pipe has ended, the process itself has not, or is not reaped yet."""
+
+
+class Child:
+    """A broker process. Started by the constructor; :meth:`reap` (or :meth:`kill`) is called until it is gone."""
+
+    def __init__(self, role: EventOwner, queue_dir: str, config: Config, marks: int, *, now_ms: int) -> None:
+        """``marks``: its end of the marks Pipe, handed over."""
+        self.role = role
+        self.state = ChildState.STARTING
+        self.epoch = 0
+        self.peers = 0
+        self.counters: dict[str, int] = {}
+        self.hung_up_ms = 0
+        self.started_ms = now_ms
+        self.last_words: Failed | None = None
+        ours, theirs = Pipe.pair()
+        self.control = FdPipe(ours)
+        try:
+            # Sent before the process exists, so that its first read finds all of it.
+            self.control.post("\0".join(_import_paths()).encode("utf-8", "surrogateescape"))
+            self.post(Start(role, queue_dir, config, os.getpid(), random.getrandbits(32)), marks)
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", BOOT, PROCESS_NAMES[role], queue_dir, str(theirs)],
+                pass_fds=[theirs],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        except BaseException:
+            self.control.close()
+            raise
+        finally:
+            os.close(theirs)
+
+    @property
+    def pid(self) -> int:
+        """Of the process, also after its end."""
+        return self._process.pid
+
+    def post(self, order: Order, fd: int | None = None) -> None:
+        """Tell it something, and hand over ``fd``. To a dead one it is said in vain: its end is noticed elsewhere."""
+        try:
+            if fd is None:
+                self.control.post(encode(order))
+            else:
+                self.control.post_with_fds(encode(order), [fd])
+        except ConnectionClosed:
+            pass  # An fd that could not leave is closed with the control Pipe.
+
+    def hear(self) -> list[News]:
+        """What it says; :class:`ConnectionClosed` when it will say nothing more."""
+        try:
+            return [decode_news(frame) for frame in self.control.read()]
+        except BadFrame as error:
+            raise ConnectionClosed(f"it talks nonsense: {error}") from None
+
+    def hung_up(self, now_ms: int) -> None:
+        """Its control Pipe has ended."""
+        self.state = ChildState.DYING
+        self.hung_up_ms = now_ms
+        self.control.close()
+
+    def reap(self) -> int | None:
+        """Its exit status (negative: the signal that killed it), or None while it runs."""
+        return self._process.poll()
+
+    def kill(self) -> int:
+        """End it at once, wait until it is gone, and give its exit status."""
+        self._process.kill()
+        status = self._process.wait()
+        self.control.close()
+        return status
+
+
+def _import_paths() -> list[str]:
+    """Where this process imports from, in a form that holds in any working directory."""
+    paths = [os.path.abspath(path) for path in sys.path]
+    home = str(Path(jsonqueue.__file__).resolve().parent.parent)
+    return paths if home in paths else [*paths, home]

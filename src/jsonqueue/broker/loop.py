@@ -1,0 +1,269 @@
+"""The one loop that runs a broker object on real Pipes.
+
+A turn: wait until something is readable or the broker is due; read what has come, from every peer; let the broker take one step; write.
+While a step waits for the disk, the next events gather in the Pipes, so each turn takes in all there is: batches grow with the load.
+
+Bounded: a turn reads at most 1 MiB of a peer and 16 MiB in all; what a peer does not read waits up to a cap, then the peer is dropped.
+No peer can make the loop wait, and whatever a peer says, at worst its own connection is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from jsonqueue.channel.pipe import Pipe
+from jsonqueue.clock import Clock
+from jsonqueue.errors import BadFrame, ConnectionClosed
+from jsonqueue.event import Event, EventOwner, decoder_for, encode
+
+__all__ = ["MARKS_PEER", "PEER_PENDING_MAX_BYTES", "Broker", "BrokerLoop"]
+
+MARKS_PEER = 0
+"""The number under which marks arrive. They come from the other broker, which is never attached."""
+
+PEER_PENDING_MAX_BYTES = 16 * 1024 * 1024
+"""How much may wait for a client that does not read, before it is dropped."""
+
+_TURN_MAX_BYTES = 16 * 1024 * 1024
+
+_log = logging.getLogger("jsonqueue.broker")
+
+
+class Broker(Protocol):
+    """What the loop asks of a broker."""
+
+    role: EventOwner
+
+    @property
+    def epoch(self) -> int: ...
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def attach(self, peer: int) -> None: ...
+
+    def detach(self, peer: int) -> None: ...
+
+    def step(self, arrivals: Sequence[tuple[int, Event]], send: Callable[[int, Event], None]) -> None: ...
+
+    def next_due_ms(self) -> int | None: ...
+
+    def counters(self) -> dict[str, int]: ...
+
+
+class _Peer:
+    """A client, as the loop sees it."""
+
+    __slots__ = ("decode", "name", "number", "pipe", "read_in_turn", "writing")
+
+    def __init__(self, number: int, pipe: Pipe, owner: EventOwner, name: str) -> None:
+        self.number = number
+        self.pipe = pipe
+        self.name = f"{owner} {name}" if name else str(owner)
+        self.decode = _DECODERS[owner]
+        self.read_in_turn = 0
+        self.writing = False
+
+
+_DECODERS = {owner: decoder_for(owner) for owner in (EventOwner.PUBLISHER, EventOwner.CONSUMER, EventOwner.CALLER)}
+_decode_mark = decoder_for(EventOwner.PUBLISHER_BROKER)
+
+
+class BrokerLoop:
+    """Runs one broker, turn by turn."""
+
+    def __init__(self, broker: Broker, clock: Clock) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._selector = selectors.DefaultSelector()
+        self._peers: dict[int, _Peer] = {}
+        self._broken: list[_Peer] = []
+        self._marks: Pipe | None = None
+        self._afterwards: list[Callable[[], None]] = []
+        self._turn = 0
+        self._left_unread = False
+
+    # ── who takes part ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def peers(self) -> int:
+        """How many clients are connected."""
+        return len(self._peers)
+
+    def attach(self, number: int, pipe: Pipe, owner: EventOwner, name: str) -> None:
+        """Serve this client from now on."""
+        peer = _Peer(number, pipe, owner, name)
+        self._peers[number] = peer
+        self._selector.register(pipe, selectors.EVENT_READ, peer)
+        self._broker.attach(number)
+
+    def listen_to(self, marks: Pipe) -> None:
+        """Take marks from this Pipe from now on, in place of an earlier one."""
+        self._forget_marks()
+        self._marks = marks
+        self._selector.register(marks, selectors.EVENT_READ, _nothing)
+
+    def watch(self, file: Pipe | int, callback: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
+        """Call back, before the step of the turn, when ``file`` is ready."""
+        self._selector.register(file, events, callback)
+
+    def unwatch(self, file: Pipe | int) -> None:
+        """Stop what :meth:`watch` began."""
+        self._selector.unregister(file)
+
+    def afterwards(self, act: Callable[[], None]) -> None:
+        """Do this once, after the step of this turn: then the broker has heard all that was said before it was asked for."""
+        self._afterwards.append(act)
+
+    # ── turns ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def turn(self, wait_max_ms: int | None = None) -> bool:
+        """One turn; waits until something comes or is due, at most ``wait_max_ms``. Whether any event came."""
+        self._turn += 1
+        readable: list[_Peer] = []
+        for key, events in self._selector.select(self._timeout(wait_max_ms)):
+            if isinstance(key.data, _Peer):
+                self._serve(key.data, events, readable)
+            else:
+                key.data()
+        arrivals = self._read(readable)
+        # Marks are read after the clients, and are told before: whatever a caller was told is durable is then known before its question.
+        arrivals[:0] = self._read_marks()
+        self._broker.step(arrivals, self._send)
+        self._finish_turn()
+        return bool(arrivals)
+
+    def drain(self, wait_max_ms: int) -> None:
+        """Serve what has come already and write out the answers, for at most ``wait_max_ms``."""
+        until_ms = self._clock.monotonic_ms() + wait_max_ms
+        while self.turn(0) and self._clock.monotonic_ms() < until_ms:
+            pass
+        while any(peer.writing for peer in self._peers.values()) and (left_ms := until_ms - self._clock.monotonic_ms()) > 0:
+            for key, events in self._selector.select(left_ms / 1000):
+                if isinstance(key.data, _Peer) and events & selectors.EVENT_WRITE:
+                    self._flush(key.data)
+
+    def close(self) -> None:
+        """Hang up on everybody."""
+        for peer in self._peers.values():
+            peer.pipe.close()
+        self._peers.clear()
+        self._forget_marks()
+        self._selector.close()
+
+    def _timeout(self, wait_max_ms: int | None) -> float | None:
+        if self._left_unread:
+            return 0
+        due_ms = self._broker.next_due_ms()
+        waits = [] if wait_max_ms is None else [wait_max_ms]
+        if due_ms is not None:
+            waits.append(max(0, due_ms - self._clock.monotonic_ms()))
+        return min(waits) / 1000 if waits else None
+
+    def _finish_turn(self) -> None:
+        for peer in self._broken:
+            self._drop(peer)
+        self._broken.clear()
+        while self._afterwards:
+            self._afterwards.pop(0)()
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _serve(self, peer: _Peer, events: int, readable: list[_Peer]) -> None:
+        if events & selectors.EVENT_WRITE:
+            self._flush(peer)
+        if events & selectors.EVENT_READ and peer.number in self._peers:
+            readable.append(peer)
+
+    def _read(self, readable: list[_Peer]) -> list[tuple[int, Event]]:
+        if self._left_unread:
+            readable.sort(key=lambda peer: peer.read_in_turn)  # Those that had to wait come first.
+        arrivals: list[tuple[int, Event]] = []
+        room = _TURN_MAX_BYTES
+        self._left_unread = False
+        for peer in readable:
+            if room <= 0:
+                self._left_unread = True
+                break
+            peer.read_in_turn = self._turn
+            room -= self._read_one(peer, arrivals)
+        return arrivals
+
+    def _read_one(self, peer: _Peer, arrivals: list[tuple[int, Event]]) -> int:
+        try:
+            frames = peer.pipe.read()
+            # All frames are decoded before any of them counts: a peer that is dropped leaves nothing half-done in this turn.
+            arrivals += [(peer.number, peer.decode(frame)) for frame in frames]
+        except ConnectionClosed:
+            self._drop(peer)
+            return 0
+        except BadFrame as error:
+            _log.warning("dropped the connection of a %s: %s", peer.name, error)
+            self._drop(peer)
+            return 0
+        return sum(map(len, frames))
+
+    def _read_marks(self) -> list[tuple[int, Event]]:
+        frames: list[bytes] = []
+        try:
+            while self._marks is not None and (more := self._marks.read()):
+                frames = more
+        except ConnectionClosed:
+            self._forget_marks()  # The other broker died. The manager will bring a new Pipe.
+        return [(MARKS_PEER, _decode_mark(frames[-1]))] if frames else []
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _send(self, number: int, event: Event) -> None:
+        peer = self._peers.get(number)
+        if peer is None:
+            return  # It hung up. What it is told here it asks for again.
+        try:
+            peer.pipe.post(encode(event))
+        except ConnectionClosed as error:
+            self._give_up(peer, error)
+        except BadFrame as error:
+            _log.error("cannot tell a %s: %s", peer.name, error)
+            self._give_up(peer, error)
+        else:
+            if peer.pipe.pending and not peer.writing:
+                self._want_to_write(peer, True)
+
+    def _give_up(self, peer: _Peer, error: Exception) -> None:
+        """Drop the peer after the step: the broker is not told of it in the midst of its turn."""
+        if peer.pipe.pending:
+            _log.warning("dropped the connection of a %s: %s", peer.name, error)
+        if peer not in self._broken:
+            self._broken.append(peer)
+
+    def _flush(self, peer: _Peer) -> None:
+        try:
+            if peer.pipe.flush():
+                self._want_to_write(peer, False)
+        except ConnectionClosed:
+            self._drop(peer)
+
+    def _want_to_write(self, peer: _Peer, wanted: bool) -> None:
+        peer.writing = wanted
+        self._selector.modify(peer.pipe, selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0), peer)
+
+    def _drop(self, peer: _Peer) -> None:
+        if self._peers.pop(peer.number, None) is None:
+            return
+        self._selector.unregister(peer.pipe)
+        peer.pipe.close()
+        self._broker.detach(peer.number)
+
+    def _forget_marks(self) -> None:
+        if self._marks is not None:
+            self._selector.unregister(self._marks)
+            self._marks.close()
+            self._marks = None
+
+
+def _nothing() -> None:
+    """Waking up is all: marks are read in every turn."""

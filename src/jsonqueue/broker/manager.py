@@ -1,0 +1,236 @@
+"""BrokerManager: starts, registers, watches, restarts, checkpoints, stops. It never carries a task."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from jsonqueue.broker.supervisor import Supervisor
+from jsonqueue.channel.registration import Action, ManagerStatus, Report
+from jsonqueue.clock import SystemClock
+from jsonqueue.config import Config
+from jsonqueue.errors import BrokerUnavailable, StorageError
+from jsonqueue.storage.files import RealFiles
+from jsonqueue.storage.folder import load_config, open_folder
+from jsonqueue.storage.locks import FolderLock, hold
+
+__all__ = ["BrokerManager"]
+
+_AT_ONCE_S = 2.0
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class BrokerManager:
+    """Serves one queue folder with two broker processes, for as long as the ``with`` block lasts.
+
+    ``with BrokerManager("queue_data") as manager: ...`` creates the folder if need be, waits until both brokers are ready, and at the end
+    drains, folds the logs into queue.json and leaves no process behind. A supervisor thread does the work; the caller's thread is free.
+    """
+
+    def __init__(
+        self, queue_dir: str | os.PathLike[str], config: Config | None = None, *, grace: float = 10.0, as_what: str = "BrokerManager"
+    ) -> None:
+        """``config`` None: the folder's own ``jsonqueue.toml``, or the defaults. ``grace``: seconds a broker gets to drain at the end.
+
+        ``as_what``: how this manager is called in the message that a second one gets (``jsonqueue serve``, say).
+        """
+        self.queue_dir = os.path.abspath(queue_dir)
+        self._config = config
+        self._grace_ms = round(grace * 1000)
+        self._as_what = as_what
+        self._supervisor: Supervisor | None = None
+        self._thread: threading.Thread | None = None
+        self._started_by = 0
+        self._on_end: Callable[[], None] = _nothing
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Take the folder and start the brokers; returns at once (see :meth:`wait_ready`).
+
+        Raises :class:`ManagerRunning` (exit status 75, nothing written) if the folder is served already, :class:`StorageError` and below
+        if it cannot be used, :class:`InvalidConfig` if its settings are wrong.
+        """
+        if self._thread is not None:
+            raise RuntimeError("a BrokerManager is started once; make another one")
+        files = open_folder(self.queue_dir, create=True)
+        try:
+            lock = hold(self.queue_dir, "queue", as_what=self._as_what)
+        except BaseException:
+            files.shut()
+            raise
+        try:
+            config = self._config or load_config(files)
+            self._supervisor = Supervisor(self.queue_dir, files, config, SystemClock(), grace_ms=self._grace_ms, on_end=self._has_ended)
+            self._supervisor.begin()
+        except BaseException:
+            _release(lock, files)
+            raise
+        self._thread = threading.Thread(target=self._run, args=(self._supervisor, lock, files), name="jsonqueue-manager", daemon=True)
+        self._started_by = os.getpid()
+        # For a program that forgets to stop it. The thread is a daemon so that such a program ends at all.
+        atexit.register(self._stop_at_exit)
+        self._thread.start()
+
+    def wait_ready(self, timeout: float | None = 60.0) -> None:
+        """Return when both brokers serve. Raises the error that stopped the manager, or :class:`BrokerUnavailable` when the time is up."""
+        supervisor = self._running()
+        if not supervisor.ready.wait(timeout):
+            raise BrokerUnavailable(self.queue_dir, cause=f"the brokers were not ready within {timeout:g} s")
+        if supervisor.error is not None:
+            raise supervisor.error
+        if supervisor.ended.is_set():
+            raise BrokerUnavailable(self.queue_dir, cause="this BrokerManager has stopped")
+
+    def stop(self) -> None:
+        """Drain, checkpoint, end both brokers, release the folder. Idempotent. Raises the error that had stopped the manager, if any."""
+        if self._supervisor is None or self._thread is None:
+            return
+        self._supervisor.stop()
+        self._thread.join()
+        atexit.unregister(self._stop_at_exit)
+        if self._supervisor.error is not None:
+            raise self._supervisor.error
+
+    @property
+    def running(self) -> bool:
+        """Whether it serves: from :meth:`start` until it was stopped, by whomever."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def __enter__(self) -> Self:
+        """Start, and wait until both brokers are ready."""
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self._stop_at_exit()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop."""
+        self.stop()
+
+    def _run(self, supervisor: Supervisor, lock: FolderLock, files: RealFiles) -> None:
+        try:
+            supervisor.run()
+        finally:
+            _release(lock, files)
+
+    def _has_ended(self) -> None:
+        self._on_end()
+
+    def _stop_at_exit(self) -> None:
+        if self._started_by == os.getpid() and self._supervisor is not None and self._thread is not None:
+            self._supervisor.stop()
+            self._thread.join()
+
+    def _running(self) -> Supervisor:
+        if self._supervisor is None:
+            raise BrokerUnavailable(self.queue_dir, cause="this BrokerManager is not started")
+        return self._supervisor
+
+    # ── what may be asked of it ──────────────────────────────────────────────────────────────────────────────────────
+
+    def status(self) -> ManagerStatus:
+        """How the manager and its brokers stand."""
+        return self._ask("status", timeout=5.0).status
+
+    def checkpoint(self, timeout: float = 60.0) -> None:
+        """Bring queue.json up to date now; returns when it is durable. Raises :class:`StorageError` if it could not be, and says why."""
+        report = self._ask("checkpoint", timeout=timeout)
+        if not report.ok:
+            raise StorageError(f"no checkpoint was made: {report.message}")
+
+    def _ask(self, action: Action, *, timeout: float) -> Report:
+        supervisor = self._running()
+        reports: list[Report] = []
+        told = threading.Event()
+
+        def answer(report: Report) -> None:
+            reports.append(report)
+            told.set()
+
+        supervisor.ask(action, answer)
+        while not told.wait(min(timeout, 0.05)):
+            timeout -= 0.05
+            if supervisor.ended.is_set() and not told.is_set():
+                raise supervisor.error or BrokerUnavailable(self.queue_dir, cause="this BrokerManager has stopped")
+            if timeout <= 0:
+                raise BrokerUnavailable(self.queue_dir, cause="the manager did not answer in time")
+        return reports[0]
+
+    # ── as a program of its own ──────────────────────────────────────────────────────────────────────────────────────
+
+    def serve_forever(self) -> None:
+        """Serve until SIGINT, SIGTERM, SIGHUP or an operator's stop, then :meth:`stop`. A second signal ends at once, still consistent.
+
+        For the main thread. Starts the manager if it is not started. Raises the error that stopped the manager, if any.
+        """
+        woken, waker = socket.socketpair()
+        waker.setblocking(False)
+        with woken, waker, _signals_to(waker):
+            self._on_end = lambda: _poke(waker)
+            if self._thread is None:
+                self.start()
+            supervisor = self._running()
+            if supervisor.ended.is_set():
+                _poke(waker)
+            ended = self._await_end(supervisor, woken)
+            self._on_end = _nothing
+        if ended:
+            self.stop()
+        else:
+            atexit.unregister(self._stop_at_exit)
+
+    def _await_end(self, supervisor: Supervisor, woken: socket.socket) -> bool:
+        """Each byte is the number of a signal, or 0 when the supervisor has ended. False: it was too busy to end at once."""
+        signals = 0
+        while 0 not in (received := woken.recv(64)):
+            signals += len(received)
+            supervisor.stop(at_once=signals > 1)
+            if signals > 1:
+                # In the midst of a checkpoint, say. Leaving that half-done is safe: the thread and its locks end with the process.
+                return supervisor.ended.wait(_AT_ONCE_S)
+        return True
+
+
+@contextmanager
+def _signals_to(waker: socket.socket) -> Iterator[None]:
+    """Signals become bytes in a socket: nothing else is done in a handler, so none can fall into the middle of anything."""
+    # Whoever started us with SIGHUP ignored (nohup) meant it.
+    numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
+    before: dict[int, Any] = {number: signal.signal(number, _on_signal) for number in numbers}
+    fd = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(fd)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    """Its number is in the socket already."""
+
+
+def _poke(waker: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # Nobody waits any more.
+        waker.send(b"\0")
+
+
+def _release(lock: FolderLock, files: RealFiles) -> None:
+    lock.release()
+    files.shut()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,72 @@
+"""What the manager says in its log (``jsonqueue.manager``): every sentence, in one place."""
+
+from __future__ import annotations
+
+import logging
+import signal
+
+from jsonqueue.event import EventOwner
+
+__all__ = ["Narration"]
+
+_log = logging.getLogger("jsonqueue.manager")
+
+
+class Narration:
+    """One method a sentence."""
+
+    def __init__(self, queue_dir: str) -> None:
+        self._queue_dir = queue_dir
+
+    def serving(self) -> None:
+        _log.info("serving %s", self._queue_dir)
+
+    def broker_ready(self, role: EventOwner, *, pid: int, epoch: int, took_ms: int) -> None:
+        _log.info("%s is ready after %d ms (pid %d, epoch %d)", _name(role), took_ms, pid, epoch)
+
+    def broker_died(self, role: EventOwner, *, pid: int, status: int, last_words: str) -> None:
+        _log.warning("%s died (pid %d, %s)%s; starting it again", _name(role), pid, ending(status), last_words and f": {last_words}")
+
+    def both_restarted(self) -> None:
+        _log.warning("the disk failed under one broker: both start again from what it holds")
+
+    def broker_killed(self, role: EventOwner, *, pid: int, why: str) -> None:
+        _log.warning("killed the %s (pid %d): %s", _name(role), pid, why)
+
+    def gave_up(self, error: BaseException) -> None:
+        _log.error("stopped serving %s: %s", self._queue_dir, error)
+
+    def visitor_refused(self, reason: str) -> None:
+        _log.warning("turned a client away: %s", reason)
+
+    def too_many_files(self, error: OSError) -> None:
+        _log.error("cannot take more clients for now: %s", error)
+
+    def checkpointed(self, *, tasks: int, took_ms: int) -> None:
+        _log.debug("queue.json is up to date: %d tasks, %d ms", tasks, took_ms)
+
+    def checkpoint_failed(self, error: BaseException) -> None:
+        _log.warning("queue.json could not be brought up to date, nothing is lost, the next try follows: %s", error)
+
+    def stopping(self) -> None:
+        _log.info("stopping: publishers first, then consumers, then one last checkpoint")
+
+    def not_folded(self, error: BaseException) -> None:
+        _log.warning("stopped without a last checkpoint, the logs keep what queue.json lacks: %s", error)
+
+    def stopped(self) -> None:
+        _log.info("stopped serving %s", self._queue_dir)
+
+
+def ending(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _name(role: EventOwner) -> str:
+    return {EventOwner.PUBLISHER_BROKER: "PublisherBroker", EventOwner.CONSUMER_BROKER: "ConsumerBroker"}[role]

@@ -1,0 +1,373 @@
+"""A broker's process: its entry point, its locks, its signals, its exit status.
+
+The manager starts it with one inherited fd, the control Pipe, over which comes first ``sys.path`` (so that it imports what the manager
+imported), then :class:`~jsonqueue.channel.control.Start`. Its arguments name it for ``ps``: ``jsonqueue-publisher-broker <folder>``.
+
+==========  ======================================================================================
+exits with  because
+==========  ======================================================================================
+0           it was asked to stop (by the manager, or with SIGTERM), or the manager is gone
+70          an error of ours; the traceback is on standard error
+others      the exit status of the :class:`~jsonqueue.errors.JsonQueueError` that it told the manager: 74 for a disk that failed
+==========  ======================================================================================
+
+When the manager is gone (end of the control Pipe, or of its process) there is nothing to drain for: what was acknowledged is durable,
+and the next manager may be waiting for the locks. SIGINT is ignored: a terminal sends it to the whole group, and the manager decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from random import Random
+from types import FrameType
+from typing import NoReturn
+
+from jsonqueue.broker.consumer_broker import ConsumerBroker
+from jsonqueue.broker.loop import PEER_PENDING_MAX_BYTES, Broker, BrokerLoop
+from jsonqueue.broker.publisher_broker import PublisherBroker
+from jsonqueue.channel.control import (
+    Ask,
+    Attach,
+    Counters,
+    Failed,
+    Forget,
+    Marks,
+    News,
+    Order,
+    Ready,
+    Rotate,
+    Rotated,
+    Start,
+    Stop,
+    decode_order,
+    encode,
+    failed_by,
+)
+from jsonqueue.channel.pipe import FdPipe, Pipe
+from jsonqueue.clock import SystemClock
+from jsonqueue.errors import ConnectionClosed, JsonQueueError
+from jsonqueue.event import EventOwner, Mark
+from jsonqueue.event import encode as encode_event
+from jsonqueue.storage.files import Files
+from jsonqueue.storage.folder import open_folder
+from jsonqueue.storage.locks import LockName, hold
+
+__all__ = ["BOOT", "PROCESS_NAMES", "main"]
+
+PROCESS_NAMES = {EventOwner.PUBLISHER_BROKER: "jsonqueue-publisher-broker", EventOwner.CONSUMER_BROKER: "jsonqueue-consumer-broker"}
+
+BOOT = (
+    "import sys; pipe = open(int(sys.argv[3]), 'rb', 0, closefd=False); "
+    "sys.path[:] = pipe.read(int.from_bytes(pipe.read(4), 'big')).decode('utf-8', 'surrogateescape').split('\\0'); "
+    "from jsonqueue.broker.process import main; main()"
+)
+"""What the interpreter is given with ``-c``. No ``__main__`` is imported again, so no guard is needed there, and notebooks work."""
+
+_DRAIN_MS = 1_000
+_PARENT_LOOK_MS = 500
+
+_log = logging.getLogger("jsonqueue.broker")
+
+
+class _ManagerGone(Exception):
+    """Nobody is left to serve for."""
+
+
+def main() -> NoReturn:
+    """Be the broker that the manager asks for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    logging.basicConfig(format=f"{sys.argv[1]} [{os.getpid()}] %(levelname)s: %(message)s")
+    status = _serve(FdPipe(int(sys.argv[3])))
+    logging.shutdown()
+    # Not sys.exit(): to take a million tasks apart, one by one, takes a second or two, and serves nobody.
+    os._exit(status)
+
+
+def _serve(control: FdPipe) -> int:
+    try:
+        desk = _Desk(control)
+        desk.open()
+        desk.work()
+    except _ManagerGone:
+        return 0
+    except JsonQueueError as error:
+        _last_words(control, failed_by(error))
+        return error.exit_status
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not go on writing, and the manager must hear of it
+        _log.exception("stopped by an error of its own")
+        _last_words(control, Failed("BrokerFailed", f"{type(error).__name__}: {error}", "its traceback is on standard error"))
+        return 70
+    return 0
+
+
+def _last_words(control: FdPipe, news: News) -> None:
+    with contextlib.suppress(ConnectionClosed):  # Then nobody is left to hear them.
+        control.post(encode(news))
+
+
+class _Desk:
+    """One broker, its loop, and what the manager asks of it."""
+
+    def __init__(self, control: FdPipe) -> None:
+        self._control = control
+        self._early: list[Order] = []
+        self._start = self._first_order()
+        self._clock = SystemClock()
+        files = open_folder(self._start.queue_dir, create=False)
+        self._side = _SIDES[self._start.role](self._start, files, self._clock)
+        self._broker = self._side.broker
+        self._loop = BrokerLoop(self._broker, self._clock)
+        self._stopping = False
+        self._ready = False
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self) -> None:
+        """Take the lock, recover, and begin to listen."""
+        # For life, and without a limit: a predecessor that lost its manager may still be writing its last batch.
+        self._lock = hold(self._start.queue_dir, self._side.lock, timeout=-1, as_what=PROCESS_NAMES[self._start.role])
+        self._broker.open()
+        self._side.use_marks(self._loop, self._take_pipe())
+        self._loop.watch(self._control, self._hear)
+        self._watch_manager()
+        self._watch_sigterm()
+        for order in self._early:
+            self._obey(order)
+
+    def work(self) -> None:
+        """Serve until told to stop; then drain."""
+        while not self._stopping:
+            self._look_for_manager()
+            if not self._ready and self._side.ready:
+                self._report_ready()
+            self._loop.turn(self._wait_max_ms)
+        self._loop.drain(_DRAIN_MS)
+        self._broker.close()
+        self._loop.close()
+        self._lock.release()
+
+    def _report_ready(self) -> None:
+        self._ready = True
+        # What is loaded by now stays; the collector need not walk through it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 20, 100)
+        self._tell(Ready(self._broker.epoch))
+
+    # ── the manager ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _first_order(self) -> Start:
+        try:
+            first, *rest = [decode_order(frame) for frame in self._control.receive()]
+        except ConnectionClosed:
+            raise _ManagerGone from None
+        assert isinstance(first, Start)
+        self._early = rest
+        return first
+
+    def _hear(self) -> None:
+        try:
+            frames = self._control.read()
+            self._control.flush()
+        except ConnectionClosed:
+            raise _ManagerGone from None
+        for frame in frames:
+            self._obey(decode_order(frame))
+
+    def _obey(self, order: Order) -> None:
+        match order:
+            case Attach():
+                self._loop.attach(order.peer, self._take_pipe(), order.owner, order.name)
+            case Marks():
+                self._side.use_marks(self._loop, self._take_pipe())
+            case Rotate():
+                self._loop.afterwards(lambda: self._tell(self._side.rotate(order.request)))
+            case Forget():
+                self._side.forget(order)
+            case Ask():
+                self._tell(Counters(order.request, self._loop.peers, self._broker.counters()))
+            case Stop():
+                self._stopping = True
+
+    def _take_pipe(self) -> Pipe:
+        (fd,) = self._control.take_fds(1)
+        return Pipe(fd, pending_max=PEER_PENDING_MAX_BYTES)
+
+    def _tell(self, news: News) -> None:
+        try:
+            self._control.post(encode(news))
+        except ConnectionClosed:
+            raise _ManagerGone from None
+
+    # ── the manager's end, and signals ───────────────────────────────────────────────────────────────────────────────
+
+    def _watch_manager(self) -> None:
+        """The control Pipe ends with the manager, unless a fork of the manager's process holds a copy of it: so look at the process too."""
+        self._wait_max_ms: int | None = _PARENT_LOOK_MS
+        if sys.platform == "linux":
+            try:
+                self._loop.watch(os.pidfd_open(self._start.manager_pid), _manager_gone)
+            except OSError:
+                return  # An old kernel, or the process is gone: both are found out by looking.
+            self._wait_max_ms = None
+            self._look_for_manager()
+
+    def _look_for_manager(self) -> None:
+        if os.getppid() != self._start.manager_pid:
+            raise _ManagerGone
+
+    def _watch_sigterm(self) -> None:
+        woken, waker = socket.socketpair()
+        waker.setblocking(False)
+        self._wakers = (woken, waker)  # Closed if nobody held them.
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._loop.watch(woken.fileno(), lambda: None)
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+
+def _manager_gone() -> None:
+    raise _ManagerGone
+
+
+# ── what is different between the two ────────────────────────────────────────────────────────────────────────────────
+
+
+class _PublisherSide:
+    """Says marks."""
+
+    lock: LockName = "published"
+    ready = True
+
+    def __init__(self, start: Start, files: Files, clock: SystemClock) -> None:
+        self._outlet = MarksOutlet()
+        self._broker = PublisherBroker(files, clock, start.config, announce=self._outlet.announce)
+
+    @property
+    def broker(self) -> Broker:
+        return self._broker
+
+    def use_marks(self, loop: BrokerLoop, pipe: Pipe) -> None:
+        self._outlet.renew(pipe, loop)
+        self._outlet.announce(self._broker.mark)
+
+    def rotate(self, request: int) -> News:
+        self._broker.rotate()
+        return Rotated(request)
+
+    def forget(self, order: Forget) -> None:
+        self._broker.forget(order.ids, order.through)
+
+
+class _ConsumerSide:
+    """Hears marks."""
+
+    lock: LockName = "progress"
+
+    def __init__(self, start: Start, files: Files, clock: SystemClock) -> None:
+        self._broker = ConsumerBroker(files, clock, start.config, chance=Random(start.seed), is_alive=_is_alive)
+
+    @property
+    def broker(self) -> Broker:
+        return self._broker
+
+    @property
+    def ready(self) -> bool:
+        return self._broker.ready
+
+    def use_marks(self, loop: BrokerLoop, pipe: Pipe) -> None:
+        loop.listen_to(pipe)
+
+    def rotate(self, request: int) -> News:
+        cut = self._broker.cut()
+        return Rotated(request) if cut is None else Rotated(request, progress=cut.progress, published=cut.published)
+
+    def forget(self, order: Forget) -> None:
+        """It holds the tasks themselves, and retires them by its own records."""
+
+
+_SIDES: dict[EventOwner, Callable[[Start, Files, SystemClock], _PublisherSide | _ConsumerSide]] = {
+    EventOwner.PUBLISHER_BROKER: _PublisherSide,
+    EventOwner.CONSUMER_BROKER: _ConsumerSide,
+}
+
+
+class MarksOutlet:
+    """The PublisherBroker's end of the marks Pipe. Only the newest mark counts, so at most one waits for a ConsumerBroker that is busy."""
+
+    def __init__(self) -> None:
+        self._pipe: Pipe | None = None
+        self._loop: BrokerLoop | None = None
+        self._newest: Mark | None = None
+        self._waiting = False
+
+    def renew(self, pipe: Pipe, loop: BrokerLoop) -> None:
+        """Use this Pipe from now on."""
+        self._hang_up()
+        self._pipe, self._loop = pipe, loop
+
+    def announce(self, mark: Mark) -> None:
+        """Say it now, or as soon as there is room."""
+        self._newest = mark
+        if not self._waiting:
+            self._say()
+
+    def _say(self) -> None:
+        try:
+            if self._pipe is None or not self._pipe.flush():
+                return
+            if self._newest is not None:
+                self._pipe.post(encode_event(self._newest))
+                self._newest = None
+            self._wait_for_room(self._pipe, self._pipe.pending > 0)
+        except ConnectionClosed:
+            self._hang_up()  # The ConsumerBroker died. The manager brings a new Pipe, and the mark is told again.
+
+    def _wait_for_room(self, pipe: Pipe, waiting: bool) -> None:
+        if waiting != self._waiting and self._loop is not None:
+            self._waiting = waiting
+            if waiting:
+                self._loop.watch(pipe, self._say, selectors.EVENT_WRITE)
+            else:
+                self._loop.unwatch(pipe)
+
+    def _hang_up(self) -> None:
+        if self._pipe is not None:
+            self._wait_for_room(self._pipe, False)
+            self._pipe.close()
+            self._pipe = None
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this number runs; one that ended and was not reaped yet does not."""
+    if sys.platform == "linux":
+        try:
+            return _has_not_ended(os.pidfd_open(pid))
+        except OSError:
+            pass  # Gone, or not ours to open: the signal below tells which.
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _has_not_ended(pidfd: int) -> bool:
+    try:
+        return not select.select([pidfd], [], [], 0)[0]
+    finally:
+        os.close(pidfd)

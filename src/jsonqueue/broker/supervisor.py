@@ -1,0 +1,452 @@
+"""The manager's one loop: it starts the two brokers, hears them, starts them again, lets clients in, and stops everything in order.
+
+It only supervises: tasks pass elsewhere. All that happens here happens in one thread; other threads bring their wishes with :meth:`submit`.
+
+A broker that dies is started again at once, three times within a minute. The other one lives on and gets the new end of the marks Pipe. Two
+exceptions: where a broker found damage (exit status 65, 77, 78) starting again would find it again, so everything stops with that error;
+and after a failed fsync (74) both brokers start again, since one may have read what the other one's disk has lost.
+
+To stop: the PublisherBroker drains and ends; then the ConsumerBroker has all the marks there will ever be, drains and ends; then, with
+nobody left who writes, the logs are folded into queue.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
+
+from jsonqueue.broker.checkpointing import Checkpointing
+from jsonqueue.broker.child import Child, ChildState
+from jsonqueue.broker.narration import Narration, ending
+from jsonqueue.broker.questions import Questions
+from jsonqueue.broker.reception import Guest, Reception
+from jsonqueue.channel.control import Attach, Counters, Failed, Marks, News, Order, Ready, Rotated, Stop, error_of
+from jsonqueue.channel.pipe import Pipe
+from jsonqueue.channel.registration import Action, BrokerStatus, Listener, ManagerStatus, Operate, Refused, Register, Registered, Report
+from jsonqueue.clock import Clock
+from jsonqueue.config import Config
+from jsonqueue.errors import BrokerFailed, ConnectionClosed, JsonQueueError
+from jsonqueue.event import EventOwner
+from jsonqueue.storage.checkpoint import final_checkpoint
+from jsonqueue.storage.files import Files
+from jsonqueue.storage.locks import hold
+
+__all__ = ["Supervisor"]
+
+_RESTARTS_MAX = 3
+_RESTARTS_WITHIN_MS = 60_000
+_HELD_BACK_MS = 30_000
+"""How long a client waits at most while its broker starts."""
+_REAP_MS = 10
+_DYING_MAX_MS = 2_000
+_DISK_FAILED = 74
+_FOR_GOOD = frozenset({65, 77, 78})
+_PUBLISHER, _CONSUMER = EventOwner.PUBLISHER_BROKER, EventOwner.CONSUMER_BROKER
+_SERVED_BY = {EventOwner.PUBLISHER: _PUBLISHER, EventOwner.CONSUMER: _CONSUMER, EventOwner.CALLER: _CONSUMER}
+
+
+class _Phase(Enum):
+    SERVING = auto()
+    PUBLISHER_STOPS = auto()
+    CONSUMER_STOPS = auto()
+    ENDED = auto()
+
+
+class Supervisor:
+    """Serves one folder, whose ``queue.lock`` the caller holds, from :meth:`begin` to the end of :meth:`run`."""
+
+    def __init__(self, queue_dir: str, files: Files, config: Config, clock: Clock, *, grace_ms: int, on_end: Callable[[], None]) -> None:
+        self.ready = threading.Event()
+        """Set when both brokers have been ready once, or when it has ended."""
+        self.ended = threading.Event()
+        self.error: JsonQueueError | None = None
+        """What stopped it, if it was not asked to."""
+        self._queue_dir = queue_dir
+        self._files = files
+        self._config = config
+        self._clock = clock
+        self._grace_ms = grace_ms
+        self._on_end = on_end
+        self._say = Narration(queue_dir)
+        self._phase = _Phase.SERVING
+        self._at_once = False
+        self._stop_until_ms = 0
+        self._started_ms, self._started_wall_ms = clock.monotonic_ms(), clock.wall_ms()
+        self._children: dict[EventOwner, Child] = {}
+        self._died_ms: dict[EventOwner, deque[int]] = {_PUBLISHER: deque(), _CONSUMER: deque()}
+        self._restarts = dict.fromkeys(self._died_ms, 0)
+        self._held_back: list[tuple[Guest, Register]] = []
+        self._last_peer = 0
+        self._selector = selectors.DefaultSelector()
+        self._wishes: deque[Callable[[], None]] = deque()
+        self._woken, self._waker = socket.socketpair()
+        self._questions = Questions(clock, self.status, self._post)
+        self._reception: Reception | None = None
+        self._checkpointing = Checkpointing(files, config, clock, self._say, post=self._post, submit=self.submit, on_damage=self._fail)
+
+    # ── from other threads ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, wish: Callable[[], None]) -> None:
+        """Have this done in the supervisor's thread."""
+        self._wishes.append(wish)
+        with contextlib.suppress(OSError):  # Full: it wakes up anyway. Closed: it has ended, and nothing is done any more.
+            self._waker.send(b"!")
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Stop: in order, or at once (no draining and no last checkpoint; what was acknowledged is safe in the logs either way)."""
+        self.submit(self._stop_at_once if at_once else self._begin_to_stop)
+
+    def ask(self, action: Action, answer: Callable[[Report], None]) -> None:
+        """What an operator asks; answered from the supervisor's thread."""
+        self.submit(lambda: self._operate(action, answer))
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self) -> None:
+        """Listen, and start both brokers. If this raises, nothing is left behind."""
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._wake_up)
+        try:
+            listener = Listener(self._queue_dir)
+            self._reception = Reception(self._selector, listener, self._clock, self._say, self._receive)
+            self._start_both()
+        except BaseException:
+            self._clean_up()
+            raise
+        self._say.serving()
+
+    def run(self) -> None:
+        """Serve until told to stop, or until something makes it."""
+        try:
+            while self._phase is not _Phase.ENDED:
+                self._turn()
+            self._fold_all()
+        except JsonQueueError as error:
+            self._remember(error)
+        except Exception as error:
+            self._remember(JsonQueueError(f"the manager failed: {error!r}"))
+            raise
+        finally:
+            self._clean_up()
+            self._say.stopped()
+            self.ended.set()
+            self.ready.set()
+            self._on_end()
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._timeout()):
+            # An earlier one of this round may have unregistered it.
+            if self._selector.get_map().get(key.fd) is key:
+                key.data()
+        self._tick(self._clock.monotonic_ms())
+
+    def _timeout(self) -> float | None:
+        due_ms = [self._questions.next_due_ms(), self._next_look_ms()]
+        if self._phase is _Phase.SERVING:
+            assert self._reception is not None
+            due_ms += [self._checkpointing.next_due_ms(), self._reception.next_due_ms()]
+        earliest_ms = min((ms for ms in due_ms if ms is not None), default=None)
+        return None if earliest_ms is None else max(0, earliest_ms - self._clock.monotonic_ms()) / 1000
+
+    def _tick(self, now_ms: int) -> None:
+        for child in [child for child in self._children.values() if child.state is ChildState.DYING]:
+            self._reap(child, now_ms)
+        self._questions.tick(now_ms)
+        if self._phase is _Phase.SERVING:
+            assert self._reception is not None
+            self._reception.tick(now_ms)
+            self._checkpointing.tick(now_ms)
+        else:
+            self._go_on_stopping(now_ms)
+
+    def _next_look_ms(self) -> int | None:
+        if any(child.state is ChildState.DYING for child in self._children.values()):
+            return self._clock.monotonic_ms() + _REAP_MS
+        return None if self._phase is _Phase.SERVING else self._stop_until_ms
+
+    def _wake_up(self) -> None:
+        self._woken.recv(4096)
+        self._grant_wishes()
+
+    def _grant_wishes(self) -> None:
+        while self._wishes:
+            self._wishes.popleft()()
+
+    # ── the brokers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start_both(self) -> None:
+        publisher_end, consumer_end = Pipe.pair()
+        try:
+            self._start(_PUBLISHER, publisher_end)
+        except BaseException:
+            os.close(consumer_end)
+            raise
+        self._start(_CONSUMER, consumer_end)
+
+    def _start_one(self, role: EventOwner) -> None:
+        ours, others = Pipe.pair()
+        other = self._children.get(_other(role))
+        if other is None:
+            os.close(others)  # It dies as well, and brings a new one when it comes back.
+        else:
+            other.post(Marks(), others)
+        self._start(role, ours)
+
+    def _start(self, role: EventOwner, marks: int) -> None:
+        child = Child(role, self._queue_dir, self._config, marks, now_ms=self._clock.monotonic_ms())
+        self._children[role] = child
+        self._selector.register(child.control, selectors.EVENT_READ, partial(self._serve, child))
+
+    def _post(self, role: EventOwner, order: Order) -> None:
+        child = self._children.get(role)
+        if child is not None and child.state is not ChildState.DYING:
+            child.post(order)
+            self._mind_backlog(child)
+
+    def _mind_backlog(self, child: Child) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.control.pending else 0)
+        if self._selector.get_key(child.control).events != events:
+            self._selector.modify(child.control, events, partial(self._serve, child))
+
+    def _serve(self, child: Child) -> None:
+        try:
+            news = child.hear()
+            child.control.flush()
+        except ConnectionClosed:
+            self._selector.unregister(child.control)
+            child.hung_up(self._clock.monotonic_ms())
+            self._checkpointing.abandon(_died(child.role))
+            return
+        for item in news:
+            self._learn(child, item)
+        if child.state is not ChildState.DYING and not child.control.closed:
+            self._mind_backlog(child)
+
+    def _learn(self, child: Child, news: News) -> None:
+        match news:
+            case Ready():
+                self._is_ready(child, news.epoch)
+            case Rotated():
+                self._checkpointing.rotated(child.role, news)
+            case Counters():
+                child.peers, child.counters = news.peers, news.counters
+                self._questions.answered(child.role, news.request)
+            case Failed():
+                child.last_words = news
+
+    def _is_ready(self, child: Child, epoch: int) -> None:
+        child.state, child.epoch = ChildState.READY, epoch
+        self._say.broker_ready(child.role, pid=child.pid, epoch=epoch, took_ms=self._clock.monotonic_ms() - child.started_ms)
+        held_back, self._held_back = self._held_back, []
+        for guest, register in held_back:
+            self._let_in(guest, register)
+        if all(self._state_of(role) is ChildState.READY for role in self._died_ms):
+            self.ready.set()
+
+    def _state_of(self, role: EventOwner) -> ChildState | None:
+        child = self._children.get(role)
+        return child.state if child else None
+
+    # ── a broker that died ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _reap(self, child: Child, now_ms: int) -> None:
+        status = child.reap()
+        if status is None and now_ms - child.hung_up_ms >= _DYING_MAX_MS:
+            self._say.broker_killed(child.role, pid=child.pid, why="it hung up, and did not end")
+            status = child.kill()
+        if status is not None:
+            del self._children[child.role]
+            if self._phase is _Phase.SERVING:
+                self._replace(child, status, now_ms)
+
+    def _replace(self, child: Child, status: int, now_ms: int) -> None:
+        last_words = child.last_words.message if child.last_words else ""
+        if status in _FOR_GOOD or not self._may_restart(child.role, now_ms):
+            self._fail(self._verdict(child, status))
+            return
+        self._say.broker_died(child.role, pid=child.pid, status=status, last_words=last_words)
+        self._restarts[child.role] += 1
+        self._checkpointing.abandon(_died(child.role))
+        if status == _DISK_FAILED:
+            self._say.both_restarted()
+            self._restarts[_other(child.role)] += 1
+            self._kill_all("its sibling's disk failed")
+            self._start_both()
+        else:
+            self._start_one(child.role)
+
+    def _may_restart(self, role: EventOwner, now_ms: int) -> bool:
+        died_ms = self._died_ms[role]
+        while died_ms and died_ms[0] <= now_ms - _RESTARTS_WITHIN_MS:
+            died_ms.popleft()
+        died_ms.append(now_ms)
+        return len(died_ms) <= _RESTARTS_MAX
+
+    def _verdict(self, child: Child, status: int) -> JsonQueueError:
+        if child.last_words is not None:
+            return error_of(child.last_words)
+        return BrokerFailed(child.role, why=f"died {len(self._died_ms[child.role])} times within a minute, at last with {ending(status)}")
+
+    def _kill_all(self, why: str) -> None:
+        for child in self._children.values():
+            if child.state is not ChildState.DYING:
+                self._selector.unregister(child.control)
+            if child.reap() is None:
+                self._say.broker_killed(child.role, pid=child.pid, why=why)
+            child.kill()
+        self._children.clear()
+
+    # ── who comes in ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _receive(self, guest: Guest, request: Register | Operate) -> None:
+        assert self._reception is not None
+        if isinstance(request, Register):
+            self._let_in(guest, request)
+        else:
+            self._reception.keep_waiting(guest, 10 * _HELD_BACK_MS)
+            self._operate(request.action, partial(self._report, guest))
+
+    def _report(self, guest: Guest, report: Report) -> None:
+        if self._reception is not None and self._reception.is_here(guest):
+            self._reception.answer(guest, report)
+
+    def _let_in(self, guest: Guest, register: Register) -> None:
+        assert self._reception is not None
+        if not self._reception.is_here(guest):
+            return  # Its patience ended before the broker was up.
+        child = self._children.get(_SERVED_BY[register.owner])
+        if child is None or child.state is not ChildState.READY:
+            self._held_back.append((guest, register))
+            self._reception.keep_waiting(guest, _HELD_BACK_MS)
+            return
+        try:
+            brokers_end, clients_end = Pipe.pair()
+        except OSError as error:
+            self._say.too_many_files(error)
+            self._reception.answer(guest, Refused(f"the manager has no room for another client: {error.strerror}"))
+            return
+        self._last_peer += 1
+        child.post(Attach(self._last_peer, register.owner, register.name, guest.visitor.pid or register.pid), brokers_end)
+        self._mind_backlog(child)
+        self._reception.answer(guest, Registered(self._config), (clients_end,))
+
+    # ── what operators ask ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _operate(self, action: Action, answer: Callable[[Report], None]) -> None:
+        if action == "status":
+            ready = {role for role, child in self._children.items() if child.state is ChildState.READY}
+            self._questions.ask(ready, answer)
+        elif action == "checkpoint":
+            self._checkpointing.now(lambda why: answer(Report(not why, self.status(), why)))
+        else:
+            answer(Report(True, self.status(), "stopping"))
+            self._begin_to_stop()
+
+    def status(self) -> ManagerStatus:
+        """How everything stands, with the figures that the brokers told last. In the supervisor's thread only."""
+        now_ms = self._clock.monotonic_ms()
+        checkpoints = self._checkpointing
+        return ManagerStatus(
+            queue_dir=self._queue_dir,
+            pid=os.getpid(),
+            started_ms=self._started_wall_ms,
+            up_ms=now_ms - self._started_ms,
+            durability=self._config.durability,
+            config=self._config,
+            brokers=[self._broker_status(role, now_ms) for role in self._died_ms],
+            checkpoints=checkpoints.count,
+            checkpoint_ms=checkpoints.ended_ms,
+            checkpoint_took_ms=checkpoints.took_ms,
+            checkpoint_error=checkpoints.error,
+        )
+
+    def _broker_status(self, role: EventOwner, now_ms: int) -> BrokerStatus:
+        child = self._children.get(role)
+        if child is None or child.state is ChildState.DYING:
+            return BrokerStatus(role, "down", restarts=self._restarts[role])
+        up_ms = now_ms - child.started_ms
+        return BrokerStatus(role, child.state, child.pid, child.epoch, self._restarts[role], up_ms, child.peers, child.counters)
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _fail(self, error: JsonQueueError) -> None:
+        """Stop because of this."""
+        self._remember(error)
+        self._begin_to_stop()
+
+    def _remember(self, error: JsonQueueError) -> None:
+        self._say.gave_up(error)
+        self.error = self.error or error
+
+    def _begin_to_stop(self) -> None:
+        if self._phase is not _Phase.SERVING:
+            return
+        assert self._reception is not None
+        self._say.stopping()
+        self._phase = _Phase.PUBLISHER_STOPS
+        self._stop_until_ms = self._clock.monotonic_ms() + self._grace_ms
+        self._checkpointing.abandon("the brokers are stopping")
+        self._reception.close()
+        self._post(_PUBLISHER, Stop())
+
+    def _go_on_stopping(self, now_ms: int) -> None:
+        role = _PUBLISHER if self._phase is _Phase.PUBLISHER_STOPS else _CONSUMER
+        child = self._children.get(role)
+        if child is not None and child.state is not ChildState.DYING and now_ms >= self._stop_until_ms:
+            self._say.broker_killed(role, pid=child.pid, why=f"it did not stop within {self._grace_ms} ms")
+            self._selector.unregister(child.control)
+            child.kill()
+            del self._children[role]
+        if role in self._children:
+            return
+        if role is _PUBLISHER:
+            self._phase = _Phase.CONSUMER_STOPS
+            self._stop_until_ms = now_ms + self._grace_ms
+            self._post(_CONSUMER, Stop())
+        else:
+            self._phase = _Phase.ENDED
+
+    def _stop_at_once(self) -> None:
+        self._at_once = True
+        self._phase = _Phase.ENDED
+
+    def _fold_all(self) -> None:
+        """The last checkpoint, with all locks held. Where it cannot be, nothing is lost: the next start reads the logs."""
+        self._checkpointing.join()
+        self._grant_wishes()  # What the folding thread has brought, and whoever asked at the last moment.
+        if self._at_once or self.error is not None:
+            return
+        try:
+            with hold(self._queue_dir, "published", timeout=self._grace_ms / 1000), hold(self._queue_dir, "progress", timeout=1.0):
+                final_checkpoint(self._files, config=self._config, at_ms=self._clock.wall_ms())
+        except (JsonQueueError, OSError) as error:
+            self._say.not_folded(error)
+            if isinstance(error, JsonQueueError):
+                self.error = error
+
+    def _clean_up(self) -> None:
+        if self._reception is not None:
+            self._reception.close()
+        self._kill_all("the manager ends")
+        self._checkpointing.join()  # Whoever gets the folder next must not meet its thread.
+        self._checkpointing.abandon("the brokers have stopped")
+        self._questions.close()
+        self._selector.close()
+        self._woken.close()
+        self._waker.close()
+
+
+def _other(role: EventOwner) -> EventOwner:
+    return _CONSUMER if role is _PUBLISHER else _PUBLISHER
+
+
+def _died(role: EventOwner) -> str:
+    return f"the {role.replace('_', ' ')} died"
