@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from core.stage import START_MS, Stage, answers, assigned, given, stale, whats
 
+from core.stage import START_MS, Stage, answers, assigned, given, stale, whats
 from jsonqueue.config import Config
 from jsonqueue.core.dispatching import first_token
 from jsonqueue.event import Changed, Failure, Look, Result, Revoke, Settled, Watch, Welcome
@@ -213,11 +213,9 @@ def test_a_poison_task_dies_and_costs_the_others_nothing(stage: Stage) -> None:
     names = ["a", "b", "poison", "c"]
     stage.publish(*names)
     killed = 0
-    peer = 0
-    for _ in range(50):
+    for peer in range(1, 50):
         if set(stage.statuses().values()) <= {"completed", "dead"}:
             break
-        peer += 1
         held = assigned(stage.join(peer, 10))
         while held:
             if any(task_id == "poison" for task_id, _ in held):
@@ -379,9 +377,8 @@ def _join_of(stage: Stage, name: str, pid: int):  # type: ignore[no-untyped-def]
 
 def test_a_restarted_broker_knows_what_is_ready_scheduled_blocked_and_old(stage: Stage) -> None:
     """Everything derived is rebuilt from the state."""
-    stage.publish(
-        "ready", given("later", run_at_ms=START_MS + 1_000), given("waits", after=("ready",)), given("deadline", deadline_ms=START_MS + 2_000)
-    )
+    stage.publish("ready", given("later", run_at_ms=START_MS + 1_000))
+    stage.publish(given("waits", after=("ready",)), given("deadline", deadline_ms=START_MS + 2_000))
     stage.join(1)
     stage.leave(1)
     stage = stage.restarted(epoch=2)

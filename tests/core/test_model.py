@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from core.stage import Stage, assigned, given
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from msgspec import json
 
+from core.stage import Stage, assigned, given
 from jsonqueue.config import Config
 from jsonqueue.event import Failure
 from jsonqueue.retry import Linear

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from core.stage import given
 from msgspec import Raw
 
+from core.stage import given
 from jsonqueue.config import Config
 from jsonqueue.core.publishing import Admission, depth_of
 from jsonqueue.event import Refusal

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from core.stage import START_MS, given
 from msgspec import Raw
 
+from core.stage import START_MS, given
 from jsonqueue.core.records import Completed, Died, Due, Failed, Leased, Progress, Replayed, Retired, Unblocked, Unleased
 from jsonqueue.core.state import BrokenHistory, QueueState, ids_of
 from jsonqueue.core.transitions import TRANSITIONS, mermaid
