@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import statistics
 import subprocess
@@ -150,6 +151,13 @@ def test_functions_fit_on_a_screen_and_files_in_an_evening() -> None:
                 sizes[f"{path}:{node.lineno} {node.name}"] = (node.end_lineno or node.lineno) - node.lineno + 1
     assert not {where: size for where, size in sizes.items() if size > 60}
     assert statistics.median(sizes.values()) < 10
+
+
+@pytest.mark.parametrize("name", ["scripts/run", "scripts/test", "scripts/lock", "scripts/lib/environment.sh", ".ci/run"])
+def test_scripts_are_whole_and_can_be_run(name: str) -> None:
+    """Bash can read them, and whoever clones the project can start them."""
+    subprocess.run(["bash", "-n", TOP / name], check=True, timeout=50)
+    assert name.endswith(".sh") or os.access(TOP / name, os.X_OK)
 
 
 # ── pages ────────────────────────────────────────────────────────────────────────────────────────────────────────────
