@@ -36,16 +36,16 @@ class BrokerManager:
     """
 
     def __init__(
-        self, queue_dir: str | os.PathLike[str], config: Config | None = None, *, grace: float = 10.0, as_what: str = "BrokerManager"
+        self, queue_dir: str | os.PathLike[str], config: Config | None = None, *, grace: float = 10.0, what: str = "BrokerManager"
     ) -> None:
         """``config`` None: the folder's own ``jsonqueue.toml``, or the defaults. ``grace``: seconds a broker gets to drain at the end.
 
-        ``as_what``: how this manager is called in the message that a second one gets (``jsonqueue serve``, say).
+        ``what``: how this manager is called in the message that a second one gets (``jsonqueue serve``, say).
         """
         self.queue_dir = os.path.abspath(queue_dir)
         self._config = config
         self._grace_ms = round(grace * 1000)
-        self._as_what = as_what
+        self._what = what
         self._supervisor: Supervisor | None = None
         self._thread: threading.Thread | None = None
         self._started_by = 0
@@ -63,7 +63,7 @@ class BrokerManager:
             raise RuntimeError("a BrokerManager is started once; make another one")
         files = open_folder(self.queue_dir, create=True)
         try:
-            lock = hold(self.queue_dir, "queue", as_what=self._as_what)
+            lock = hold(self.queue_dir, "queue", what=self._what)
         except BaseException:
             files.shut()
             raise

@@ -135,7 +135,7 @@ class _Desk:
     def open(self) -> None:
         """Take the lock, recover, and begin to listen."""
         # For life, and without a limit: a predecessor that lost its manager may still be writing its last batch.
-        self._lock = hold(self._start.queue_dir, self._side.lock, timeout=-1, as_what=PROCESS_NAMES[self._start.role])
+        self._lock = hold(self._start.queue_dir, self._side.lock, timeout=-1, what=PROCESS_NAMES[self._start.role])
         self._broker.open()
         self._side.use_marks(self._loop, self._take_pipe())
         self._loop.watch(self._control, self._hear)

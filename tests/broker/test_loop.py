@@ -1,0 +1,268 @@
+"""The loop that runs a broker: what one turn does, and that no peer can harm another."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import threading
+
+import pytest
+
+from jsonqueue.broker.loop import MARKS_PEER, BrokerLoop
+from jsonqueue.channel.pipe import Pipe
+from jsonqueue.event import Event, EventOwner, Look, Mark, Write, Written, encode
+
+
+class FrozenClock:
+    """A monotonic clock that a test moves."""
+
+    now_ms = 0
+
+    def wall_ms(self) -> int:
+        return self.now_ms
+
+    def monotonic_ms(self) -> int:
+        return self.now_ms
+
+
+class NotingBroker:
+    """A broker that notes what happens to it, and answers each Write."""
+
+    role = EventOwner.PUBLISHER_BROKER
+    epoch = 1
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+        self.steps = 0
+        self.due_ms: int | None = None
+        self.padding = ""
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def attach(self, peer: int) -> None:
+        self.heard.append(("attach", peer))
+
+    def detach(self, peer: int) -> None:
+        self.heard.append(("detach", peer))
+
+    def step(self, arrivals, send) -> None:
+        self.steps += 1
+        self.heard += arrivals
+        for peer, event in arrivals:
+            if isinstance(event, Write):
+                send(peer, Written(event.request, number=1, durability=self.padding))
+
+    def next_due_ms(self) -> int | None:
+        return self.due_ms
+
+    def counters(self) -> dict[str, int]:
+        return {}
+
+
+@pytest.fixture
+def broker():
+    return NotingBroker()
+
+
+@pytest.fixture
+def loop(broker):
+    loop = BrokerLoop(broker, FrozenClock())
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def client(loop):
+    """Makes clients: attaches a Pipe as peer 1, 2, ... and gives its other end."""
+    made: list[Pipe] = []
+
+    def make(owner: EventOwner = EventOwner.PUBLISHER, *, pending_max: int = 1 << 20) -> Pipe:
+        brokers_end, clients_end = Pipe.pair()
+        made.append(Pipe(clients_end))
+        loop.attach(len(made), Pipe(brokers_end, pending_max=pending_max), owner, "tester")
+        return made[-1]
+
+    yield make
+    for pipe in made:
+        pipe.close()
+
+
+def test_a_turn_takes_in_all_that_came_and_answers_it(loop, broker, client):
+    """Three frames of two peers are one step, and each peer gets its own answers, in order."""
+    one, two = client(), client()
+    one.post(encode(Write(1, [])), encode(Write(2, [])))
+    two.post(encode(Write(3, [])))
+    assert loop.turn(1000)
+    assert broker.steps == 1
+    assert sorted(event.request for _, event in broker.heard[2:]) == [1, 2, 3]
+    assert one.receive(1) == [encode(Written(1, number=1)), encode(Written(2, number=1))]
+    assert two.receive(1) == [encode(Written(3, number=1))]
+
+
+def test_a_turn_without_events_happens_when_the_broker_is_due(loop, broker):
+    """The broker's own time wakes the loop: it steps, with nothing in hand."""
+    broker.due_ms = 0
+    assert not loop.turn()
+    assert broker.steps == 1
+
+
+def test_marks_come_before_everything_else_of_a_turn(loop, broker, client):
+    """What a caller was told is durable is known to the ConsumerBroker before it judges the question; of many marks the newest counts."""
+    ours, theirs = Pipe.pair()
+    loop.listen_to(Pipe(ours))
+    teller, caller = Pipe(theirs), client(EventOwner.CALLER)
+    caller.post(encode(Look(1, "a")))
+    teller.post(encode(Mark(7, 1)), encode(Mark(8, 1)))
+    loop.turn(1000)
+    assert broker.heard[1:] == [(MARKS_PEER, Mark(8, 1)), (1, Look(1, "a"))]
+    teller.close()
+
+
+def test_the_end_of_the_marks_is_no_end_of_the_loop(loop, broker, client):
+    """When the other broker dies, this one serves on, and takes its marks from a new Pipe later."""
+    ours, theirs = Pipe.pair()
+    loop.listen_to(Pipe(ours))
+    Pipe(theirs).close()
+    assert not loop.turn(1000)
+    ours, theirs = Pipe.pair()
+    loop.listen_to(Pipe(ours))
+    teller = Pipe(theirs)
+    teller.post(encode(Mark(9, 2)))
+    assert loop.turn(1000)
+    assert broker.heard == [(MARKS_PEER, Mark(9, 2))]
+    teller.close()
+
+
+def test_a_peer_that_hangs_up_is_detached(loop, broker, client):
+    """What it said before is heard first."""
+    gone = client()
+    gone.post(encode(Write(1, [])))
+    gone.close()
+    loop.turn(1000)
+    loop.turn(0)
+    assert broker.heard == [("attach", 1), (1, Write(1, [])), ("detach", 1)]
+    assert loop.peers == 0
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        struct.pack("!i", 5) + b"hello",
+        struct.pack("!i", -1) + b"\0" * 8,
+        struct.pack("!i", 2**31 - 1),
+        struct.pack("!i", 0),
+        struct.pack("!i", 4) + b"null",
+        struct.pack("!i", 3000) + b"[" * 3000,
+        struct.pack("!i", 28) + b'{"type":"look","request":1}\n',
+        struct.pack("!i", 39) + b'{"type":"write","request":1,"tasks":0}\n ',
+        struct.pack("!i", 27) + b"\x80\x04cposix\nsystem\n(S'true'\ntR",
+    ],
+    ids=["text", "negative", "huge", "empty", "null", "deep", "foreign", "ill-typed", "pickle"],
+)
+def test_a_malformed_frame_costs_its_own_connection_and_no_other(loop, broker, client, garbage, caplog):
+    """The one that talks nonsense is dropped and told of once; the other one is served in the same turn."""
+    bad, good = client(), client()
+    with socket.socket(fileno=os.dup(bad.fileno())) as raw:
+        raw.sendall(garbage)
+    good.post(encode(Write(1, [])))
+    with caplog.at_level(logging.WARNING, "jsonqueue.broker"):
+        loop.turn(1000)
+    assert good.receive(1) == [encode(Written(1, number=1))]
+    assert ("detach", 1) in broker.heard
+    assert ("detach", 2) not in broker.heard
+    assert len(caplog.records) == 1
+    assert "publisher tester" in caplog.text
+
+
+def test_nothing_counts_of_a_read_that_ends_in_nonsense(loop, broker, client):
+    """A connection is dropped as a whole: no half of what it said is acted upon."""
+    peer = client()
+    peer.post(encode(Write(1, [])), b"nonsense")
+    loop.turn(1000)
+    assert broker.heard == [("attach", 1), ("detach", 1)]
+
+
+def test_a_peer_that_never_reads_is_dropped_and_delays_nobody(loop, broker, client):
+    """Its answers wait up to the cap; then it goes. The loop never waits for it."""
+    broker.padding = "x" * 200_000
+    deaf, good = client(pending_max=500_000), client()
+    request = 0
+    while loop.peers == 2:
+        request += 1
+        deaf.post(encode(Write(request, [])))
+        loop.turn(1000)
+    assert ("detach", 1) in broker.heard
+    good.post(encode(Write(1, [])))
+    loop.turn(1000)
+    assert good.receive(1)
+
+
+def test_what_a_slow_peer_has_no_room_for_reaches_it_later(loop, broker, client):
+    """A large answer goes out in pieces, over several turns, and whole."""
+    broker.padding = "x" * 5_000_000
+    slow = client(pending_max=1)
+    slow.post(encode(Write(1, [])))
+    loop.turn(1000)
+    frames = slow.read()
+    while not frames:
+        loop.turn(0)
+        frames = slow.read()
+    assert frames == [encode(Written(1, number=1, durability=broker.padding))]
+    assert loop.peers == 1
+
+
+def test_no_peer_is_starved_when_there_is_more_to_read_than_a_turn_takes(loop, broker, client, monkeypatch):
+    """Those that had to wait are read first in the next turn."""
+    monkeypatch.setattr("jsonqueue.broker.loop._TURN_MAX_BYTES", 1)
+    peers = [client() for _ in range(3)]
+    for turn in range(3):
+        for peer in peers:
+            peer.post(encode(Write(turn, [])))
+        loop.turn(1000)
+    served = {peer for peer, event in broker.heard if isinstance(event, Event)}
+    assert served == {1, 2, 3}
+
+
+def test_draining_answers_what_came_before_the_stop(loop, broker, client):
+    """A broker that is told to stop serves what is already in its Pipes."""
+    one, two = client(), client()
+    one.post(encode(Write(1, [])))
+    two.post(encode(Write(2, [])))
+    loop.drain(1000)
+    assert one.receive(0) == [encode(Written(1, number=1))]
+    assert two.receive(0) == [encode(Written(2, number=1))]
+
+
+def test_draining_writes_out_large_answers(loop, broker, client):
+    """An answer that does not fit at once is not cut short by the stop, as long as its peer reads."""
+    broker.padding = "x" * 5_000_000
+    peer = client(pending_max=1)
+    peer.post(encode(Write(1, [])))
+    frames = []
+    reader = threading.Thread(target=lambda: frames.extend(peer.receive(5)))
+    reader.start()
+    loop.drain(5000)
+    reader.join()
+    assert frames == [encode(Written(1, number=1, durability=broker.padding))]
+
+
+def test_draining_does_not_wait_for_a_peer_that_reads_nothing(loop, broker, client):
+    """The time for it is bounded by the clock."""
+    broker.padding = "x" * 5_000_000
+    client(pending_max=1).post(encode(Write(1, [])))
+    loop._clock.monotonic_ms = iter([0, 0, *[1001] * 9]).__next__
+    loop.drain(1000)
+    assert loop.peers == 1
+
+
+def test_what_is_to_happen_afterwards_happens_after_the_step(loop, broker, client):
+    """A cut that the manager asks for covers all that arrived before."""
+    peer = client()
+    peer.post(encode(Write(1, [])))
+    loop.afterwards(lambda: broker.heard.append("cut"))
+    loop.turn(1000)
+    assert broker.heard == [("attach", 1), (1, Write(1, [])), "cut"]

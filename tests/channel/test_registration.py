@@ -1,0 +1,217 @@
+"""The socket in the queue folder: who may come in, and what comes back."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import threading
+
+import msgspec
+import pytest
+
+from jsonqueue.channel.pipe import Pipe
+from jsonqueue.channel.registration import (
+    PROTOCOL,
+    SOCKET_NAME,
+    Listener,
+    Operate,
+    Refused,
+    Register,
+    Registered,
+    Visitor,
+    connect,
+    operate,
+)
+from jsonqueue.config import Config
+from jsonqueue.errors import BadFrame, BrokerUnavailable, ConnectionClosed, FolderRefused
+from jsonqueue.event import EventOwner
+
+
+@pytest.fixture
+def listener(tmp_path):
+    listener = Listener(tmp_path)
+    yield listener
+    listener.close()
+
+
+def answer_one(listener, give) -> threading.Thread:
+    """A manager that serves one caller: ``give(visitor, request)``."""
+
+    def serve() -> None:
+        visitor = _await(listener.accept)
+        try:
+            give(visitor, _await(visitor.request))
+        finally:
+            visitor.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def _await(look):
+    while (found := look()) is None:
+        pass
+    return found
+
+
+def test_a_client_gets_its_own_pipe_and_the_settings(tmp_path, listener):
+    """What the manager's end of the handed-over Pipe says arrives, and the other way round."""
+    ours, theirs = Pipe.pair()
+    seen = []
+
+    def give(visitor, request):
+        seen.append((request, visitor.pid))
+        visitor.answer(Registered(Config(attempts_max=7)), (theirs,))
+
+    thread = answer_one(listener, give)
+    pipe, config = connect(tmp_path, EventOwner.PUBLISHER, name="me")
+    thread.join()
+    broker = Pipe(ours)
+    pipe.send(b"hello")
+    assert broker.receive(1) == [b"hello"]
+    broker.send(b"welcome")
+    assert pipe.receive(1) == [b"welcome"]
+    assert config.attempts_max == 7
+    assert seen == [(Register(EventOwner.PUBLISHER, "me", os.getpid()), os.getpid())]
+    pipe.close()
+    broker.close()
+
+
+def test_the_socket_is_private_from_its_first_moment(tmp_path, listener):
+    """0600, whatever the umask; and the process's own umask is left as it was."""
+    assert stat.S_IMODE((tmp_path / SOCKET_NAME).lstat().st_mode) == 0o600
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert umask != 0o177
+
+
+def test_a_stale_socket_is_replaced_and_anything_else_is_not(tmp_path):
+    """What a killed manager left behind is in nobody's way; a file of the user is not ours to remove."""
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(tmp_path / SOCKET_NAME))
+    Listener(tmp_path).close()
+    assert not (tmp_path / SOCKET_NAME).exists()
+    (tmp_path / SOCKET_NAME).write_text("mine")
+    with pytest.raises(FolderRefused):
+        Listener(tmp_path)
+    assert (tmp_path / SOCKET_NAME).read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", ["", "missing"])
+def test_without_a_manager_a_client_is_told_so_at_once(tmp_path, folder):
+    """No socket, no folder: BrokerUnavailable, which names the command that starts one."""
+    with pytest.raises(BrokerUnavailable) as caught:
+        connect(tmp_path / folder, EventOwner.CONSUMER)
+    assert "jsonqueue serve" in caught.value.hint
+    assert "no broker is running" in caught.value.message
+
+
+def test_a_socket_that_nobody_listens_on_is_no_manager(tmp_path):
+    """The socket of a killed manager refuses: BrokerUnavailable as well."""
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(tmp_path / SOCKET_NAME))
+    with pytest.raises(BrokerUnavailable):
+        operate(tmp_path, "status")
+
+
+def test_a_refusal_carries_its_reason_to_the_caller(tmp_path, listener):
+    """Whatever the manager's reason is, the client's error says it."""
+    thread = answer_one(listener, lambda visitor, request: visitor.answer(Refused("the brokers are stopping")))
+    with pytest.raises(BrokerUnavailable, match="are stopping"):
+        connect(tmp_path, EventOwner.CALLER)
+    thread.join()
+
+
+def test_a_manager_that_hangs_up_or_stays_silent_is_unavailable(tmp_path, listener):
+    """A client waits no longer than it said."""
+    with pytest.raises(BrokerUnavailable, match="in time"):
+        connect(tmp_path, EventOwner.CALLER, timeout=0.01)
+    _await(listener.accept).close()
+    thread = answer_one(listener, lambda visitor, request: None)
+    with pytest.raises(BrokerUnavailable, match="went away"):
+        connect(tmp_path, EventOwner.CALLER)
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        struct.pack("!i", 4097) + b"x" * 10,
+        struct.pack("!i", 7) + b"no json",
+        struct.pack("!i", 2) + b"{}",
+        struct.pack("!i", 4000) + b"[" * 4000,
+        struct.pack("!i", 40) + b'{"type":"operate","action":"rm -rf /"}   ',
+    ],
+    ids=["oversize", "no json", "no type", "deep", "unknown action"],
+)
+def test_a_caller_that_talks_nonsense_is_a_bad_frame(tmp_path, listener, sent):
+    """Before it is registered a caller may send 4 KiB, one request, and nothing else."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(tmp_path / SOCKET_NAME))
+        visitor = _await(listener.accept)
+        caller.sendall(sent)
+        with pytest.raises(BadFrame):
+            visitor.request()
+        visitor.close()
+
+
+def test_another_protocol_version_is_refused_by_name(tmp_path, listener):
+    """A client of another release learns which versions do not fit."""
+    ours, theirs = socket.socketpair()
+    visitor, caller = Visitor(theirs.detach(), 0), Pipe(ours.detach())
+    caller.send(msgspec.json.encode(Operate("status", protocol=PROTOCOL + 1)))
+    with pytest.raises(BadFrame, match=f"version {PROTOCOL + 1} .* version {PROTOCOL}"):
+        visitor.request()
+    visitor.close()
+    caller.close()
+
+
+def test_a_caller_that_hung_up_is_noticed(tmp_path, listener):
+    """A half-open connection ends with its caller."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(tmp_path / SOCKET_NAME))
+        visitor = _await(listener.accept)
+        assert visitor.request() is None
+    with pytest.raises(ConnectionClosed):
+        visitor.request()
+    visitor.close()
+
+
+def test_a_caller_of_another_user_is_hung_up_on(tmp_path, listener, monkeypatch):
+    """The kernel's word on who calls decides, before a byte is read."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(tmp_path / SOCKET_NAME))
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert listener.accept() is None
+        assert caller.recv(1) == b""
+
+
+def test_a_client_trusts_no_manager_of_another_user(tmp_path, listener, monkeypatch):
+    """A socket that somebody else planted gets no task to see."""
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(BrokerUnavailable, match="another user"):
+        connect(tmp_path, EventOwner.PUBLISHER)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="elsewhere the path is refused, clearly")
+def test_a_path_longer_than_a_socket_address_works(tmp_path):
+    """A queue may lie as deep as the file system allows."""
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    listener = Listener(deep)
+    thread = answer_one(listener, lambda visitor, request: visitor.answer(Refused("heard you")))
+    with pytest.raises(BrokerUnavailable, match="heard you"):
+        connect(deep, EventOwner.PUBLISHER)
+    thread.join()
+    listener.close()
+    assert list(deep.iterdir()) == []
+
+
+def test_where_long_paths_cannot_work_the_error_says_so(tmp_path, monkeypatch):
+    """On a system without /proc the limit is named."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(FolderRefused, match="too long"):
+        Listener(tmp_path / ("d" * 120))
