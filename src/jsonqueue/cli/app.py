@@ -1,0 +1,238 @@
+"""The ``jsonqueue`` command: which commands there are, what all of them share, and how a run ends.
+
+Exit statuses (those of sysexits.h, plus the shell's own for signals): 0 done · 1 the answer is no (a dead task, findings of verify, totals
+that differ) · 2 wrong usage · 65 bad data · 66 no such task · 69 no broker running · 70 a bug of ours · 74 disk trouble · 75 try again
+later · 77 folder refused · 78 bad settings or a newer format · 130 Ctrl-C · 141 the reader of our output went away.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from jsonqueue.cli.console import Settings
+from jsonqueue.cli.text import printable
+from jsonqueue.errors import JsonQueueError
+
+__all__ = ["COMMANDS", "cli", "command", "queue_options", "run"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo.command:demo", "Watch real work go through a queue (what happens without a command)."),
+    "serve": ("serving:serve", "Start the brokers of a queue and serve until stopped."),
+    "publish": ("publishing:publish", "Put tasks into the queue: one from the command line, or many from standard input."),
+    "work": ("working:work", "Run tasks with a Python function, or with any program."),
+    "status": ("status:status", "How the queue stands."),
+    "list": ("listing:list_tasks", "List tasks."),
+    "show": ("showing:show", "Everything about one task, with the history of its attempts."),
+    "result": ("showing:result", "Print the result of a task, or wait for it."),
+    "cancel": ("changing:cancel", "Take tasks out of the queue before they complete."),
+    "dead": ("changing:dead", "Dead letters: list, show, replay."),
+    "verify": ("mending:verify", "Check every byte of the queue's files; changes nothing."),
+    "repair": ("mending:repair", "Mend damaged files; loses nothing unless told to."),
+    "checkpoint": ("serving:checkpoint", "Bring queue.json up to date now."),
+    "stop": ("serving:stop", "Ask the running brokers to drain and stop."),
+    "completion": ("completion:completion", "Print the script that completes commands in a shell."),
+}
+"""Name → (where it lives, its line in the overview). In the order of the overview."""
+
+_DEFAULT = "demo"
+_WIDTH = 100
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; its exit status. Prints what went wrong as one sentence, with a hint, on standard error.
+
+    ``JSONQUEUE_DEBUG=1`` lets errors through as they are, with their traceback.
+    """
+    debug = os.environ.get("JSONQUEUE_DEBUG") == "1"
+    try:
+        return _finished(cli.main(args=arguments, prog_name="jsonqueue", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except SystemExit as end:  # click ends the process like this when standard output is closed
+        return _gone() if end.code == 1 else int(end.code or 0)
+    except BrokenPipeError:
+        return _gone()
+    except JsonQueueError as error:
+        if debug:
+            raise
+        complain(str(error), error.hint)
+        return error.exit_status
+    except OSError as error:
+        if debug:
+            raise
+        complain(_sentence(error))
+        return 74
+    except Exception as error:  # the last resort: a person gets a sentence, the traceback is a switch away
+        if debug:
+            raise
+        complain(f"unexpected {type(error).__name__}: {error}", "this is a bug in jsonqueue; JSONQUEUE_DEBUG=1 shows where")
+        return 70
+
+
+def _finished(value: Any) -> int:
+    try:
+        sys.stdout.flush()  # here, and not at the interpreter's exit, where a closed pipe could only be reported as a traceback
+    except BrokenPipeError:
+        return _gone()
+    return value if isinstance(value, int) else 0
+
+
+def _gone() -> int:
+    """The reader of our output (``head``, a pager) has gone away: say nothing, and let the interpreter's last flush fail nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return 141
+
+
+def _sentence(error: OSError) -> str:
+    what = (error.strerror or str(error)).lower()
+    return f"{error.filename}: {what}" if error.filename else what
+
+
+def complain(message: str, hint: str = "") -> None:
+    """One sentence on standard error, and what to do about it."""
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    # click leaves the styles out by itself when color is False.
+    click.echo(click.style("Error: ", fg="red", bold=True) + printable(message), err=True, color=colour)
+    if hint:
+        click.echo(click.style("Hint:  ", dim=True) + printable(hint), err=True, color=colour)
+
+
+class LazyGroup(click.Group):
+    """Commands that are imported when they are called. Options without a command belong to the demo."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        found = getattr(importlib.import_module(f"jsonqueue.cli.{module}"), attribute)
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        position = self._own_options(args)
+        if position is not None:
+            args = [*args[:position], _DEFAULT, *args[position:]]
+        return super().parse_args(ctx, args)
+
+    def _own_options(self, args: list[str]) -> int | None:
+        """Where the demo's name is missing: behind the options of the group, if no command follows them. None: nothing is missing."""
+        position = 0
+        while position < len(args):
+            argument = args[position]
+            if argument in {"-h", "--help", "--version"} or not argument.startswith("-"):
+                return None
+            if argument == "--queue":
+                position += 2
+            elif argument == "--json" or argument.startswith("--queue="):
+                position += 1
+            else:
+                return position
+        return min(position, len(args))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not ctx.resilient_parsing and not name.startswith("-"):
+            raise _unknown_command(ctx, name)
+        return super().resolve_command(ctx, args)
+
+
+def _unknown_command(ctx: click.Context, name: str) -> click.UsageError:
+    near = get_close_matches(name, COMMANDS, n=1)
+    return click.UsageError(f"no command {printable(name)!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
+
+
+def queue_options(function: T) -> T:
+    """``--queue`` and ``--json``: understood before and behind the command's name."""
+    function = click.option(
+        "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print JSON, one value a line, for programs to read."
+    )(function)
+    return click.option(
+        "--queue", metavar="DIR", expose_value=False, callback=_set_queue, type=click.Path(file_okay=False, path_type=Path),
+        help="The queue folder  [default: $JSONQUEUE_DIR, or queue_data]",
+    )(function)  # fmt: skip
+
+
+def _set_queue(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+    settings = ctx.ensure_object(Settings)
+    if value is not None:
+        settings.queue_dir, settings.queue_given = value, True
+    elif ctx.parent is None and os.environ.get("JSONQUEUE_DIR"):
+        settings.queue_dir = Path(os.environ["JSONQUEUE_DIR"])
+
+
+def _set_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Settings).as_json = True
+
+
+def command(name: str, **options: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of jsonqueue: with the shared options, and :class:`Settings` as its first argument."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        made: Callable[..., click.Command] = click.command(name, context_settings=_CONTEXT, **options)
+        return made(queue_options(_with_settings(function)))
+
+    return decorate
+
+
+def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        return function(click.get_current_context().ensure_object(Settings), *arguments, **options)
+
+    return call
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"jsonqueue {version('jsonqueue')}")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        click.echo("jsonqueue, not installed")
+    ctx.exit()
+
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH}
+
+
+@click.group(cls=LazyGroup, context_settings=_CONTEXT)
+@queue_options
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit.")
+def cli() -> None:
+    """A durable task queue that needs no server, in files that you can read.
+
+    Without a command, the demo runs: watch real work go through a queue.
+
+    \b
+    A first minute:
+      jsonqueue serve                                   in one terminal
+      jsonqueue publish '{"url": "https://example.org"}'
+      jsonqueue work --exec 'jq .data.url'              in another
+      jsonqueue status
+    """

@@ -1,0 +1,149 @@
+"""Where a command prints: results on standard output, everything else on standard error.
+
+One :class:`Console` for each run. It knows whether a person is looking (a terminal) or a program (a pipe, ``--json``). rich is imported
+only when a person is looking; piped output is plain text in aligned columns, never cut to a width. ``NO_COLOR`` is respected throughout.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from jsonqueue.cli.text import json_text, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+
+__all__ = ["Console", "Settings"]
+
+ACCENT = "cyan"
+"""The one colour that is ours; green, yellow and red keep their meaning."""
+
+STATUS_STYLE = {
+    "blocked": "magenta",
+    "scheduled": "blue",
+    "pending": "cyan",
+    "in_progress": "yellow",
+    "completed": "green",
+    "dead": "red",
+    "cancelled": "bright_black",
+}
+
+
+class Console:
+    """Prints for a person or for a program."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self._rich: dict[int, RichConsole] = {}
+
+    @property
+    def person(self) -> bool:
+        """Whether somebody reads along: standard output is a terminal, and no JSON was asked for."""
+        return not self.as_json and _is_terminal(sys.stdout)
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody reads standard error, where progress is shown."""
+        return not self.as_json and _is_terminal(sys.stderr)
+
+    def rich(self, *, err: bool = False) -> RichConsole:
+        """rich's console on standard output (or error), with nothing in the data interpreted as markup."""
+        stream = sys.stderr if err else sys.stdout
+        console = self._rich.get(id(stream))
+        if console is None:
+            from rich.console import Console as RichConsole
+
+            console = self._rich[id(stream)] = RichConsole(
+                file=stream, markup=False, highlight=False, emoji=False, no_color=bool(os.environ.get("NO_COLOR")) or None
+            )
+        return console
+
+    def line(self, text: str = "") -> None:
+        """One line of the result."""
+        click.echo(text)
+
+    def json(self, value: Any) -> None:
+        """One JSON value on a line of its own."""
+        click.echo(json_text(value))
+
+    def note(self, text: str) -> None:
+        """A remark beside the result: on standard error, so that it never ends up in a pipe."""
+        click.echo(text, err=True)
+
+    def show(self, renderable: Any, *, err: bool = False) -> None:
+        """Something of rich's, for a person."""
+        self.rich(err=err).print(renderable)
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), style: int | None = None) -> None:
+        """Rows under headings; the columns in ``right`` are aligned right, the one in ``style`` is coloured as a task status."""
+        if self.person:
+            self.show(_rich_table(headings, rows, right, style))
+        else:
+            for text in plain_table(headings, rows, right):
+                self.line(text)
+
+    def facts(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Names and values, one pair a line. The values are printed as they come: make them printable first."""
+        listed = list(pairs)
+        width = max((len(name) for name, _ in listed), default=0)
+        for name, value in listed:
+            label = click.style(name.ljust(width), dim=True) if self.person and not os.environ.get("NO_COLOR") else name.ljust(width)
+            self.line(f"{label}  {value}".rstrip())
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _rich_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int], style: int | None) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    for index, heading in enumerate(headings):
+        share = 1 if index == len(headings) - 1 else None
+        table.add_column(heading, justify="right" if index in right else "left", no_wrap=True, overflow="ellipsis", ratio=share)
+    for row in rows:
+        cells = [Text(printable(cell)) for cell in row]
+        if style is not None:
+            cells[style].stylize(STATUS_STYLE.get(row[style], ""))
+        table.add_row(*cells)
+    return table
+
+
+def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Iterable[str]:
+    """The rows as text: columns as wide as they need to be, two spaces between them, headings in capitals."""
+    cells = [[heading.upper() for heading in headings], *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    for row in cells:
+        aligned = (
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(aligned).rstrip()
+
+
+@dataclass
+class Settings:
+    """What the global options said."""
+
+    queue_dir: Path = Path("queue_data")
+    queue_given: bool = False
+    """Whether ``--queue`` was typed, as against the default or the environment."""
+    as_json: bool = False
+    _console: Console | None = field(default=None, repr=False)
+
+    @property
+    def console(self) -> Console:
+        """Where this run prints. Made when first asked for, because ``--json`` may stand behind the command's name as well."""
+        if self._console is None:
+            self._console = Console(as_json=self.as_json)
+        return self._console

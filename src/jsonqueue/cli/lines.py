@@ -1,0 +1,74 @@
+"""Lines from a stream as they come: in large groups while they flow, at once when they drip.
+
+``tail -f events | jsonqueue publish`` must not wait for a thousand events, and a file of a million lines must neither be read whole nor
+published line by line. So a group ends when nothing more is there for the moment, or when it is large.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jsonqueue.errors import InvalidTask
+
+__all__ = ["Line", "LineGroups"]
+
+_GROUP_BYTES = 16 * 1024 * 1024
+_GROUP_LINES = 100_000
+_LINE_BYTES_MAX = 64 * 1024 * 1024
+_READ_BYTES = 1024 * 1024
+
+
+class Line(NamedTuple):
+    """One line, without its line feed, and its number from 1."""
+
+    number: int
+    text: bytes
+
+
+class LineGroups:
+    """Iterates over groups of lines of a file descriptor. Blank lines are counted and left out."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._rest = b""
+        self._number = 0
+        self.bytes_read = 0
+        status = os.fstat(fd)
+        self.bytes_total = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        """Size of the input, if it is a file; 0: nobody knows."""
+
+    def __iter__(self) -> Iterator[list[Line]]:
+        ended = False
+        while not ended:
+            group: list[Line] = []
+            size = 0
+            while len(group) < _GROUP_LINES and size < _GROUP_BYTES:
+                if group and not self._ready():
+                    break
+                chunk = os.read(self._fd, _READ_BYTES)
+                size += len(chunk)
+                group += self._lines(chunk)
+                if not chunk:
+                    ended = True
+                    break
+            if group:
+                yield group
+
+    def _ready(self) -> bool:
+        """Whether reading would not wait. (A moment's patience: a writer at the other end of a pipe fills it anew.)"""
+        return bool(select.select([self._fd], [], [], 0.02)[0])
+
+    def _lines(self, chunk: bytes) -> list[Line]:
+        """The lines that the chunk completes; an empty chunk is the end and completes the last one."""
+        self.bytes_read += len(chunk)
+        *whole, self._rest = (self._rest + chunk).split(b"\n") if chunk else (self._rest, b"")
+        if len(self._rest) > _LINE_BYTES_MAX:
+            number = self._number + len(whole) + 1
+            raise InvalidTask(f"line {number} is longer than {_LINE_BYTES_MAX:,} bytes", hint="one JSON value a line")
+        numbered = [Line(number, text) for number, text in enumerate(whole, self._number + 1) if text.strip()]
+        self._number += len(whole)
+        return numbered

@@ -1,0 +1,107 @@
+"""``jsonqueue list``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+from msgspec import Raw
+
+from jsonqueue.cli.app import command
+from jsonqueue.cli.console import Console, Settings
+from jsonqueue.cli.text import clip, duration, json_text, plural
+from jsonqueue.task import StoredTask, TaskStatus
+
+if TYPE_CHECKING:
+    from jsonqueue.core.state import QueueState
+
+__all__ = ["Filter", "attempts", "detail", "list_tasks", "print_tasks"]
+
+_DETAIL_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which tasks are listed."""
+
+    statuses: frozenset[str] = frozenset()
+    id_prefix: str = ""
+    priority: int | None = None
+    newest: bool = False
+
+    def of(self, state: QueueState) -> Iterator[StoredTask]:
+        """The tasks that match, in the order they were published, or the newest first."""
+        tasks = state.tasks.values()
+        for task in reversed(tasks) if self.newest else tasks:
+            if self._matches(task):
+                yield task
+
+    def _matches(self, task: StoredTask) -> bool:
+        return (
+            (not self.statuses or task.status in self.statuses)
+            and task.id.startswith(self.id_prefix)
+            and (self.priority is None or task.priority == self.priority)
+        )
+
+
+@command("list", short_help="List tasks.")
+@click.option("--status", "statuses", multiple=True, type=click.Choice([*map(str, TaskStatus)]), help="Only this status (repeatable).")
+@click.option("--id-prefix", default="", help="Only ids that begin like this.")
+@click.option("--priority", type=int, help="Only this priority.")
+@click.option("--newest", is_flag=True, help="The newest first.")
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="At most so many; 0: all.")
+def list_tasks(settings: Settings, statuses: tuple[str, ...], id_prefix: str, priority: int | None, newest: bool, limit: int) -> None:
+    """List tasks, in the order they were published.
+
+    Reads the queue's files; no broker needs to run. With --json each task is a line, as it stands in queue.json.
+    """
+    from jsonqueue.cli.reading import load
+
+    wanted = Filter(frozenset(statuses), id_prefix, priority, newest)
+    print_tasks(settings.console, wanted.of(load(settings.queue_dir).state), limit=limit, now_ms=time.time_ns() // 1_000_000)
+
+
+def print_tasks(console: Console, tasks: Iterator[StoredTask], *, limit: int, now_ms: int) -> None:
+    """The first ``limit`` tasks (0: all), and how many more there are."""
+    shown = islice(tasks, limit or None)
+    if console.as_json:
+        for task in shown:
+            console.line(json_text(Raw(msgspec.json.encode(task))))
+        return
+    rows = [_row(task, now_ms) for task in shown]
+    if not rows:
+        console.note("No tasks.")
+        return
+    console.table(("id", "status", "prio", "tries", "age", "detail"), rows, right=(2, 3, 4), style=1)
+    more = sum(1 for _ in tasks)
+    if more:
+        console.note(f"… and {plural(more, 'more task')}: --limit {limit + more}, or --limit 0 for all.")
+
+
+def _row(task: StoredTask, now_ms: int) -> tuple[str, ...]:
+    age = duration(max(0, now_ms - task.published_ms))
+    return (task.id, str(task.status), str(task.priority), attempts(task), age, clip(detail(task, now_ms), _DETAIL_WIDTH))
+
+
+def attempts(task: StoredTask) -> str:
+    """``1/3``: attempts counted so far, of how many."""
+    return f"{task.attempt}/{task.attempts_max}" if task.attempts_max else str(task.attempt)
+
+
+def detail(task: StoredTask, now_ms: int) -> str:
+    """The one thing worth knowing about the task: why it ended, what it waits for, who holds it; else its payload."""
+    if task.status in {TaskStatus.DEAD, TaskStatus.CANCELLED}:
+        return task.reason
+    if task.status is TaskStatus.SCHEDULED:
+        wait = f"in {duration(max(0, task.run_at_ms - now_ms))}"
+        return f"{wait}, after {task.reason}" if task.reason else wait
+    if task.status is TaskStatus.BLOCKED:
+        return "waits for " + ", ".join(task.after)
+    if task.status is TaskStatus.IN_PROGRESS:
+        return f"{task.consumer}, for {duration(max(0, now_ms - task.started_ms))}"
+    return bytes(task.data)[: 4 * _DETAIL_WIDTH].decode("utf-8", "replace")

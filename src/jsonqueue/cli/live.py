@@ -1,0 +1,59 @@
+"""One line on standard error that changes in place while a command runs; nothing at all when nobody watches.
+
+Plain escape sequences instead of rich: ``publish`` and ``work`` would spend more time on importing it than on their first task.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import click
+
+from jsonqueue.cli.text import clip, printable
+
+__all__ = ["LiveLine", "bar"]
+
+
+class LiveLine:
+    """Shows ``text()`` a few times a second until the ``with`` block ends, then clears the line."""
+
+    def __init__(self, text: Callable[[], str], *, watched: bool, every_s: float = 0.2) -> None:
+        self._text = text
+        self._every_s = every_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="live-line", daemon=True) if watched else None
+
+    def __enter__(self) -> Self:
+        if self._thread:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        if self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        # The first look comes after a moment: what is over at once needs no progress.
+        while not self._over.wait(self._every_s):
+            _put(clip(printable(self._text()), shutil.get_terminal_size().columns - 1))
+        _put("")
+
+
+def _put(text: str) -> None:
+    dim = not os.environ.get("NO_COLOR")
+    # One write for the whole line, so that it cannot be torn apart by what another thread prints.
+    sys.stderr.write(f"\r\x1b[K{click.style(text, dim=True) if dim and text else text}")
+    sys.stderr.flush()
+
+
+def bar(share: float, width: int) -> str:
+    """A bar of ``width`` characters, filled to ``share`` (0 to 1)."""
+    filled = round(min(1.0, max(0.0, share)) * width)
+    return "━" * filled + "╌" * (width - filled)

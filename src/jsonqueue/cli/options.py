@@ -1,0 +1,88 @@
+"""Values that a person types: waits, moments, retry policies."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from jsonqueue.retry import RetryPolicy
+
+__all__ = ["MOMENT", "RETRY", "WAIT", "Wait"]
+
+_UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+_WAIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|)")
+
+
+class Wait(click.ParamType[float]):
+    """Seconds, or a figure with a unit: ``90``, ``1.5h``, ``2d``, ``1h30m``."""
+
+    name = "wait"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        parts = _WAIT.findall(value)
+        if not parts or "".join(figure + unit for figure, unit in parts) != value.replace(" ", ""):
+            self.fail(f"{value!r} is no wait: give seconds, or a figure with ms, s, m, h or d, such as 90, 1.5h or 1h30m", param, ctx)
+        return float(sum(float(figure) * _UNITS_S[unit] for figure, unit in parts))
+
+
+class _Moment(click.ParamType[datetime]):
+    """A date and time in ISO 8601; without a zone it is the reader's own."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except (ValueError, OverflowError):
+            example = "2026-11-30T14:00 (in your own zone), or 2026-11-30T14:00Z"
+            self.fail(f"{value!r} is no date and time: give one such as {example}", param, ctx)
+
+
+class _WaitOrMoment(click.ParamType["float | datetime"]):
+    """A wait from now, or a moment."""
+
+    name = "wait or moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | datetime:
+        if isinstance(value, str) and re.match(r"\d{4}-", value):
+            return MOMENT.convert(value, param, ctx)
+        return WAIT.convert(value, param, ctx)
+
+
+class _Retry(click.ParamType["RetryPolicy"]):
+    """``exponential``, ``linear``, ``never``, or a policy as JSON."""
+
+    name = "policy"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> RetryPolicy:
+        import msgspec
+
+        from jsonqueue.retry import RetryPolicy, policy_named
+
+        if not isinstance(value, str):
+            policy: RetryPolicy = value
+            return policy
+        try:
+            read: RetryPolicy = msgspec.json.decode(value, type=RetryPolicy) if value.lstrip().startswith("{") else policy_named(value)
+            return read
+        except (ValueError, msgspec.MsgspecError) as error:
+            self.fail(f'{error}; as JSON it reads {{"kind":"linear","step_ms":1000,"cap_ms":60000}}', param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(name) for name in ("exponential", "linear", "never") if name.startswith(incomplete)]
+
+
+WAIT = Wait()
+MOMENT = _Moment()
+WAIT_OR_MOMENT = _WaitOrMoment()
+RETRY = _Retry()

@@ -1,0 +1,233 @@
+"""``jsonqueue publish``: one task from the command line, or a stream of them from standard input."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+import orjson
+from msgspec import Raw
+
+from jsonqueue.cli.app import command
+from jsonqueue.cli.console import Console, Settings
+from jsonqueue.cli.lines import Line, LineGroups
+from jsonqueue.cli.live import LiveLine, bar
+from jsonqueue.cli.options import MOMENT, RETRY, WAIT, WAIT_OR_MOMENT
+from jsonqueue.cli.text import clip, count, duration, plural, printable, rate
+from jsonqueue.errors import InvalidTask, JsonQueueError, PublishUnknown, TasksRejected
+from jsonqueue.task import StoredTaskIn, TaskIn
+
+if TYPE_CHECKING:
+    from jsonqueue.client.publisher import Publisher
+    from jsonqueue.retry import RetryPolicy
+
+__all__ = ["Stream", "publish"]
+
+_COMPLAINTS_MAX = 20
+
+_as_raw = msgspec.json.Decoder(Raw).decode
+_as_task = msgspec.json.Decoder(StoredTaskIn).decode
+
+
+@command("publish", short_help="Put tasks into the queue: one from the command line, or many from standard input.")
+@click.argument("data", required=False)
+@click.option("--text", is_flag=True, help="DATA is a plain string, not JSON.")
+@click.option("--tasks", is_flag=True, help='Each input line is a whole task: {"id": …, "data": …, "priority": …}.')
+@click.option("--id", "task_id", default="", help="Name of the task; publishing it again makes no second one.")
+@click.option("--priority", type=int, default=0, show_default=True, help="Higher runs first.")
+@click.option("--delay", type=WAIT, help="Run it after this wait: 90, 1.5h, 2d.")
+@click.option("--run-at", type=MOMENT, help="Run it not before this moment: 2026-11-30T14:00.")
+@click.option("--deadline", type=WAIT_OR_MOMENT, help="Do not start it after this wait or moment; it is dead then.")
+@click.option("--attempts-max", type=click.IntRange(min=1), help="How often it may be tried.  [default: the queue's, 3]")
+@click.option("--retry", type=RETRY, help="The wait between tries: exponential, linear, never, or a policy as JSON.")
+@click.option("--after", multiple=True, metavar="ID", help="Run it only when this task is complete (repeatable).")
+@click.option("--quiet", is_flag=True, help="Do not print the ids.")
+def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_id: str, quiet: bool, **options: Any) -> int:
+    """Put tasks into the queue. DATA is one payload as JSON; without it, or with -, each line of standard input is one.
+
+    Prints the id of each task once it is on the disk. With no broker running the task is stored all the same, and runs when brokers start.
+
+    \b
+    jsonqueue publish '{"url": "https://example.org"}' --priority 5
+    jsonqueue publish --text 'just a string' --delay 10m
+    jsonqueue publish --quiet < events.jsonl
+    """
+    from jsonqueue.client.publisher import Publisher
+
+    given = Options(**options)
+    with Publisher(settings.queue_dir) as publisher:
+        if data is not None and data != "-":
+            if tasks:
+                raise click.UsageError("--tasks reads standard input: leave DATA out")
+            return _publish_one(settings.console, publisher, _payload(data, text=text), given, task_id=task_id, quiet=quiet)
+        if text or task_id:
+            raise click.UsageError("--text and --id go with DATA; for many tasks with ids, pipe whole tasks in with --tasks")
+        if sys.stdin.isatty() and data is None:
+            raise click.UsageError("nothing to publish: give DATA, pipe JSON Lines in, or use - to type them")
+        return Stream(settings.console, publisher, given, whole_tasks=tasks, quiet=quiet).run(LineGroups(sys.stdin.fileno()))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What applies to every task of this command."""
+
+    priority: int = 0
+    delay: float | None = None
+    run_at: datetime | None = None
+    deadline: float | datetime | None = None
+    attempts_max: int | None = None
+    retry: RetryPolicy | None = None
+    after: tuple[str, ...] = ()
+
+    def described(self, data: Any, *, task_id: str = "") -> TaskIn[Any]:
+        """The task with these options."""
+        from jsonqueue.client.intake import describe
+
+        return describe(
+            data, now_ms=time.time_ns() // 1_000_000, id=task_id, priority=self.priority, delay=self.delay, run_at=self.run_at,
+            deadline=self.deadline, attempts_max=self.attempts_max, retry=self.retry, after=self.after,
+        )  # fmt: skip
+
+
+def _payload(data: str, *, text: bool) -> orjson.Fragment:
+    if text:
+        return orjson.Fragment(orjson.dumps(data))
+    try:
+        return _compact(data.encode())
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        shown = printable(clip(data, 60)).replace("'", "'\\''")
+        raise InvalidTask(
+            f"DATA is not JSON: {clip(data, 60)}",
+            hint=f"""quote JSON for the shell: '{{"key": "value"}}'; or, for a plain string: jsonqueue publish --text '{shown}'""",
+        ) from None
+
+
+def _compact(text: bytes) -> orjson.Fragment:
+    """JSON as it was written, figures untouched, without the space between its tokens. Raises if it is not JSON."""
+    _as_raw(text)
+    return orjson.Fragment(msgspec.json.format(text.strip(), indent=-1))
+
+
+def _publish_one(console: Console, publisher: Publisher, data: Any, options: Options, *, task_id: str, quiet: bool) -> int:
+    handle = publisher.publish(options.described(data, task_id=task_id))
+    if console.as_json:
+        console.json({"id": handle.id, "duplicate": handle.duplicate})
+    elif not quiet:
+        console.line(handle.id)
+    if handle.duplicate:
+        console.note(f"The queue holds task {handle.id} already; nothing was added.")
+    return 0
+
+
+@dataclass
+class Stream:
+    """Publishes lines as they come and keeps the tally."""
+
+    console: Console
+    publisher: Publisher
+    options: Options
+    whole_tasks: bool = False
+    quiet: bool = False
+    published: int = 0
+    duplicates: int = 0
+    bad: int = 0
+    _began: float = field(default_factory=time.monotonic)
+
+    def run(self, groups: LineGroups) -> int:
+        """Publish all lines. A bad one is named by its number and left out; the others are published. 65 if there was one."""
+        with LiveLine(lambda: self._progress(groups), watched=self.console.watched):
+            try:
+                for group in groups:
+                    self._publish(group)
+            except (JsonQueueError, KeyboardInterrupt):
+                self._summary()
+                raise
+        self._summary()
+        return InvalidTask.exit_status if self.bad else 0
+
+    def _publish(self, group: list[Line]) -> None:
+        from jsonqueue.client.identity import IdSource
+
+        ids = IdSource()
+        tasks, numbers = [], []
+        for line in group:
+            task = self._task(line, ids)
+            if task is not None:
+                tasks.append(task)
+                numbers.append(line.number)
+        refused: set[int] = set()
+        already = self.published + self.duplicates
+        try:
+            done = self.publisher.publish_many(tasks)
+            self.published += done.published
+            self.duplicates += done.duplicates
+        except TasksRejected as error:
+            refused = self._refused(error, numbers)
+        except PublishUnknown as error:
+            self.published += error.published
+            raise
+        if not self.quiet and self.published + self.duplicates > already:
+            self._print_ids([task for place, task in enumerate(tasks) if place not in refused])
+
+    def _task(self, line: Line, ids: Any) -> TaskIn[Any] | None:
+        try:
+            if self.whole_tasks:
+                return _whole_task(line.text, ids)
+            return self.options.described(_compact(line.text), task_id=ids.fresh())
+        except (msgspec.MsgspecError, InvalidTask) as error:
+            self._complain(line.number, f"not {'a task' if self.whole_tasks else 'JSON'}: {error}")
+            return None
+
+    def _refused(self, error: TasksRejected, numbers: list[int]) -> set[int]:
+        """Count what was refused; the places of what is not stored. Raises on when the queue takes nothing more."""
+        self.published += error.published
+        self.duplicates += error.duplicates
+        for rejection in error.rejected:
+            self._complain(numbers[rejection.index], rejection.reason)
+        untold = error.count - len(error.rejected)
+        self.bad += untold
+        if error.stopped_after is not None:
+            raise error
+        # Only so many refusals are listed. Rather than print an id that may not be stored, print none of this group.
+        return set(range(len(numbers))) if untold else {rejection.index for rejection in error.rejected}
+
+    def _complain(self, number: int, why: str) -> None:
+        self.bad += 1
+        if self.bad <= _COMPLAINTS_MAX:
+            self.console.note(f"line {number:,}: {printable(clip(why, 300))}")
+
+    def _print_ids(self, tasks: list[TaskIn[Any]]) -> None:
+        if self.console.as_json:
+            self.console.line("\n".join(f'{{"id":"{task.id}"}}' for task in tasks))
+        elif not self.console.person:
+            # A person at a terminal gets the summary: a million ids would only push it out of sight.
+            self.console.line("\n".join(task.id for task in tasks))
+
+    def _progress(self, groups: LineGroups) -> str:
+        done = self.published + self.duplicates
+        speed = rate(done / max(0.001, time.monotonic() - self._began))
+        share = f"{bar(groups.bytes_read / groups.bytes_total, 30)} " if groups.bytes_total else ""
+        return f"{share}{plural(done, 'task')} published, {speed}" + (f", {count(self.bad)} bad" if self.bad else "")
+
+    def _summary(self) -> None:
+        took = time.monotonic() - self._began
+        parts = [f"{plural(self.published, 'task')} published in {duration(took * 1000)} ({rate(self.published / max(took, 0.001))})"]
+        if self.duplicates:
+            parts.append(f"{plural(self.duplicates, 'duplicate')} left out")
+        if self.bad:
+            parts.append(f"{plural(self.bad, 'bad line')} left out")
+        self.console.note(", ".join(parts) + ".")
+
+
+def _whole_task(text: bytes, ids: Any) -> TaskIn[Any]:
+    given = _as_task(text)
+    data = orjson.Fragment(msgspec.json.format(bytes(given.data), indent=-1))
+    return TaskIn(
+        id=given.id or ids.fresh(), data=data, priority=given.priority, run_at_ms=given.run_at_ms, deadline_ms=given.deadline_ms,
+        attempts_max=given.attempts_max, retry=given.retry, after=given.after,
+    )  # fmt: skip

@@ -1,0 +1,86 @@
+"""Reading a queue from its files alone, whether or not brokers are running."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from jsonqueue.errors import JsonQueueError, TaskNotFound
+from jsonqueue.task import StoredTask
+
+if TYPE_CHECKING:
+    from jsonqueue.storage.recovery import Loaded
+
+__all__ = ["Found", "NoQueue", "find", "load", "require_queue"]
+
+ARCHIVE = "archive"
+
+_decode_task = msgspec.json.Decoder(StoredTask).decode
+
+
+class NoQueue(JsonQueueError):
+    """There is no queue in this folder."""
+
+    exit_status = 66
+
+    def __init__(self, queue_dir: Path) -> None:
+        there = "does not exist" if not queue_dir.is_dir() else "holds no queue"
+        super().__init__(
+            f"{queue_dir} {there}", hint="--queue DIR names another folder; `jsonqueue serve` and `jsonqueue publish` make one"
+        )
+        self.queue_dir = queue_dir
+
+
+def require_queue(queue_dir: Path) -> None:
+    """Raise :class:`NoQueue` unless the folder holds a queue: asking must not make one."""
+    if not queue_dir.is_dir() or not any(_belongs(name) for name in os.listdir(queue_dir)):
+        raise NoQueue(queue_dir)
+
+
+def _belongs(name: str) -> bool:
+    return name == "queue.json" or (name.startswith(("published-", "progress-")) and name.endswith(".jsonl"))
+
+
+def load(queue_dir: Path) -> Loaded:
+    """The whole queue, folded from its files."""
+    from jsonqueue.storage.recovery import inspect
+
+    require_queue(queue_dir)
+    return inspect(queue_dir)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A task, and the archive file it lies in (empty: it is in the queue)."""
+
+    task: StoredTask
+    archive: str = ""
+
+
+def find(queue_dir: Path, task_id: str, *, loaded: Loaded | None = None) -> Found:
+    """The task of this id, from the queue or else from its archive. Raises :class:`TaskNotFound`."""
+    state = (loaded or load(queue_dir)).state
+    task = state.tasks.get(task_id)
+    if task is not None:
+        return Found(task)
+    for file in sorted((queue_dir / ARCHIVE).glob("*.jsonl"), reverse=True):
+        for archived in _archived(file, task_id):
+            return Found(archived, f"{ARCHIVE}/{file.name}")
+    raise TaskNotFound(task_id, where=f"{queue_dir} or its archive")
+
+
+def _archived(file: Path, task_id: str) -> Iterator[StoredTask]:
+    """The tasks of this id in one archive file. Each line begins with its id, so that only lines that match are parsed.
+
+    A last line without its end is one that a checkpoint was writing when it was cut off; the task is in the queue still.
+    """
+    begins = b'{"id":"' + task_id.encode() + b'"'
+    with file.open("rb") as lines:
+        for line in lines:
+            if line.startswith(begins) and line.endswith(b"\n"):
+                yield _decode_task(line)

@@ -1,0 +1,246 @@
+"""``jsonqueue status``."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jsonqueue.cli.app import command
+from jsonqueue.cli.console import STATUS_STYLE, Console, Settings
+from jsonqueue.cli.text import count, duration, moment, plural, printable, rate, size
+from jsonqueue.task import StoredTask, TaskStatus
+
+if TYPE_CHECKING:
+    from jsonqueue.channel.registration import ManagerStatus
+
+__all__ = ["Overview", "Sizes", "overview", "sizes", "status"]
+
+_RATE_WINDOW_MS = 60_000
+
+
+@command("status", short_help="How the queue stands.")
+@click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds between two looks of --watch.")
+def status(settings: Settings, watch: bool, interval: float) -> None:
+    """How the queue stands: brokers, tasks by status, rates of the last minute, files.
+
+    Reads the queue's files; no broker needs to run.
+    """
+    if watch and settings.console.person:
+        _watch(settings, interval)
+        return
+    while True:
+        _print(settings.console, overview(settings.queue_dir, now_ms=time.time_ns() // 1_000_000))
+        if not watch:
+            return
+        time.sleep(interval)
+
+
+def _watch(settings: Settings, interval: float) -> None:
+    from rich.live import Live
+
+    with Live(console=settings.console.rich(), auto_refresh=False, screen=True) as live:
+        while True:
+            live.update(_panel(overview(settings.queue_dir, now_ms=time.time_ns() // 1_000_000)), refresh=True)
+            time.sleep(interval)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What lies in the folder, in bytes."""
+
+    queue_json: int = 0
+    queue_json_saved_ms: int = 0
+    logs: int = 0
+    log_files: int = 0
+    archive: int = 0
+    previous: int = 0
+
+
+@dataclass
+class Overview:
+    """Everything `status` says."""
+
+    queue_dir: Path
+    now_ms: int
+    tasks: int = 0
+    by_status: Counter[str] = field(default_factory=Counter)
+    last_task: int = 0
+    oldest_pending_ms: int = 0
+    published_last_minute: int = 0
+    completed_last_minute: int = 0
+    sizes: Sizes = Sizes()
+    manager: ManagerStatus | None = None
+    held_by: str = ""
+    """Who holds the queue, when it does not answer."""
+
+    def count(self, tasks: Iterable[StoredTask]) -> None:
+        """Look at each task once."""
+        since = self.now_ms - _RATE_WINDOW_MS
+        for task in tasks:
+            self.tasks += 1
+            self.by_status[task.status] += 1
+            self.published_last_minute += task.published_ms > since
+            if task.status is TaskStatus.PENDING:
+                if not self.oldest_pending_ms or task.published_ms < self.oldest_pending_ms:
+                    self.oldest_pending_ms = task.published_ms
+            elif task.finished_ms > since and task.status is TaskStatus.COMPLETED:
+                self.completed_last_minute += 1
+
+
+def overview(queue_dir: Path, *, now_ms: int) -> Overview:
+    """How the queue stands, from its files and, if it is running, its manager."""
+    from jsonqueue.cli.reading import load
+
+    loaded = load(queue_dir)
+    seen = Overview(queue_dir, now_ms, last_task=loaded.last_task, sizes=sizes(queue_dir))
+    seen.count(loaded.state.tasks.values())
+    seen.manager, seen.held_by = _manager(queue_dir)
+    return seen
+
+
+def sizes(queue_dir: Path) -> Sizes:
+    """Sizes of the queue's files. A file that a checkpoint takes away meanwhile counts as nothing."""
+    logs = [_size(file) for file in queue_dir.glob("*.jsonl")]
+    try:
+        saved = (queue_dir / "queue.json").stat()
+    except FileNotFoundError:
+        saved = None
+    return Sizes(
+        queue_json=saved.st_size if saved else 0,
+        queue_json_saved_ms=saved.st_mtime_ns // 1_000_000 if saved else 0,
+        logs=sum(logs),
+        log_files=len(logs),
+        archive=sum(_size(file) for file in (queue_dir / "archive").glob("*.jsonl")),
+        previous=sum(_size(file) for file in (queue_dir / "previous").glob("*")),
+    )
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _manager(queue_dir: Path) -> tuple[ManagerStatus | None, str]:
+    from jsonqueue.channel.registration import operate
+    from jsonqueue.errors import BrokerUnavailable
+    from jsonqueue.storage.locks import holder
+
+    try:
+        return operate(queue_dir, "status", timeout=2.0).status, ""
+    except BrokerUnavailable:
+        return None, holder(queue_dir, "queue")
+
+
+def _print(console: Console, seen: Overview) -> None:
+    if console.as_json:
+        console.json(as_json(seen))
+    elif console.person:
+        console.show(_panel(seen))
+    else:
+        console.facts([("queue", printable(str(seen.queue_dir.resolve()))), *_lines(seen)])
+
+
+def as_json(seen: Overview) -> dict[str, Any]:
+    """The overview as `status --json` prints it."""
+    import msgspec
+
+    return {
+        "queue_dir": str(seen.queue_dir.resolve()),
+        "at_ms": seen.now_ms,
+        "running": seen.manager is not None,
+        "tasks": seen.tasks,
+        "by_status": {str(status): seen.by_status[status] for status in TaskStatus},
+        "published_ever": seen.last_task,
+        "oldest_pending_ms": seen.oldest_pending_ms,
+        "published_last_minute": seen.published_last_minute,
+        "completed_last_minute": seen.completed_last_minute,
+        "files": {
+            "queue_json_bytes": seen.sizes.queue_json, "queue_json_saved_ms": seen.sizes.queue_json_saved_ms, "log_bytes": seen.sizes.logs,
+            "log_files": seen.sizes.log_files, "archive_bytes": seen.sizes.archive, "previous_bytes": seen.sizes.previous,
+        },
+        "manager": msgspec.to_builtins(seen.manager) if seen.manager else None,
+    }  # fmt: skip
+
+
+def _panel(seen: Overview) -> Any:
+    from rich import box
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _lines(seen, with_tasks=False):
+        table.add_row(name, Text(value))
+    parts = [_status_bar(seen), Text(""), table] if seen.tasks else [table]
+    title = Text(f" {printable(str(seen.queue_dir))} ", style="bold")
+    return Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, border_style="dim", padding=(1, 2))
+
+
+def _status_bar(seen: Overview) -> Any:
+    """The tasks as one bar in proportion, and the legend under it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    width = 60
+    bar, legend = Text(), Text()
+    for name in TaskStatus:
+        number = seen.by_status[name]
+        if number:
+            bar.append("━" * max(1, round(width * number / seen.tasks)), style=STATUS_STYLE[name])
+            legend.append("● ", style=STATUS_STYLE[name]).append(f"{count(number)} {name}   ")
+    grid = Table.grid()
+    grid.add_row(bar)
+    grid.add_row(legend)
+    return grid
+
+
+def _lines(seen: Overview, *, with_tasks: bool = True) -> Iterator[tuple[str, str]]:
+    yield "brokers", _brokers(seen)
+    if with_tasks:
+        yield "tasks", count(seen.tasks)
+        for name in TaskStatus:
+            if seen.by_status[name]:
+                yield f"  {name}", count(seen.by_status[name])
+    if seen.oldest_pending_ms:
+        yield "oldest pending", f"waiting for {duration(max(0, seen.now_ms - seen.oldest_pending_ms))}"
+    published, completed = seen.published_last_minute, seen.completed_last_minute
+    yield "last minute", f"{count(published)} published ({rate(published / 60)}), {count(completed)} completed ({rate(completed / 60)})"
+    yield "published ever", plural(seen.last_task, "task")
+    yield "queue.json", _queue_json(seen)
+    yield "logs", f"{size(seen.sizes.logs)} in {plural(seen.sizes.log_files, 'file')} beside queue.json" if seen.sizes.log_files else "none"
+    if seen.sizes.archive:
+        yield "archive", size(seen.sizes.archive)
+
+
+def _queue_json(seen: Overview) -> str:
+    if not seen.sizes.queue_json:
+        return "not written yet"
+    saved = seen.sizes.queue_json_saved_ms
+    text = f"{size(seen.sizes.queue_json)}, saved {moment(saved, now_ms=seen.now_ms)} ({duration(max(0, seen.now_ms - saved))} ago)"
+    if seen.manager and seen.manager.checkpoint_error:
+        text += f"; the last checkpoint failed: {printable(seen.manager.checkpoint_error)}"
+    return text
+
+
+def _brokers(seen: Overview) -> str:
+    if seen.manager is None:
+        return f"held by {printable(seen.held_by)}, which does not answer" if seen.held_by else "not running"
+    parts = [f"running since {duration(seen.manager.up_ms)}, manager pid {seen.manager.pid}"]
+    for broker in seen.manager.brokers:
+        restarts = f", {plural(broker.restarts, 'restart')}" if broker.restarts else ""
+        parts.append(f"{broker.role.replace('_', ' ')} {broker.state}, pid {broker.pid}, {plural(broker.peers, 'client')}{restarts}")
+    if seen.manager.durability != "power-cut":
+        parts.append(f"relaxed durability: {seen.manager.durability}")
+    return "; ".join(parts)
