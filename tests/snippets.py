@@ -12,7 +12,8 @@ The words behind a fence's language say what to do with it; a rendered page does
 ```` ```text output ````        what the snippet before printed on standard output, exactly
 ==============================  ========================================================================================
 
-All snippets of a page share one empty folder, in which they run.
+All snippets of a page share one empty folder, in which they run. A shell snippet that uses a program which is no part of every system (jq)
+is left out where that is missing, and :class:`Ran` says so.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Snippet", "SnippetFailed", "environment", "run_page", "snippets_of"]
+__all__ = ["Ran", "Snippet", "SnippetFailed", "environment", "run_page", "snippets_of"]
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^`\n]*)\n(?P<text>.*?)^(?P=indent)```\s*$", re.MULTILINE | re.DOTALL)
 _LIMIT_S = 50
+_NOT_EVERYWHERE = re.compile(r"(?:^|[|;&(] *)(jq)\b", re.MULTILINE)
 
 
 class SnippetFailed(AssertionError):
@@ -50,6 +53,14 @@ class Snippet:
         return SnippetFailed(f"{self.page}:{self.line} ({' '.join((self.language, *self.words))}): {why}")
 
 
+@dataclass
+class Ran:
+    """What became of a page."""
+
+    snippets: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+
 def snippets_of(page: Path) -> list[Snippet]:
     """The fenced blocks of a page, with the line each begins on."""
     whole = page.read_text()
@@ -66,12 +77,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100", "NO_COLOR": "1"}
 
 
-def run_page(page: Path, folder: Path) -> int:
-    """Run what is to be run, in ``folder``; how many snippets ran. Raises :class:`SnippetFailed`."""
-    ran = 0
+def run_page(page: Path, folder: Path) -> Ran:
+    """Run what is to be run, in ``folder``. Raises :class:`SnippetFailed`."""
+    ran = Ran()
     printed = ""
     with contextlib.ExitStack() as background:
         for snippet in snippets_of(page):
+            if missing := _missing(snippet):
+                ran.left_out.append(f"line {snippet.line} needs {missing}")
+                continue
             match snippet.language, snippet.words:
                 case "python", (word,) if word.startswith("file="):
                     (folder / word.removeprefix("file=")).write_text(snippet.text)
@@ -87,8 +101,17 @@ def run_page(page: Path, folder: Path) -> int:
                 case _:
                     _check_syntax(snippet)
                     continue
-            ran += 1
+            ran.snippets += 1
     return ran
+
+
+def _missing(snippet: Snippet) -> str:
+    """The program that this snippet would need and that is not installed."""
+    if snippet.words and snippet.language in {"sh", "bash", "console"}:
+        for program in _NOT_EVERYWHERE.findall(snippet.text):
+            if not shutil.which(program):
+                return str(program)
+    return ""
 
 
 def _program(snippet: Snippet, folder: Path) -> str:
