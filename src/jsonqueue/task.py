@@ -8,7 +8,7 @@ epoch (UTC); 0 means "none". Field order is the order of the members in the queu
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from msgspec import Meta, Raw, Struct
 
@@ -127,7 +127,15 @@ class Task(Struct, Generic[T], omit_defaults=True, gc=False):
     started_ms: int = 0
     suspect: bool = False
     """A consumer died while it held this task among others: it is delivered alone until that is settled."""
-    result: T | None = None
+    if TYPE_CHECKING:
+        if TYPE_CHECKING:
+        result: T | None = None
+    else:
+        # msgspec leaves Raw unparsed by itself only, not in a union. A null result is left out, so None never meets the decoder.
+        result: T = None
+    else:
+        # msgspec reads "Raw | None" as null alone, and would refuse every stored result. Of a default it does not ask the type.
+        result: T = None
     reason: str = ""
     """Why it is dead or cancelled, or why the last attempt failed."""
     finished_ms: int = 0
