@@ -128,11 +128,7 @@ class Task(Struct, Generic[T], omit_defaults=True, gc=False):
     suspect: bool = False
     """A consumer died while it held this task among others: it is delivered alone until that is settled."""
     if TYPE_CHECKING:
-        if TYPE_CHECKING:
         result: T | None = None
-    else:
-        # msgspec leaves Raw unparsed by itself only, not in a union. A null result is left out, so None never meets the decoder.
-        result: T = None
     else:
         # msgspec reads "Raw | None" as null alone, and would refuse every stored result. Of a default it does not ask the type.
         result: T = None
