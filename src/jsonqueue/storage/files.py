@@ -1,0 +1,249 @@
+"""The one small door to the disk: a dozen primitive operations on one folder.
+
+Everything above asks for nothing else, so that another implementation can stand in for the disk:
+:class:`~jsonqueue.storage.memory.MemoryFiles` keeps a volatile and a durable plane and can lose its power. The code above builds on this:
+
+* ``create`` is exclusive: it fails with :class:`FileExistsError` rather than open what is there.
+* ``write`` appends, and may write less than it was given. What it wrote is durable only after ``sync``.
+* A name that was created, renamed, linked or unlinked is durable only after ``sync_folder`` of its folder.
+* A ``sync`` that failed says nothing about what the disk holds, and neither would a second one: the handle is poisoned.
+
+Names are relative to the folder and at most one folder deep (``archive/2026-11.jsonl``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from jsonqueue.errors import DiskFull, FolderRefused, StorageError, SyncFailed
+
+__all__ = ["Files", "Identity", "RealFiles", "write_all"]
+
+Identity = tuple[int, int, int]
+"""(inode, size, mtime in ns): differs when a file was replaced or written to."""
+
+
+class Files(Protocol):
+    """Primitive operations on the files of one queue folder."""
+
+    def open(self, name: str, *, create: bool = False) -> int:
+        """A handle for reading and appending. ``create``: the file must not exist yet; it is made with mode 0600."""
+        ...
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes from ``offset``; fewer only at the end of the file."""
+        ...
+
+    def write(self, handle: int, data: bytes) -> int:
+        """Append ``data`` and return how much of it was written. Raises :class:`DiskFull` when nothing fits."""
+        ...
+
+    def truncate(self, handle: int, size: int) -> None:
+        """Cut the file to ``size`` bytes."""
+        ...
+
+    def size(self, handle: int) -> int:
+        """Length of the file in bytes."""
+        ...
+
+    def sync(self, handle: int) -> None:
+        """Make what was written durable. Raises :class:`SyncFailed`, for good: the handle takes no more writes."""
+        ...
+
+    def close(self, handle: int) -> None:
+        """Give the handle back."""
+        ...
+
+    def sync_folder(self, name: str = "") -> None:
+        """Make the names in this folder (default: the queue folder itself) durable."""
+        ...
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file a new name, replacing what had it, atomically for readers."""
+        ...
+
+    def link(self, old: str, new: str) -> None:
+        """Give a file a second name. Raises :class:`FileExistsError`."""
+        ...
+
+    def unlink(self, name: str) -> None:
+        """Take a name away. Raises :class:`FileNotFoundError`."""
+        ...
+
+    def list(self, folder: str = "") -> list[str]:
+        """Names in this folder, sorted. A folder that does not exist holds none."""
+        ...
+
+    def make_folder(self, name: str) -> None:
+        """Make a folder (0700) unless it is there."""
+        ...
+
+    def identity(self, name: str) -> Identity | None:
+        """What tells this file from another that had, or will have, its name; None when there is none."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Room left on the disk for this user."""
+        ...
+
+
+def write_all(files: Files, handle: int, data: bytes) -> None:
+    """Append all of ``data``, however short the single writes are."""
+    written = files.write(handle, data)
+    while written < len(data):
+        data = data[written:]
+        written = files.write(handle, data)
+
+
+class RealFiles:
+    """The folder on the machine's own disk. Names are resolved against a descriptor of the folder, and never through a symbolic link."""
+
+    def __init__(self, root: str | Path, *, read_only: bool = False) -> None:
+        self.root = Path(root)
+        self.read_only = read_only
+        self._folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._poisoned: set[int] = set()
+
+    def shut(self) -> None:
+        """Close the folder; nothing works afterwards. Open handles stay valid."""
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
+
+    def open(self, name: str, *, create: bool = False) -> int:
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # NONBLOCK: a planted FIFO must not hang the broker
+        flags |= os.O_RDONLY if self.read_only else os.O_RDWR | os.O_APPEND
+        if create:
+            flags |= os.O_CREAT | os.O_EXCL
+        try:
+            handle = os.open(name, flags, 0o600, dir_fd=self._folder)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                _refuse(self.root / name)
+            raise _explained(error, name) from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            _refuse(self.root / name)
+        return handle
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        data = os.pread(handle, size, offset)
+        if len(data) == size or not data:
+            return data
+        parts = [data]
+        while (got := sum(map(len, parts))) < size and (data := os.pread(handle, size - got, offset + got)):
+            parts.append(data)
+        return b"".join(parts)
+
+    def write(self, handle: int, data: bytes) -> int:
+        self._refuse_poisoned(handle)
+        try:
+            return os.write(handle, data)
+        except OSError as error:
+            raise _explained(error, "a file of the queue") from error
+
+    def truncate(self, handle: int, size: int) -> None:
+        self._refuse_poisoned(handle)
+        os.ftruncate(handle, size)
+
+    def size(self, handle: int) -> int:
+        return os.fstat(handle).st_size
+
+    def sync(self, handle: int) -> None:
+        self._refuse_poisoned(handle)
+        try:
+            _data_sync(handle)
+        except OSError as error:
+            self._poisoned.add(handle)
+            raise SyncFailed(
+                f"fsync failed: {error.strerror}", hint="what the disk holds is unknown; the brokers start anew from it"
+            ) from error
+
+    def close(self, handle: int) -> None:
+        self._poisoned.discard(handle)
+        os.close(handle)
+
+    def sync_folder(self, name: str = "") -> None:
+        handle = os.open(name or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            raise SyncFailed(f"fsync of the folder failed: {error.strerror}") from error
+        finally:
+            os.close(handle)
+
+    def rename(self, old: str, new: str) -> None:
+        os.replace(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def link(self, old: str, new: str) -> None:
+        os.link(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def unlink(self, name: str) -> None:
+        os.unlink(name, dir_fd=self._folder)
+
+    def list(self, folder: str = "") -> list[str]:
+        try:
+            handle = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._folder)
+        except FileNotFoundError:
+            return []
+        try:
+            return sorted(os.listdir(handle))
+        finally:
+            os.close(handle)
+
+    def make_folder(self, name: str) -> None:
+        try:
+            os.mkdir(name, 0o700, dir_fd=self._folder)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise _explained(error, name) from error
+
+    def identity(self, name: str) -> Identity | None:
+        try:
+            found = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def free_bytes(self) -> int:
+        room = os.fstatvfs(self._folder)
+        return room.f_bavail * room.f_frsize
+
+    def _refuse_poisoned(self, handle: int) -> None:
+        if handle in self._poisoned:
+            raise SyncFailed("an earlier fsync of this file failed; it takes no more writes")
+
+
+if sys.platform == "darwin":
+    import fcntl
+
+    def _data_sync(handle: int) -> None:
+        # On macOS fsync leaves the data in the drive's cache.
+        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+
+else:
+    _data_sync = os.fdatasync
+
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def _explained(error: OSError, name: str) -> Exception:
+    """The error to raise for what the system said: those that callers handle as they are, others as ours."""
+    if error.errno in _NO_ROOM:
+        return DiskFull(f"no room for {name}: {error.strerror}", hint="free some space; nothing that was acknowledged is touched")
+    if isinstance(error, FileExistsError | FileNotFoundError):
+        return error
+    return StorageError(f"{name}: {error.strerror}")
+
+
+def _refuse(path: Path) -> NoReturn:
+    raise FolderRefused(
+        f"{path} is not a regular file", hint="somebody put a link or a device where a file of the queue belongs; remove it"
+    )

@@ -1,0 +1,112 @@
+"""The queue folder: made, checked, opened.
+
+A folder is used only if it is ours, nobody else may write to it, and it lies on a disk of this machine: the locks mean nothing on a network
+filesystem, and an fsync there promises little. Folders are 0700, files 0600.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from jsonqueue.config import CONFIG_FILE, Config, parse_config
+from jsonqueue.errors import FolderRefused, InvalidConfig
+from jsonqueue.storage.files import Files, RealFiles
+
+__all__ = ["ARCHIVE", "MOUNTS", "load_config", "open_folder"]
+
+ARCHIVE = "archive"
+_FOLDERS = (ARCHIVE, "previous")
+MOUNTS = Path("/proc/self/mountinfo")
+# fmt: off
+_NETWORK = frozenset((
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
+    "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf",
+))
+# fmt: on
+
+
+def open_folder(path: str | Path, *, create: bool, force: bool = False, read_only: bool = False) -> RealFiles:
+    """The files of a queue folder. ``create``: make it, and what belongs in it, if need be.
+
+    ``force``: use it even on a network filesystem. Raises :class:`FolderRefused` with the reason and what to do.
+    """
+    root = Path(path).expanduser().resolve()
+    if create:
+        _make(root)
+    _check(root)
+    if not force:
+        _check_local(root)
+    files = RealFiles(root, read_only=read_only)
+    if create:
+        for name in _FOLDERS:
+            files.make_folder(name)
+        files.sync_folder()
+    return files
+
+
+def load_config(files: Files) -> Config:
+    """The settings in the folder's ``jsonqueue.toml``; the defaults where there is none. Raises :class:`InvalidConfig`."""
+    try:
+        handle = files.open(CONFIG_FILE)
+    except FileNotFoundError:
+        return Config()
+    try:
+        text = files.read(handle, 0, files.size(handle)).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(f"{CONFIG_FILE} is not UTF-8: {error}") from None
+    finally:
+        files.close(handle)
+    return parse_config(text)
+
+
+def _make(root: Path) -> None:
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderRefused(f"the queue folder {root} cannot be made: {error.strerror}") from error
+    found = root.stat()
+    if found.st_uid == os.geteuid() and found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_IWOTH:
+        root.chmod(stat.S_IMODE(found.st_mode) & ~stat.S_IWGRP)  # A checkout under umask 002 looks like this; it is ours to mend.
+
+
+def _check(root: Path) -> None:
+    try:
+        found = root.stat()
+    except FileNotFoundError:
+        raise FolderRefused(f"there is no queue folder {root}", hint="`jsonqueue serve` and `jsonqueue publish` make one") from None
+    except OSError as error:
+        raise FolderRefused(f"the queue folder {root} cannot be used: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise FolderRefused(f"{root} is not a folder", hint="name the folder that holds queue.json, not a file in it")
+    if found.st_uid != os.geteuid():
+        raise FolderRefused(
+            f"{root} belongs to user {found.st_uid}, not to us ({os.geteuid()})", hint="run as its owner, or use another folder"
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        who = "everybody" if found.st_mode & stat.S_IWOTH else "its group"
+        raise FolderRefused(f"{root} can be written to by {who}", hint=f"whoever can write to it can change what runs: chmod go-w {root}")
+
+
+def _check_local(root: Path) -> None:
+    kind = _filesystem_of(root)
+    if kind in _NETWORK or kind.startswith("fuse"):
+        raise FolderRefused(
+            f"{root} lies on a network filesystem ({kind}), where neither locks nor fsync can be relied on",
+            hint="use a folder on a disk of this machine",
+        )
+
+
+def _filesystem_of(root: Path) -> str:
+    """The type of the filesystem that holds ``root``; empty where the system does not say (macOS)."""
+    try:
+        lines = MOUNTS.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    best, kind = -1, ""
+    for fields in (line.split(" ") for line in lines):
+        point = fields[4].replace("\\040", " ")
+        if (root == Path(point) or Path(point) in root.parents) and len(point) >= best:
+            best, kind = len(point), fields[fields.index("-", 6) + 1]
+    return "" if kind == "fuseblk" else kind

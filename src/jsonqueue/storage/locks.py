@@ -1,0 +1,141 @@
+"""Who may write what: one lock file for each of the three writers, held for the writer's life.
+
+``queue.lock`` is the manager's (queue.json and the archive), ``published.lock`` and ``progress.lock`` are the brokers'. The lock is the
+kernel's (flock, through filelock), so it ends with its process, however that ends. A lock file is made once and stays: to delete one
+would part the waiters onto two files. What is written into it says who holds it, for people to read; nothing else rests on it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from filelock import Timeout, UnixFileLock
+from msgspec import DecodeError, Struct, json
+
+from jsonqueue.errors import FolderRefused, ManagerRunning
+
+__all__ = ["FolderLock", "LockName", "hold", "holder"]
+
+LockName = Literal["queue", "published", "progress"]
+
+_GUARDS: dict[str, str] = {"queue": "queue.json", "published": "the published log", "progress": "the progress log"}
+
+
+class _Holder(Struct):
+    pid: int
+    started: str
+    """What tells the process from a later one of the same pid; empty where the system does not say."""
+    what: str
+
+
+class _Replaced(Exception):
+    """The lock file that was locked is not the one that has its name now."""
+
+
+class FolderLock:
+    """A lock that is held. Release it, or leave its ``with`` block."""
+
+    def __init__(self, path: Path, name: LockName, what: str) -> None:
+        """Use :func:`hold`."""
+        self.name = name
+        self._path, self._what = path, what
+        self._descriptor = -1
+        self._inode = (0, 0)
+        self._lock = UnixFileLock(
+            path, mode=0o600, thread_local=False, fallback_to_soft=False, preserve_lock_file=True, on_acquired=self._introduce
+        )
+
+    def intact(self) -> bool:
+        """Whether the lock file is still the one that was locked: if somebody replaced it, somebody else may hold the new one."""
+        return self._lock.is_locked and _inode_of(self._path) == self._inode
+
+    def release(self) -> None:
+        """Give it back. The file stays, emptied."""
+        if self._lock.is_locked:
+            os.ftruncate(self._descriptor, 0)
+            self._lock.release()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+    def _introduce(self, descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        self._descriptor, self._inode = descriptor, (found.st_dev, found.st_ino)
+        if _inode_of(self._path) != self._inode:
+            raise _Replaced
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.encode(_Holder(os.getpid(), _started(os.getpid()), self._what)) + b"\n", 0)
+
+    def _acquire(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self._lock.acquire(timeout=timeout if timeout < 0 else max(0.0, deadline - time.monotonic()))
+                return
+            except _Replaced:
+                continue
+
+
+def hold(queue_dir: str | Path, name: LockName, *, timeout: float = 0.0, what: str = "") -> FolderLock:
+    """Take a lock and keep it. Waits up to ``timeout`` seconds (0: not at all, -1: for ever).
+
+    ``what`` is told to those who find it held. Raises :class:`ManagerRunning` that names the holder; nothing was written then.
+    """
+    lock = FolderLock(_path_of(queue_dir, name), name, what)
+    try:
+        lock._acquire(timeout)
+    except Timeout:
+        told = holder(queue_dir, name) or "another process"
+        raise ManagerRunning(str(queue_dir), holder=told if name == "queue" else f"{told}, which holds {_GUARDS[name]}") from None
+    except OSError as error:
+        raise FolderRefused(f"{_path_of(queue_dir, name)} cannot be locked: {error.strerror or error}") from error
+    return lock
+
+
+def holder(queue_dir: str | Path, name: LockName) -> str:
+    """Who holds a lock, by what its file says: ``process 812 (jsonqueue serve)``. Empty when nobody who lives claims to."""
+    try:
+        told = json.decode(_path_of(queue_dir, name).read_bytes(), type=_Holder)
+    except (OSError, DecodeError):
+        return ""
+    if not _is_alive(told):
+        return ""
+    return f"process {told.pid} ({told.what})" if told.what else f"process {told.pid}"
+
+
+def _path_of(queue_dir: str | Path, name: LockName) -> Path:
+    return Path(queue_dir).resolve() / f"{name}.lock"
+
+
+def _inode_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_alive(told: _Holder) -> bool:
+    try:
+        os.kill(told.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _started(told.pid) == told.started
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in the kernel's own unit."""
+    try:
+        # The name in field 2 may hold anything; what follows its closing parenthesis is fields 3, 4, ...
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -1,0 +1,362 @@
+"""The two logs, written and followed. :mod:`~jsonqueue.storage.codec` says what a batch is, :mod:`~jsonqueue.storage.segments` in which files.
+
+A writer starts by copying: the batches of the newest segment go, byte by byte, into a new file under a raised epoch, which is synced
+before anything is answered. It never appends behind a predecessor's bytes, and never trusts what it read from the page cache: after a
+failed fsync those bytes may be nowhere else, and a second fsync would not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, SyncFailed
+from jsonqueue.storage.codec import START, Batch, Position, encode_batch, encode_segment_head, rest_of
+from jsonqueue.storage.files import Files, write_all
+from jsonqueue.storage.queue_file import QUEUE, QueueHeader, read_header
+from jsonqueue.storage.segments import CHUNK, End, Link, LogKind, Segment, chain_of, read_batches, segments_of, walk
+
+__all__ = ["LogKind", "LogReader", "LogWriter", "consistently", "log_bytes", "log_end", "require_log"]
+
+T = TypeVar("T")
+_PATIENCE = 50
+"""How often a read is begun anew because a checkpoint or a starting writer changed the files meanwhile."""
+
+
+def consistently(files: Files, read: Callable[[], T]) -> T:
+    """What ``read`` returns, from files that fit together: anew whenever queue.json was replaced, or a segment vanished, meanwhile.
+
+    Without it a reader that saw the old queue.json, and then the segments a checkpoint left, would find a gap and raise a false alarm.
+    """
+    for _ in range(_PATIENCE):
+        before = _generation(files)
+        try:
+            result = read()
+        except (CorruptQueue, FileNotFoundError):
+            if _generation(files) == before:
+                raise
+            continue
+        if files.identity(QUEUE) == before[0]:
+            return result
+    raise StorageError("the queue's files change faster than they can be read")
+
+
+def _generation(files: Files) -> tuple[object, ...]:
+    return files.identity(QUEUE), *(segment.name for kind in LogKind for segment in segments_of(files, kind))
+
+
+def log_end(files: Files, kind: LogKind, header: QueueHeader) -> End:
+    """Where the log ends: the last batch that is whole, or where queue.json leaves off. Everything above that is checked on the way."""
+    require_log(files, kind, header)
+    end = start = header.through(kind)
+    for step in walk(files, kind, start):
+        end = step.end
+    return end
+
+
+def require_log(files: Files, kind: LogKind, header: QueueHeader) -> None:
+    """Raise :class:`CorruptQueue` when the log was there at the last checkpoint and is not any more."""
+    if header.epoch(kind) and not header.closed and not segments_of(files, kind):
+        raise CorruptQueue(f"{kind}-*.jsonl", offset=0, why="all files of this log are missing, though the queue was not stopped cleanly")
+
+
+def log_bytes(files: Files) -> int:
+    """How large the logs are: all segments in the queue folder."""
+    found = (files.identity(segment.name) for kind in LogKind for segment in segments_of(files, kind))
+    return sum(identity[1] for identity in found if identity)
+
+
+class LogWriter:
+    """The one writer of a log. The caller holds the log's lock for as long as it lives."""
+
+    def __init__(self, files: Files, kind: LogKind, epoch: int, end: End) -> None:
+        """Use :meth:`open`."""
+        self.kind = kind
+        self.epoch = epoch
+        """Of this writer; durable, and higher than any before it."""
+        self.position = Position(end.number, end.epoch)
+        """The last batch: its number, and the epoch it was written under. Durable after open and after each sync."""
+        self.bytes = 0
+        """Length of the active segment."""
+        self._files, self._chain = files, end.chain
+        self._handle = -1
+        self._head_size = 0
+        self._first = end.number + 1
+        self._unsynced = False
+        self._broken = ""
+
+    @classmethod
+    def open(cls, files: Files, kind: LogKind) -> LogWriter:
+        """Start writing where the log, or queue.json, leaves off, whichever is further. On return all of it is durable.
+
+        Raises :class:`CorruptQueue`, :class:`UnsupportedFormat`, :class:`DiskFull`.
+        """
+        header, end, links = consistently(files, lambda: _survey(files, kind))
+        epoch = 1 + max([header.epoch(kind), *(segment.epoch for segment in segments_of(files, kind))])
+        writer = cls(files, kind, epoch, end)
+        source = links[-1] if links and end.segment == links[-1].segment else None
+        writer._begin(source, end)
+        writer._clear_superseded()
+        return writer
+
+    def append(self, records: bytes, *, at_ms: int, first_task: int = 0, after: Position | None = None) -> int:
+        """Append one batch and return its number. It is durable only after :meth:`sync`.
+
+        ``records``: a JSON array, as ``encode_records`` makes it. ``first_task`` (published): number of its first task.
+        ``after`` (progress): the last published batch that was read. Raises :class:`DiskFull`: nothing of it was kept, it may be tried
+        again. Any other error is final.
+        """
+        self._refuse_broken()
+        rest = first_task if self.kind is LogKind.PUBLISHED else rest_of(after or START)
+        number = self.position.number + 1
+        line, chain = encode_batch(records, number=number, epoch=self.epoch, rest=rest, at_ms=at_ms, chain=self._chain)
+        self._write(line)
+        self.bytes += len(line)
+        self._chain = chain
+        self.position = Position(number, self.epoch)
+        return number
+
+    def sync(self) -> None:
+        """Make durable what was appended. Raises :class:`SyncFailed`, after which nothing works any more."""
+        self._refuse_broken()
+        if self._unsynced:
+            self._guarded(lambda: self._files.sync(self._handle))
+            self._unsynced = False
+
+    def rotate(self) -> bool:
+        """Seal the active segment and go on in a new one; False when it holds no batch yet. Durable on return.
+
+        Raises :class:`DiskFull`: the active segment is still in use, and it may be tried again.
+        """
+        self._refuse_broken()
+        if self.bytes == self._head_size:
+            return False  # A second segment of the same first number and epoch would be this one.
+        self.sync()
+        sealed = self._handle
+        try:
+            self._guarded(self._create)
+        except DiskFull:
+            with suppress(FileNotFoundError):
+                self._files.unlink(Segment(self.position.number + 1, self.epoch, self.kind).name)
+            raise
+        self._files.close(sealed)
+        return True
+
+    def close(self) -> None:
+        """Close the file. What was appended and not synced may or may not become durable."""
+        if self._handle >= 0:
+            self._files.close(self._handle)
+            self._handle = -1
+        self._broken = self._broken or "it is closed"
+
+    # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, source: Link | None, end: End) -> None:
+        """Make the first segment of this writer: a copy of the newest one, or an empty one."""
+        draft = f"{self.kind}.draft"
+        with suppress(FileNotFoundError):
+            self._files.unlink(draft)
+        first = source.segment.first if source else end.number + 1
+        chain = int(source.head.chain, 16) if source else end.chain
+        handle = self._files.open(draft, create=True)
+        head = encode_segment_head(self.kind, first=first, epoch=self.epoch, chain=chain)
+        write_all(self._files, handle, head)
+        if source:
+            self._copy(source, end.offset, handle)
+        self._files.sync(handle)
+        self._files.rename(draft, Segment(first, self.epoch, self.kind).name)
+        self._files.sync_folder()
+        self._handle, self._head_size, self._first = handle, len(head), first
+        self.bytes = self._files.size(handle)
+
+    def _copy(self, source: Link, end: int, into: int) -> None:
+        handle, offset = self._files.open(source.segment.name), source.head.size
+        try:
+            while offset < end:
+                data = self._files.read(handle, offset, min(CHUNK, end - offset))
+                write_all(self._files, into, data)
+                offset += len(data)
+        finally:
+            self._files.close(handle)
+
+    def _clear_superseded(self) -> None:
+        """Remove the segments whose copy is durable now. One that ends torn stays as evidence until a checkpoint has passed it."""
+        own = Segment(self._first, self.epoch, self.kind)
+        for segment in segments_of(self._files, self.kind):
+            if segment.first == own.first and segment.epoch < own.epoch and self._is_contained(segment):
+                with suppress(FileNotFoundError):
+                    self._files.unlink(segment.name)
+
+    def _is_contained(self, segment: Segment) -> bool:
+        """Whether the whole of it, but for the header, is the beginning of the active segment."""
+        handle = self._files.open(segment.name)
+        try:
+            size = self._files.size(handle)
+            same = self._head_size <= size <= self.bytes
+            offset = self._head_size
+            while same and offset < size:
+                ours, theirs = self._files.read(self._handle, offset, CHUNK), self._files.read(handle, offset, CHUNK)
+                same = ours.startswith(theirs)
+                offset += len(theirs)
+            return same
+        finally:
+            self._files.close(handle)
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _write(self, line: bytes) -> None:
+        self._unsynced = True
+        try:
+            self._guarded(lambda: write_all(self._files, self._handle, line))
+        except DiskFull:
+            self._guarded(lambda: self._files.truncate(self._handle, self.bytes))
+            raise
+
+    def _create(self) -> None:
+        first = self.position.number + 1
+        head = encode_segment_head(self.kind, first=first, epoch=self.epoch, chain=self._chain)
+        handle = self._files.open(Segment(first, self.epoch, self.kind).name, create=True)
+        try:
+            write_all(self._files, handle, head)
+            self._files.sync(handle)
+            self._files.sync_folder()
+        except BaseException:
+            self._files.close(handle)
+            raise
+        self._handle, self._head_size, self._first, self.bytes = handle, len(head), first, len(head)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except DiskFull:
+            raise
+        except BaseException as error:
+            self._broken = str(error) or type(error).__name__
+            raise
+
+    def _refuse_broken(self) -> None:
+        if self._broken:
+            raise SyncFailed(f"the {self.kind} log takes no more writes: {self._broken}")
+
+
+def _survey(files: Files, kind: LogKind) -> tuple[QueueHeader, End, list[Link]]:
+    header = read_header(files)
+    end = log_end(files, kind, header)
+    return header, end, chain_of(files, kind, header.through(kind).number)
+
+
+class LogReader:
+    """Follows a log that somebody else writes: across segments, across restarts of the writer, and never further than it is told."""
+
+    def __init__(self, files: Files, kind: LogKind, start: Position) -> None:
+        self.kind = kind
+        self.position = start
+        """The last batch that was read."""
+        self._files = files
+        self._handle = -1
+        self._at = End(start.number, start.epoch, -1, None)  # chain -1: not known yet
+
+    def read_through(self, upto: Position) -> list[Batch]:
+        """The batches after ``position`` up to and with ``upto``, which the log's writer has announced; [] when it is not beyond.
+
+        Raises :class:`CorruptQueue` when the log does not hold them, or holds another batch at ``position`` than the one that was read.
+        """
+        if upto.number <= self.position.number:
+            return []
+        for _ in range(_PATIENCE):
+            before = segments_of(self._files, self.kind)
+            try:
+                if self._handle >= 0 and (batches := self._read(upto)) is not None:
+                    return batches
+                self._seek()
+                if (batches := self._read(upto)) is not None:
+                    return batches
+            except FileNotFoundError:
+                continue  # The writer restarted, or a checkpoint passed, just now.
+            if segments_of(self._files, self.kind) == before:
+                break
+        why = f"it was announced (epoch {upto.epoch}) and is not there"
+        raise CorruptQueue(f"{self.kind}-*.jsonl", offset=0, batch=upto.number, why=why)
+
+    def close(self) -> None:
+        """Close the file it stands in."""
+        if self._handle >= 0:
+            self._files.close(self._handle)
+            self._handle = -1
+
+    def _read(self, upto: Position) -> list[Batch] | None:
+        """The batches up to ``upto`` from where it stands; None, and nothing moved, when they are not all there."""
+        batches: list[Batch] = []
+        at, handle = self._at, self._handle
+        try:
+            while at.number < upto.number:
+                moved = self._read_segment(handle, at, upto.number, batches)
+                if moved.number < upto.number:
+                    step = self._next_segment(moved)
+                    if step is None:
+                        return None
+                    handle = self._moved_to(handle, step)
+                    moved = step
+                at = moved
+            if at.epoch != upto.epoch:
+                return None  # Batches of a writer that died before they were durable; its successor's stand in another file.
+            self._settle(handle, at)
+            handle = -1
+            return batches
+        finally:
+            if handle not in (-1, self._handle):
+                self._files.close(handle)
+
+    def _read_segment(self, handle: int, at: End, upto: int, into: list[Batch]) -> End:
+        for batches, offset, _ in read_batches(self._files, handle, self.kind, at, upto=upto):
+            if batches:
+                into += batches
+                at = End(batches[-1].number, batches[-1].epoch, batches[-1].chain, at.segment, offset)
+        return at
+
+    def _next_segment(self, at: End) -> End | None:
+        """The beginning of the segment that continues the one that was sealed at ``at``, if there is one."""
+        links = chain_of(self._files, self.kind, at.number)
+        if not links or links[0].segment == at.segment:
+            return None
+        segment, head = links[0]
+        if head.first != at.number + 1 or int(head.chain, 16) != at.chain:
+            return None
+        return at._replace(segment=segment, offset=head.size)
+
+    def _moved_to(self, handle: int, step: End) -> int:
+        assert step.segment is not None
+        opened = self._files.open(step.segment.name)
+        if handle != self._handle:
+            self._files.close(handle)
+        return opened
+
+    def _settle(self, handle: int, at: End) -> None:
+        if handle != self._handle:
+            self.close()
+        self._handle, self._at = handle, at
+        self.position = Position(at.number, at.epoch)
+
+    def _seek(self) -> None:
+        """Find the place behind ``position`` in the segments as they are now."""
+        self.close()
+        links = chain_of(self._files, self.kind, self.position.number)
+        if not links:
+            return
+        segment, head = links[0]
+        handle = self._files.open(segment.name)
+        at = End(head.first - 1, 0, int(head.chain, 16), segment, head.size)
+        if head.first <= self.position.number:
+            at = self._read_segment(handle, at, self.position.number, [])
+        else:
+            at = at._replace(epoch=self.position.epoch)
+        if at.number < self.position.number:
+            self._files.close(handle)
+            return
+        known = self._at.chain
+        if at.epoch != self.position.epoch or known not in (-1, at.chain):
+            self._files.close(handle)
+            why = "it is not the batch that was read there before: the log was rewritten"
+            raise CorruptQueue(segment.name, offset=at.offset, batch=self.position.number, why=why)
+        self._handle, self._at = handle, at

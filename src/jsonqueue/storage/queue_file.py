@@ -1,0 +1,287 @@
+"""``queue.json``: the queue as of its last checkpoint. One valid JSON document, one task a line, replaced as a whole.
+
+::
+
+    {"format":"jsonqueue","version":1,"saved_ms":…,"published_through":[n,epoch],"progress_through":[n,epoch],"chains":["…","…"],
+     "last_task":…,"epochs":[published,progress],"closed":false,"archive":{"file":"archive/2026-11.jsonl","length":…},"head":"<crc>","tasks":[\\n
+    {"id":"…","number":…,…},\\n
+    {"id":"…","number":…,…}\\n
+    ],"count":2,"checksum":"<crc>"}\\n
+
+(The first line is one line.) ``head`` is the crc-32 of the bytes before ``,"head"``, so that the first line can be trusted alone;
+``checksum`` that of all bytes before ``,"checksum"``. Both as 8 lower-case hexadecimal digits. Tasks stand in the order they were published
+in, each line begins ``{"id":"``, and no task holds a newline. The file is valid if and only if all of that fits.
+
+Tasks are read and written in *blocks*: the bytes of whole lines, joined by ``,\\n``, about a mebibyte at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from zlib import crc32
+
+from msgspec import DecodeError, Struct, json
+from msgspec.structs import replace
+
+from jsonqueue.errors import CorruptQueue, StorageError, UnsupportedFormat
+from jsonqueue.storage.codec import START, Position
+from jsonqueue.storage.files import Files, write_all
+from jsonqueue.storage.segments import CHUNK, End, LogKind
+from jsonqueue.task import StoredTask
+
+__all__ = ["PREVIOUS", "QUEUE", "ArchiveMark", "QueueHeader", "QueueReader", "QueueWriter", "decode_block", "encode_task", "read_header"]
+
+QUEUE = "queue.json"
+PREVIOUS = "previous"
+"""Folder that keeps the generation before: its queue.json, and the segments that lead from it to the present one."""
+FORMAT, VERSION = "jsonqueue", 1
+_TASKS = b',"tasks":[\n'
+_HEAD = re.compile(rb',"head":"([0-9a-f]{8})"')
+_FOOT = re.compile(rb'\],"count":([0-9]+),"checksum":"([0-9a-f]{8})"\}\n')
+_FOOT_BYTES = 96
+
+
+class ArchiveMark(Struct, frozen=True):
+    """How much of which archive file is committed. What lies beyond is the remains of a checkpoint that never ended."""
+
+    file: str = ""
+    length: int = 0
+
+
+class QueueHeader(Struct, frozen=True):
+    """The first line."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    saved_ms: int = 0
+    """When it was written."""
+    published_through: Position = START
+    """The last batch of the published log that is folded in."""
+    progress_through: Position = START
+    """The last batch of the progress log that is folded in."""
+    chains: tuple[str, str] = ("00000000", "00000000")
+    """Payload checksums of those two batches, which the next ones continue."""
+    last_task: int = 0
+    """Number of the last task that was folded in."""
+    epochs: tuple[int, int] = (0, 0)
+    """The highest epochs ever seen, published and progress."""
+    closed: bool = False
+    """Written by a clean stop: there are no logs beside it. Otherwise a log that is missing is damage."""
+    archive: ArchiveMark = ArchiveMark()
+
+    def through(self, kind: LogKind) -> End:
+        """Where this file leaves off in one of the logs."""
+        published = kind is LogKind.PUBLISHED
+        number, epoch = self.published_through if published else self.progress_through
+        return End(number, epoch, int(self.chains[0 if published else 1], 16), None, final=self.closed)
+
+    def epoch(self, kind: LogKind) -> int:
+        return self.epochs[0 if kind is LogKind.PUBLISHED else 1]
+
+
+_task_encoder = json.Encoder()
+_tasks_decoder = json.Decoder(list[StoredTask])
+_header_decoder = json.Decoder(QueueHeader)
+encode_task = _task_encoder.encode
+"""One task's line, without its separator."""
+
+
+def decode_block(block: bytes) -> list[StoredTask]:
+    """The tasks of a block. Their payloads are copies: a task does not keep its block alive."""
+    tasks = _tasks_decoder.decode(b"[%b]" % block)
+    for task in tasks:
+        task.data = task.data.copy()
+        if task.result is not None:
+            task.result = task.result.copy()
+    return tasks
+
+
+def read_header(files: Files) -> QueueHeader:
+    """The first line of queue.json; of a queue that has none yet, the header of an empty one."""
+    reader = QueueReader.open(files)
+    if reader is None:
+        return QueueHeader()
+    with reader:
+        return reader.header
+
+
+class QueueReader:
+    """One generation of queue.json, held open: a checkpoint that replaces it meanwhile does not disturb."""
+
+    def __init__(self, files: Files, handle: int, name: str) -> None:
+        self.name = name
+        self._files, self._handle = files, handle
+        self.size = files.size(handle)
+        first = self._first_line()
+        self.header = self._read_header(first)
+        self._count, self._checksum, self._foot = self._read_foot()
+        self._first = first
+        self.offset = len(first)
+        """Where the block that was read last begins in the file."""
+
+    @classmethod
+    def open(cls, files: Files, name: str = QUEUE) -> QueueReader | None:
+        """None when the queue has no queue.json yet. Raises :class:`CorruptQueue` or :class:`UnsupportedFormat`."""
+        try:
+            handle = files.open(name)
+        except FileNotFoundError:
+            if name == QUEUE and files.identity(f"{PREVIOUS}/{QUEUE}"):
+                raise CorruptQueue(name, offset=0, why="it is missing, though the queue had one") from None
+            return None
+        try:
+            return cls(files, handle, name)
+        except BaseException:
+            files.close(handle)
+            raise
+
+    def __enter__(self) -> QueueReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._files.close(self._handle)
+
+    def blocks(self) -> Iterator[bytes]:
+        """All task lines, in blocks. Raises :class:`CorruptQueue` behind the last one if any byte of the file is not what was written."""
+        crc, count = crc32(self._first), 0
+        at, carry = len(self._first), b""
+        while at < self._foot:
+            self.offset = at - len(carry)
+            data = self._files.read(self._handle, at, min(CHUNK, self._foot - at))
+            if not data:
+                raise self._damage(at, "it became shorter while it was read")
+            crc, at = crc32(data, crc), at + len(data)
+            lines, newline, rest = data.rpartition(b"\n")
+            if not newline:
+                carry += data
+                continue
+            block, carry = (carry + lines).removesuffix(b","), rest
+            count += block.count(b"\n") + 1
+            yield block
+        crc = crc32(b'],"count":' + self._count, crc)
+        if carry or count != self.count or b"%08x" % crc != self._checksum:
+            raise self._damage(self._foot, "its checksum does not fit")
+
+    @property
+    def count(self) -> int:
+        """How many tasks it holds, by its own word."""
+        return int(self._count)
+
+    def unreadable(self, error: Exception) -> StorageError:
+        """What to raise when the block read last could not be decoded."""
+        return self._damage(self.offset, f"a task there cannot be read ({error})")
+
+    def _first_line(self) -> bytes:
+        size = 4096
+        line = self._files.read(self._handle, 0, size)
+        end = line.find(_TASKS)
+        if end < 0:
+            raise self._damage(0, "its first line is not that of a queue")
+        return line[: end + len(_TASKS)]
+
+    def _read_header(self, first: bytes) -> QueueHeader:
+        end = len(first) - len(_TASKS)
+        try:
+            header = _header_decoder.decode(first[:end] + b"}")
+        except DecodeError as error:
+            raise self._damage(0, f"its first line cannot be read ({error})") from None
+        if header.format == FORMAT and header.version > VERSION:
+            raise newer(self.name, header.version)
+        told = _HEAD.fullmatch(first, end - 18, end)
+        if told is None or told[1] != b"%08x" % crc32(first[: end - 18]):
+            raise self._damage(0, "the checksum of its first line does not fit")
+        return header
+
+    def _read_foot(self) -> tuple[bytes, bytes, int]:
+        start = max(0, self.size - _FOOT_BYTES)
+        tail = self._files.read(self._handle, start, _FOOT_BYTES)
+        at = tail.rfind(b'],"count":')
+        found = _FOOT.fullmatch(tail, at) if at >= 0 else None
+        if found is None:
+            raise self._damage(self.size, "its end is missing or changed")
+        return found[1], found[2], start + at
+
+    def _damage(self, offset: int, why: str) -> StorageError:
+        """Tell a file that somebody edited from one that the disk damaged: the former is still JSON."""
+        try:
+            told = json.decode(self._files.read(self._handle, 0, self.size), type=_Told)
+        except DecodeError:
+            return CorruptQueue(self.name, offset=offset, why=why)
+        if told.format == FORMAT and told.version > VERSION:
+            return newer(self.name, told.version)
+        return edited(self.name, offset, why)
+
+
+class _Told(Struct):
+    """What any version of the file tells of itself."""
+
+    format: str
+    version: int
+
+
+def newer(name: str, version: int) -> UnsupportedFormat:
+    return UnsupportedFormat(
+        f"{name} is in format version {version}, this jsonqueue reads up to version {VERSION}",
+        hint="it was written by a newer jsonqueue: upgrade this one (pip install -U jsonqueue); nothing was changed",
+    )
+
+
+def edited(name: str, offset: int, why: str) -> CorruptQueue:
+    error = CorruptQueue(name, offset=offset, why=f"{why}; it is still valid JSON, so most likely it was changed outside of jsonqueue")
+    error.hint = (
+        "nothing was changed; keep the edit with `jsonqueue repair --accept-edit`, or go back to what jsonqueue wrote with "
+        "`jsonqueue repair` (it rebuilds the file from previous/ and the logs); to change tasks, use the command line instead of an editor"
+    )
+    return error
+
+
+class QueueWriter:
+    """Writes a new generation, block by block, under a name of its own. Nobody sees it before :func:`os.replace`."""
+
+    def __init__(self, files: Files, name: str, header: QueueHeader) -> None:
+        self._files = files
+        self._handle = files.open(name, create=True)
+        self.count = self.size = self._crc = 0
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._put(first_line(header))
+
+    def add(self, block: bytes, count: int) -> None:
+        """Add a block of ``count`` tasks."""
+        if not block:
+            return
+        self._pending.append(b",\n" if self.count else b"")
+        self._pending.append(block)
+        self.count += count
+        self._pending_bytes += len(block)
+        if self._pending_bytes >= CHUNK:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write the end and make it all durable."""
+        self._pending.append(b'\n],"count":%d' % self.count if self.count else b'],"count":0')
+        self._flush()
+        self._put(b',"checksum":"%08x"}\n' % self._crc)
+        self._files.sync(self._handle)
+
+    def close(self) -> None:
+        self._files.close(self._handle)
+
+    def _flush(self) -> None:
+        self._put(b"".join(self._pending))
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    def _put(self, data: bytes) -> None:
+        self._crc = crc32(data, self._crc)
+        self.size += len(data)
+        write_all(self._files, self._handle, data)
+
+
+def first_line(header: QueueHeader) -> bytes:
+    """The first line of the file, up to and with its newline."""
+    members = json.encode(replace(header, format=FORMAT, version=VERSION))[:-1]
+    return b'%b,"head":"%08x"%b' % (members, crc32(members), _TASKS)
