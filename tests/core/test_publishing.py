@@ -30,6 +30,13 @@ def test_a_second_publish_of_an_id_makes_no_second_task(admission: Admission) ->
     assert admission.decide([given("a")]).duplicates == [0]
 
 
+def test_numbers_have_no_gaps(admission: Admission) -> None:
+    """A write of nothing but duplicates takes no number."""
+    assert admission.admit([]) == 5
+    assert admission.admit([given("a")]) == 5
+    assert admission.last_task == 5
+
+
 def test_falsy_payloads_are_payloads(admission: Admission) -> None:
     verdict = admission.decide([given("a", 0), given("b", "")])
     assert _ids(verdict.accepted) == ["a", "b"]

@@ -46,10 +46,10 @@ class Admission:
 
     def admit(self, accepted: Iterable[StoredTaskIn]) -> int:
         """Number the accepted tasks; the number of the first."""
-        first = number = self.last_task + 1
-        for number, task in enumerate(accepted, first):
-            self._known[task.id] = number
-        self.last_task = number
+        first = self.last_task + 1
+        for task in accepted:
+            self.last_task += 1
+            self._known[task.id] = self.last_task
         return first
 
     def withdraw(self, accepted: list[StoredTaskIn]) -> None:
