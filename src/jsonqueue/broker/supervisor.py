@@ -323,7 +323,8 @@ class Supervisor:
         if not self._reception.is_here(guest):
             return  # Its patience ended before the broker was up.
         child = self._children.get(_SERVED_BY[register.owner])
-        if child is None or child.state is not ChildState.READY:
+        # A process may have ended a moment ago, with the end of its control Pipe still to be read.
+        if child is None or child.state is not ChildState.READY or child.reap() is not None:
             self._held_back.append((guest, register))
             self._reception.keep_waiting(guest, _HELD_BACK_MS)
             return

@@ -1,0 +1,265 @@
+"""When a checkpoint begins, in which steps it goes, and what ends it."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from jsonqueue.broker import checkpointing
+from jsonqueue.broker.checkpointing import Checkpointing
+from jsonqueue.broker.narration import Narration
+from jsonqueue.channel.control import Forget, Rotate, Rotated
+from jsonqueue.config import Config
+from jsonqueue.errors import CorruptQueue, DiskFull, SyncFailed
+from jsonqueue.event import EventOwner
+from jsonqueue.storage.checkpoint import CheckpointDone
+
+PUBLISHER, CONSUMER = EventOwner.PUBLISHER_BROKER, EventOwner.CONSUMER_BROKER
+CUT = Rotated(1, progress=(3, 1), published=(5, 1))
+
+
+class FrozenClock:
+    now_ms = 0
+
+    def wall_ms(self) -> int:
+        return 1_000_000 + self.now_ms
+
+    def monotonic_ms(self) -> int:
+        return self.now_ms
+
+
+class FolderOfSizes:
+    """Only what the rule looks at: names and lengths."""
+
+    def __init__(self) -> None:
+        self.sizes = {"published-1-1.jsonl": 500, "progress-1-1.jsonl": 500, "queue.json": 1000}
+
+    def list(self, folder: str = "") -> list[str]:
+        return sorted(self.sizes)
+
+    def identity(self, name: str):
+        return (1, self.sizes[name], 0) if name in self.sizes else None
+
+
+class Stage:
+    """A Checkpointing with everything around it played by the test; the folding thread is awaited, not raced."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.clock, self.files = FrozenClock(), FolderOfSizes()
+        self.posted: list[tuple[EventOwner, object]] = []
+        self.damage: list[Exception] = []
+        self.folds: list[object] = []
+        self.outcome: CheckpointDone | Exception = CheckpointDone({}, 9, 9, 1000, 2)
+        self.brought = threading.Semaphore(0)
+        self.wishes: list = []
+        monkeypatch.setattr(checkpointing, "checkpoint", self._checkpoint)
+        monkeypatch.setattr(checkpointing, "log_bytes", lambda files: sum(n for name, n in files.sizes.items() if name != "queue.json"))
+        self.checkpointing = Checkpointing(
+            self.files,
+            Config(flush_interval_ms=100),
+            self.clock,
+            Narration("q"),
+            post=lambda role, order: self.posted.append((role, order)),
+            submit=self._submit,
+            on_damage=self.damage.append,
+        )
+
+    def _checkpoint(self, files, cut, *, config, at_ms) -> CheckpointDone:
+        self.folds.append(cut)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def _submit(self, wish) -> None:
+        self.wishes.append(wish)
+        self.brought.release()
+
+    def fold(self, took_ms: int = 0) -> None:
+        """Let the thread finish, and bring its word to the supervisor's thread."""
+        assert self.brought.acquire(timeout=5)
+        self.clock.now_ms += took_ms
+        self.wishes.pop(0)()
+
+    def after(self, ms: int) -> None:
+        self.clock.now_ms += ms
+        self.checkpointing.tick(self.clock.now_ms)
+
+    def answer(self, request: int) -> None:
+        """Both brokers seal, and the cut has moved since the last time."""
+        self.checkpointing.rotated(PUBLISHER, Rotated(request))
+        self.checkpointing.rotated(CONSUMER, Rotated(request, progress=(3 * request, 1), published=(5 * request, 1)))
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    return Stage(monkeypatch)
+
+
+def test_the_publisher_seals_before_the_consumer_names_the_cut(stage):
+    """In this order the cut covers what was published before; then one fold, then the ids that left."""
+    stage.outcome = CheckpointDone({"a": 1}, 9, 9, 1000, 2)
+    stage.after(100)
+    assert stage.posted == [(PUBLISHER, Rotate(1))]
+    stage.checkpointing.rotated(PUBLISHER, Rotated(1))
+    assert stage.posted[1:] == [(CONSUMER, Rotate(1))]
+    stage.checkpointing.rotated(CONSUMER, CUT)
+    stage.fold()
+    assert stage.folds == [((3, 1), (5, 1))]
+    assert stage.posted[2:] == [(PUBLISHER, Forget({"a": 1}, 9))]
+    assert stage.checkpointing.count == 1
+
+
+def test_many_ids_that_left_are_told_in_several_messages(stage, monkeypatch):
+    """No message outgrows a frame."""
+    monkeypatch.setattr(checkpointing, "_IDS_AT_ONCE", 2)
+    stage.outcome = CheckpointDone({"a": 1, "b": 2, "c": 3}, 9, 9, 1000, 2)
+    stage.after(100)
+    stage.answer(1)
+    stage.fold()
+    assert stage.posted[2:] == [(PUBLISHER, Forget({"a": 1, "b": 2}, 9)), (PUBLISHER, Forget({"c": 3}, 9))]
+
+
+def test_nothing_happens_before_the_interval_nor_without_news(stage):
+    """An idle queue is left alone: no message, no write."""
+    stage.after(99)
+    assert stage.posted == []
+    stage.after(1)
+    stage.answer(1)
+    stage.fold()
+    told = len(stage.posted)
+    for _ in range(5):
+        stage.after(100)
+    assert len(stage.posted) == told
+    stage.files.sizes["published-1-1.jsonl"] += 1
+    stage.after(100)
+    assert stage.posted[told:] == [(PUBLISHER, Rotate(2))]
+
+
+def test_a_large_queue_waits_until_the_logs_are_worth_it(stage):
+    """Above 4 MiB a checkpoint is due when the logs are as long as queue.json, or as a segment may be."""
+    stage.files.sizes["queue.json"] = 8 << 20
+    stage.after(100)
+    assert stage.posted == []
+    stage.files.sizes["published-1-1.jsonl"] = 8 << 20
+    stage.after(100)
+    assert stage.posted == [(PUBLISHER, Rotate(1))]
+
+
+def test_a_segment_over_its_limit_is_worth_it_however_large_the_queue(stage):
+    """The files' growth is bounded."""
+    stage.files.sizes["queue.json"] = 1 << 33
+    stage.files.sizes["progress-1-1.jsonl"] = 64 << 20
+    stage.after(100)
+    assert stage.posted == [(PUBLISHER, Rotate(1))]
+
+
+def test_a_checkpoint_takes_at_most_a_tenth_of_the_time(stage):
+    """One that took a second is followed by nine without."""
+    stage.after(100)
+    stage.answer(1)
+    stage.fold(took_ms=1000)
+    stage.files.sizes["published-1-1.jsonl"] += 1
+    told = len(stage.posted)
+    stage.after(8999)
+    assert len(stage.posted) == told
+    stage.after(1)
+    assert len(stage.posted) == told + 1
+
+
+def test_the_same_cut_is_not_folded_twice(stage):
+    """A new name of a segment alone is no news."""
+    stage.after(100)
+    stage.checkpointing.rotated(PUBLISHER, Rotated(1))
+    stage.checkpointing.rotated(CONSUMER, CUT)
+    stage.fold()
+    stage.files.sizes["published-1-1.jsonl"] += 1
+    stage.after(100)
+    stage.checkpointing.rotated(PUBLISHER, Rotated(2))
+    stage.checkpointing.rotated(CONSUMER, Rotated(2, progress=CUT.progress, published=CUT.published))
+    assert len(stage.folds) == 1
+
+
+def test_asked_for_now_it_answers_when_it_is_durable(stage):
+    """Due or not, and only after the fold."""
+    told: list[str] = []
+    stage.checkpointing.now(told.append)
+    stage.answer(1)
+    assert told == []
+    stage.fold()
+    assert told == [""]
+
+
+def test_asked_for_during_another_it_makes_one_more(stage):
+    """The one under way may have missed the latest tasks."""
+    told: list[str] = []
+    stage.after(100)
+    stage.checkpointing.now(told.append)
+    stage.answer(1)
+    stage.fold()
+    assert told == []
+    stage.answer(2)
+    stage.fold()
+    assert told == [""]
+
+
+def test_a_broker_that_dies_ends_the_attempt(stage):
+    """Its answer will not come; a late one of the old attempt changes nothing; the next interval tries again."""
+    told: list[str] = []
+    stage.checkpointing.now(told.append)
+    stage.checkpointing.abandon("the publisher broker died")
+    assert told == ["the publisher broker died"]
+    stage.answer(1)
+    assert stage.folds == []
+    stage.after(100)
+    assert stage.posted[-1] == (PUBLISHER, Rotate(2))
+
+
+def test_a_consumer_broker_that_is_still_loading_has_no_cut(stage):
+    """Then there is no checkpoint, and the reason is told."""
+    told: list[str] = []
+    stage.checkpointing.now(told.append)
+    stage.checkpointing.rotated(PUBLISHER, Rotated(1))
+    stage.checkpointing.rotated(CONSUMER, Rotated(1))
+    assert told == ["the queue is still being loaded"]
+
+
+@pytest.mark.parametrize("error", [CorruptQueue("queue.json", offset=7, why="checksum"), SyncFailed("no"), ValueError("a bug")])
+def test_damage_stops_everything(stage, error):
+    """A checkpoint that finds damage, or a disk that lies, is no matter of trying again."""
+    stage.outcome = error
+    stage.after(100)
+    stage.answer(1)
+    stage.fold()
+    assert len(stage.damage) == 1
+    assert str(error) in str(stage.damage[0])
+
+
+@pytest.mark.parametrize("error", [DiskFull("no room"), FileNotFoundError("moved")])
+def test_a_full_disk_is_tried_again(stage, error):
+    """Nothing is lost by waiting; the reason is kept for the status until a checkpoint succeeds."""
+    stage.outcome = error
+    stage.after(100)
+    stage.answer(1)
+    stage.fold()
+    assert stage.damage == []
+    assert stage.checkpointing.error == str(error)
+    stage.outcome = CheckpointDone({}, 9, 9, 1000, 2)
+    stage.after(1000)
+    stage.answer(2)
+    stage.fold()
+    assert stage.checkpointing.error == ""
+
+
+def test_what_looks_like_damage_while_a_broker_restarts_is_looked_at_again(stage):
+    """A starting broker replaces its newest segment, maybe while it is read. Damage that is real is found again."""
+    stage.outcome = CorruptQueue("published-1-1.jsonl", offset=7, why="gone")
+    stage.after(100)
+    stage.answer(1)
+    stage.checkpointing.abandon("the publisher broker died")
+    stage.fold()
+    assert stage.damage == []
+    stage.after(1000)
+    stage.answer(2)
+    stage.fold()
+    assert len(stage.damage) == 1

@@ -1,0 +1,526 @@
+"""BrokerManager with real processes: it starts, lets in, restarts, stops, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from msgspec import Raw
+
+from jsonqueue.broker import child as child_module
+from jsonqueue.broker.manager import BrokerManager
+from jsonqueue.channel.pipe import Pipe
+from jsonqueue.channel.registration import SOCKET_NAME, connect, operate
+from jsonqueue.config import Config
+from jsonqueue.errors import BrokerFailed, BrokerUnavailable, ConnectionClosed, CorruptQueue, FolderRefused, ManagerRunning, SyncFailed
+from jsonqueue.event import EventOwner, Look, Result, Write, Written, decoder_for, encode
+from jsonqueue.task import TaskIn
+
+pytestmark = pytest.mark.processes
+QUICK = Config(flush_interval_ms=10)
+SEGMENTS = ("published-", "progress-")
+
+_told_by_publisher = decoder_for(EventOwner.PUBLISHER_BROKER)
+_told_by_consumer = decoder_for(EventOwner.CONSUMER_BROKER)
+
+
+@pytest.fixture
+def queue_dir(tmp_path) -> Path:
+    return tmp_path / "queue"
+
+
+@pytest.fixture
+def manager(queue_dir):
+    with BrokerManager(queue_dir) as manager:
+        yield manager
+
+
+def publish(pipe: Pipe, *ids: str) -> Written:
+    pipe.send(encode(Write(1, [TaskIn(id=task_id, data=Raw(b"1")) for task_id in ids])))
+    return _told_by_publisher(pipe.receive(5)[0])
+
+
+def publisher(queue_dir: Path) -> Pipe:
+    return connect(queue_dir, EventOwner.PUBLISHER)[0]
+
+
+def look(queue_dir: Path, task_id: str) -> str | None:
+    """The status of a task, as the ConsumerBroker knows it; None: it knows none."""
+    pipe, _ = connect(queue_dir, EventOwner.CALLER)
+    try:
+        pipe.send(encode(Look(1, task_id)))
+        answer = _told_by_consumer(pipe.receive(5)[0])
+        assert isinstance(answer, Result)
+        return answer.task and answer.task.status
+    finally:
+        pipe.close()
+
+
+def pids(manager: BrokerManager) -> list[int]:
+    return [broker.pid for broker in manager.status().brokers]
+
+
+def has_ended(pid: int, within_s: float = 5.0) -> bool:
+    """Waits for the end of a process, whosesoever child it is."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], within_s)[0])
+    finally:
+        os.close(pidfd)
+
+
+def await_restart(manager: BrokerManager, role: int, pid: int) -> None:
+    """Until a new process serves in the role of ``pid``."""
+    while (broker := manager.status().brokers[role]).state != "ready" or broker.pid == pid:
+        pass
+
+
+def files_of(queue_dir: Path) -> dict[str, tuple[int, int, int]]:
+    return {path.name: (path.stat().st_ino, path.stat().st_size, path.stat().st_mtime_ns) for path in queue_dir.iterdir()}
+
+
+# ── start, stop ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_clean_stop_leaves_queue_json_alone_with_everything_in_it(queue_dir):
+    """No logs, no socket, no process: one JSON document."""
+    with BrokerManager(queue_dir) as manager:
+        pipe = publisher(queue_dir)
+        assert publish(pipe, "a", "b").number == 1
+        brokers = pids(manager)
+    pipe.close()
+    left = {path.name for path in queue_dir.iterdir()}
+    assert not [name for name in left if name.startswith(SEGMENTS)]
+    assert SOCKET_NAME not in left
+    assert [task["id"] for task in json.loads((queue_dir / "queue.json").read_text())["tasks"]] == ["a", "b"]
+    assert all(has_ended(pid, 0) for pid in brokers)
+    manager.stop()  # Idempotent.
+    assert not manager.running
+
+
+def test_what_was_published_is_there_after_a_new_start(queue_dir):
+    """Stopping and starting is no loss, and no second life either: the id is known."""
+    for expected in ([], [0]):
+        with BrokerManager(queue_dir):
+            pipe = publisher(queue_dir)
+            assert publish(pipe, "a").duplicates == expected
+            pipe.close()
+            assert look(queue_dir, "a") == "pending"
+
+
+def test_a_second_manager_is_refused_and_writes_nothing(queue_dir, manager):
+    """It says who holds the folder, with the exit status for it."""
+    before = files_of(queue_dir)
+    with pytest.raises(ManagerRunning) as caught:
+        BrokerManager(queue_dir).start()
+    assert caught.value.exit_status == 75
+    assert str(os.getpid()) in caught.value.message
+    assert files_of(queue_dir) == before
+    assert look(queue_dir, "nothing") is None
+
+
+def test_after_a_stop_the_folder_is_free_at_once(queue_dir):
+    """The next manager need not wait."""
+    first = BrokerManager(queue_dir)
+    first.start()
+    first.stop()
+    with BrokerManager(queue_dir):
+        pass
+
+
+def test_a_queue_that_is_damaged_stops_the_start_with_that_error(queue_dir):
+    """The error of the broker is the error of the manager; it does not try again and again; nothing is changed."""
+    with BrokerManager(queue_dir):
+        pass
+    (queue_dir / "queue.json").write_bytes((queue_dir / "queue.json").read_bytes().replace(b'"count":0', b'"count":1'))
+    before = files_of(queue_dir)["queue.json"]
+    with pytest.raises(CorruptQueue) as caught, BrokerManager(queue_dir):
+        pytest.fail("it must not serve")
+    assert caught.value.exit_status == 65
+    assert files_of(queue_dir)["queue.json"] == before
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_anything_starts(queue_dir):
+    """The error comes from start(), and the folder's lock is not kept."""
+    queue_dir.mkdir(mode=0o700)
+    (queue_dir / SOCKET_NAME).write_text("in the way")
+    with pytest.raises(FolderRefused):
+        BrokerManager(queue_dir).start()
+    (queue_dir / SOCKET_NAME).unlink()
+    with BrokerManager(queue_dir):
+        pass
+
+
+def test_the_brokers_can_be_told_apart_in_ps(manager, queue_dir):
+    """Their arguments name the role and the folder."""
+    shown = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in pids(manager)]
+    assert [words[3:5] for words in shown] == [
+        [b"jsonqueue-publisher-broker", bytes(queue_dir)],
+        [b"jsonqueue-consumer-broker", bytes(queue_dir)],
+    ]
+
+
+def test_a_broker_holds_no_file_but_its_own(manager):
+    """Neither the manager's socket nor the other broker's Pipes leak into a child: EOF would not come."""
+    for pid in pids(manager):
+        held = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        assert not [name for name in held if "queue.lock" in name]
+        # control, marks, and the two ends that wake it for SIGTERM
+        assert len([name for name in held if name.startswith("socket:")]) == 4
+
+
+# ── deaths ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("role", [0, 1], ids=["publisher broker", "consumer broker"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_broker_that_ends_is_started_again_and_the_queue_goes_on(queue_dir, manager, role, number):
+    """A client that asks meanwhile waits a moment; nothing acknowledged is lost; marks pass again between old and new."""
+    pipe = publisher(queue_dir)
+    publish(pipe, "before")
+    pid = pids(manager)[role]
+    os.kill(pid, number)
+    await_restart(manager, role, pid)
+    if role == 0:
+        with pytest.raises(ConnectionClosed):
+            pipe.receive(5)
+        pipe.close()
+        pipe = publisher(queue_dir)
+    publish(pipe, "after")
+    assert look(queue_dir, "before") == look(queue_dir, "after") == "pending"
+    pipe.close()
+    status = manager.status()
+    assert [broker.restarts for broker in status.brokers] == [1 - role, role]
+    assert status.brokers[role].epoch == 2
+
+
+def test_a_client_that_comes_while_its_broker_is_down_is_held_back_until_it_is_up(queue_dir, manager):
+    """A restart looks like a slow answer."""
+    pid = pids(manager)[1]
+    os.kill(pid, signal.SIGKILL)
+    assert has_ended(pid)
+    assert look(queue_dir, "nothing") is None
+    assert pids(manager)[1] != pid
+
+
+def test_a_broker_that_dies_again_and_again_is_given_up(queue_dir):
+    """Three restarts within a minute, then everything stops, with an error that says so; what was acknowledged stays."""
+    manager = BrokerManager(queue_dir)
+    manager.start()
+    manager.wait_ready()
+    for _ in range(3):
+        pid = pids(manager)[0]
+        os.kill(pid, signal.SIGKILL)
+        await_restart(manager, 0, pid)
+    os.kill(pids(manager)[0], signal.SIGKILL)
+    manager._thread.join(10)
+    with pytest.raises(BrokerFailed, match="4 times within a minute, at last with signal SIGKILL") as caught:
+        manager.stop()
+    assert caught.value.exit_status == 70
+    with pytest.raises(BrokerFailed):
+        manager.wait_ready()
+
+
+def test_after_a_failed_fsync_both_brokers_start_again(queue_dir, monkeypatch):
+    """One may have read from the page cache what the other one's disk has lost."""
+    _with_broken_disk(monkeypatch)
+    with BrokerManager(queue_dir) as manager:
+        before = pids(manager)
+        pipe = publisher(queue_dir)
+        pipe.send(encode(Write(1, [TaskIn(id="poison", data=Raw(b"1"))])))
+        with pytest.raises(ConnectionClosed):
+            pipe.receive(5)
+        pipe.close()
+        for role in (0, 1):
+            await_restart(manager, role, before[role])
+        assert [broker.restarts for broker in manager.status().brokers] == [1, 1]
+        assert all(has_ended(pid) for pid in before)
+        pipe = publisher(queue_dir)
+        assert publish(pipe, "healthy").duplicates == []
+        pipe.close()
+
+
+def test_the_error_of_a_disk_that_fails_for_ever_is_what_stop_raises(queue_dir, monkeypatch):
+    """After the third restart the cause is told, not its symptom."""
+    _with_broken_disk(monkeypatch)
+    manager = BrokerManager(queue_dir)
+    manager.start()
+    manager.wait_ready()
+    while manager.running:
+        try:
+            pipe, _ = connect(queue_dir, EventOwner.PUBLISHER)
+        except BrokerUnavailable:
+            continue
+        pipe.send(encode(Write(1, [TaskIn(id="poison", data=Raw(b"1"))])))
+        with pytest.raises(ConnectionClosed):
+            pipe.receive(5)
+        pipe.close()
+    with pytest.raises(SyncFailed):
+        manager.stop()
+
+
+def _with_broken_disk(monkeypatch) -> None:
+    """From now on the task "poison" makes the fsync of the PublisherBroker fail."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(
+        child_module, "BOOT", child_module.BOOT.replace("from jsonqueue.broker.process import main", "from broken_disk import main")
+    )
+
+
+# ── the manager's own death ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def program(body: str, queue_dir: Path) -> subprocess.Popen[str]:
+    """A program of its own that uses a BrokerManager, in a process group of its own."""
+    head = "import os, sys\nfrom jsonqueue.broker.manager import BrokerManager\nmanager = BrokerManager(sys.argv[1], grace=5)\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", head + textwrap.dedent(body), str(queue_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
+
+
+SERVE = """
+    manager.start()
+    manager.wait_ready()
+    print(*[broker.pid for broker in manager.status().brokers], flush=True)
+    manager.serve_forever()
+"""
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Whatever happened to the test."""
+    process.kill()
+    process.communicate()
+
+
+def test_no_broker_outlives_a_killed_manager(queue_dir):
+    """Both see the end of their control Pipe, and go; the next manager finds everything."""
+    process = program(SERVE, queue_dir)
+    try:
+        brokers = [int(pid) for pid in process.stdout.readline().split()]
+        pipe = publisher(queue_dir)
+        publish(pipe, "kept")
+        process.kill()
+        assert all(has_ended(pid, 1.0) for pid in brokers)
+        pipe.close()
+    finally:
+        end(process)
+    with BrokerManager(queue_dir):
+        assert look(queue_dir, "kept") == "pending"
+
+
+def test_no_broker_outlives_a_killed_manager_that_had_forked(queue_dir):
+    """A fork of the manager's process holds copies of the control Pipes, so no end of them comes: the process itself is looked at too."""
+    body = """
+        manager.start()
+        manager.wait_ready()
+        pids = [broker.pid for broker in manager.status().brokers]
+        if (forked := os.fork()) == 0:
+            sys.stdin.read()
+            os._exit(0)
+        print(*pids, flush=True)
+        manager.serve_forever()
+    """
+    process = program(body, queue_dir)
+    try:
+        brokers = [int(pid) for pid in process.stdout.readline().split()]
+        process.kill()
+        assert all(has_ended(pid, 1.0) for pid in brokers)
+    finally:
+        end(process)
+
+
+def test_a_program_that_forgets_to_stop_it_ends_and_ends_well(queue_dir):
+    """The interpreter's exit stops it in order: the logs are folded."""
+    process = program("manager.start()\nmanager.wait_ready()\n", queue_dir)
+    try:
+        assert process.wait(10) == 0
+    finally:
+        end(process)
+    assert json.loads((queue_dir / "queue.json").read_text())["count"] == 0
+    assert not [path for path in queue_dir.iterdir() if path.name.startswith(SEGMENTS)]
+
+
+# ── signals ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_stops_everything_in_order(queue_dir, number):
+    """A terminal's Ctrl-C reaches the brokers too; the manager decides what it means."""
+    process = program(SERVE, queue_dir)
+    try:
+        brokers = [int(pid) for pid in process.stdout.readline().split()]
+        pipe = publisher(queue_dir)
+        publish(pipe, "kept")
+        os.killpg(process.pid, number)
+        assert process.wait(10) == 0
+        pipe.close()
+    finally:
+        end(process)
+    assert all(has_ended(pid, 0) for pid in brokers)
+    assert [task["id"] for task in json.loads((queue_dir / "queue.json").read_text())["tasks"]] == ["kept"]
+    assert not [path for path in queue_dir.iterdir() if path.name.startswith(SEGMENTS)]
+
+
+def test_a_second_signal_ends_at_once_and_loses_nothing(queue_dir):
+    """A broker that hangs holds up the first signal, not the second."""
+    process = program(SERVE, queue_dir)
+    try:
+        brokers = [int(pid) for pid in process.stdout.readline().split()]
+        pipe = publisher(queue_dir)
+        publish(pipe, "kept")
+        os.kill(brokers[0], signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGINT)
+        while (queue_dir / SOCKET_NAME).exists():  # It has heard the first one.
+            pass
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(3) == 0
+        pipe.close()
+    finally:
+        end(process)
+    assert all(has_ended(pid, 1.0) for pid in brokers)
+    with BrokerManager(queue_dir):
+        assert look(queue_dir, "kept") == "pending"
+
+
+# ── operators ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_status_tells_of_the_manager_and_both_brokers(queue_dir, manager):
+    """The same from inside and over the socket."""
+    pipe = publisher(queue_dir)
+    publish(pipe, "a", "b")
+    for status in (manager.status(), operate(queue_dir, "status").status):
+        assert status.pid == os.getpid()
+        assert status.queue_dir == str(queue_dir)
+        assert status.durability == "power-cut"
+        assert [broker.role for broker in status.brokers] == ["publisher_broker", "consumer_broker"]
+        assert [broker.state for broker in status.brokers] == ["ready", "ready"]
+        assert [broker.peers for broker in status.brokers] == [1, 0]
+        assert status.brokers[0].counters["published"] == 2
+    pipe.close()
+
+
+def test_a_broker_that_hangs_does_not_hold_up_the_status(queue_dir, manager):
+    """The answer comes with the figures that were told last."""
+    pid = manager.status().brokers[1].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert manager.status().brokers[1].pid == pid
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_checkpoint_asked_for_covers_what_was_acknowledged_before(queue_dir):
+    """From inside and over the socket; without waiting for the flush interval."""
+    with BrokerManager(queue_dir, Config(flush_interval_ms=3_600_000)) as manager:
+        pipe = publisher(queue_dir)
+        publish(pipe, "a")
+        manager.checkpoint()
+        assert [task["id"] for task in json.loads((queue_dir / "queue.json").read_text())["tasks"]] == ["a"]
+        publish(pipe, "b")
+        assert operate(queue_dir, "checkpoint").ok
+        assert [task["id"] for task in json.loads((queue_dir / "queue.json").read_text())["tasks"]] == ["a", "b"]
+        assert manager.status().checkpoints == 2
+        pipe.close()
+
+
+def test_checkpoints_come_by_themselves_while_something_happens(queue_dir):
+    """queue.json follows the logs at the flush interval."""
+    with BrokerManager(queue_dir, QUICK) as manager:
+        pipe = publisher(queue_dir)
+        publish(pipe, "a")
+        while not (queue_dir / "queue.json").exists() or b'"a"' not in (queue_dir / "queue.json").read_bytes():
+            assert manager.running
+        pipe.close()
+
+
+def test_an_operator_can_stop_it(queue_dir):
+    """The answer comes first, then everything ends in order, and the folder is free."""
+    manager = BrokerManager(queue_dir)
+    manager.start()
+    manager.wait_ready()
+    assert operate(queue_dir, "stop").ok
+    manager._thread.join(10)
+    assert not manager.running
+    with pytest.raises(BrokerUnavailable):
+        manager.status()
+    with pytest.raises(BrokerUnavailable):
+        manager.wait_ready()
+    manager.stop()
+    assert (queue_dir / "queue.json").exists()
+
+
+def test_a_manager_that_is_not_started_says_so():
+    """Rather than wait for an answer that cannot come."""
+    manager = BrokerManager("nowhere")
+    manager.stop()
+    with pytest.raises(BrokerUnavailable, match="not started"):
+        manager.status()
+
+
+# ── callers at the desk ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_silent_callers_hold_up_nobody_and_are_dropped(queue_dir, manager, monkeypatch):
+    """A hundred half-open connections: others are let in at once, and the silent ones are hung up on after the handshake time."""
+    monkeypatch.setattr("jsonqueue.broker.reception.HANDSHAKE_MS", 100)
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(100)]
+    for caller in silent:
+        caller.connect(str(queue_dir / SOCKET_NAME))
+    assert look(queue_dir, "nothing") is None
+    for caller in silent:
+        caller.settimeout(5)
+        assert caller.recv(1) == b""
+        caller.close()
+
+
+def test_when_the_desk_is_crowded_the_longest_silent_caller_goes(queue_dir, manager, monkeypatch):
+    """Half-open connections cost a bounded number of fds."""
+    monkeypatch.setattr("jsonqueue.broker.reception._GUESTS_MAX", 3)
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+    for caller in silent:
+        caller.connect(str(queue_dir / SOCKET_NAME))
+    silent[0].settimeout(5)
+    assert silent[0].recv(1) == b""
+    for caller in silent:
+        caller.close()
+
+
+def test_a_caller_that_talks_nonsense_is_told_and_dropped(queue_dir, manager, caplog):
+    """The reason comes back, as a frame, and then the end."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(queue_dir / SOCKET_NAME))
+        caller.sendall(b"\0\0\0\x08nonsense")
+        pipe = Pipe(os.dup(caller.fileno()))
+        assert b'"refused"' in pipe.receive(5)[0]
+        with pytest.raises(ConnectionClosed):
+            pipe.receive(5)
+        pipe.close()
+    assert "turned a client away" in caplog.text
+
+
+def test_waiting_for_a_stopped_manager_to_be_ready_ends(queue_dir):
+    """Nobody waits for what cannot come."""
+    manager = BrokerManager(queue_dir)
+    manager.start()
+    manager.stop()
+    with pytest.raises(BrokerUnavailable, match="stopped"):
+        manager.wait_ready()
+    with pytest.raises(RuntimeError, match="once"):
+        manager.start()
