@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SystemClock", "stopwatch"]
 
 
 class Clock(Protocol):
@@ -28,3 +28,7 @@ class SystemClock:
 
     def monotonic_ms(self) -> int:
         return time.monotonic_ns() // 1_000_000
+
+
+stopwatch = time.perf_counter
+"""Seconds since some start, finely: for measuring how long something took."""

@@ -16,23 +16,27 @@ from typing import ClassVar
 
 __all__ = [
     "BadFrame",
+    "BrokerFailed",
     "BrokerUnavailable",
     "ConnectionClosed",
     "CorruptQueue",
     "DiskFull",
     "FolderRefused",
     "InvalidConfig",
+    "InvalidHandler",
     "InvalidTask",
     "JsonQueueError",
     "LeaseLost",
     "ManagerRunning",
     "PublishRejected",
     "PublishUnknown",
+    "Rejection",
     "ResultTimeout",
     "StorageError",
     "SyncFailed",
     "TaskFailed",
     "TaskNotFound",
+    "TasksRejected",
     "UnsupportedFormat",
 ]
 
@@ -93,6 +97,16 @@ class BrokerUnavailable(JsonQueueError, ConnectionError):
         self.queue_dir = queue_dir
 
 
+class BrokerFailed(JsonQueueError):
+    """A broker process died again and again, or did not start; the manager gave up on it."""
+
+    exit_status = 70
+
+    def __init__(self, role: str, *, why: str) -> None:
+        super().__init__(f"the {role.replace('_', ' ')} {why}", hint="its own last words are in the log of the manager")
+        self.role, self.why = role, why
+
+
 class ManagerRunning(JsonQueueError):
     """Another BrokerManager holds this queue folder; nothing was written."""
 
@@ -128,6 +142,38 @@ class PublishUnknown(JsonQueueError, TimeoutError):
             hint="publish again with the same id: the queue keeps one task an id, so nothing can run twice because of it",
         )
         self.task_ids, self.cause = task_ids, cause
+        self.published = 0
+        """How many tasks of the same call had been acknowledged before."""
+
+
+class Rejection:
+    """One task that is not stored: its place in what was given (from 0), its id, and why."""
+
+    __slots__ = ("index", "reason", "task_id")
+
+    def __init__(self, index: int, task_id: str, reason: str) -> None:
+        self.index, self.task_id, self.reason = index, task_id, reason
+
+    def __repr__(self) -> str:
+        return f"Rejection(index={self.index}, task_id={self.task_id!r}, reason={self.reason!r})"
+
+
+class TasksRejected(JsonQueueError):
+    """Some tasks of a ``publish_many`` are certainly not stored; ``rejected`` lists them (the first 1,000). The others are published."""
+
+    exit_status = 65
+
+    def __init__(
+        self, rejected: tuple[Rejection, ...], *, count: int, published: int, duplicates: int, stopped_after: int | None = None
+    ) -> None:
+        first = rejected[0]
+        end = "" if stopped_after is None else f"; after {stopped_after} tasks no more were read, since the queue refuses all"
+        super().__init__(
+            f"{count} tasks were rejected and are not stored (first: number {first.index + 1}, {first.task_id}: {first.reason}); "
+            f"{published} others are published{end}"
+        )
+        self.rejected, self.count, self.stopped_after = rejected, count, stopped_after
+        self.published, self.duplicates = published, duplicates
 
 
 class ConnectionClosed(JsonQueueError, ConnectionError):
@@ -158,6 +204,12 @@ class TaskFailed(JsonQueueError):
     def __init__(self, task_id: str, *, status: str, reason: str) -> None:
         super().__init__(f"task {task_id} is {status}: {reason}", hint="its attempts are listed by: jsonqueue show " + task_id)
         self.task_id, self.status, self.reason = task_id, status, reason
+
+
+class InvalidHandler(JsonQueueError, ValueError):
+    """A handler that cannot be run as asked: not importable, not a function, or not to be found from a child process."""
+
+    exit_status = 64
 
 
 class LeaseLost(JsonQueueError):

@@ -1,1 +1,1 @@
-"""What a user holds: publishers, consumers, task handles."""
+"""What a user holds: Publisher, TaskHandle, Consumer."""

@@ -1,0 +1,158 @@
+"""What a process asks a queue about its tasks, over one Pipe that all its handles share."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonqueue.channel import registration
+from jsonqueue.client.exchange import Connect, Exchange, NoAnswer
+from jsonqueue.client.patience import Patience
+from jsonqueue.clock import Clock, SystemClock
+from jsonqueue.errors import BrokerUnavailable, ConnectionClosed
+from jsonqueue.event import Cancel, Changed, Event, EventOwner, Look, Replay, Result, Watch, decoder_for
+from jsonqueue.task import StoredTask
+
+__all__ = ["Caller", "caller_of"]
+
+_ANSWER_S = 30.0
+"""How long a broker may take over a question that it can answer at once."""
+
+
+class Caller:
+    """Asks the ConsumerBroker of one queue. Thread-safe; connects when asked something, and anew when the connection breaks."""
+
+    def __init__(self, queue_dir: Path, *, connect: Connect | None = None, clock: Clock | None = None) -> None:
+        self.queue_dir = queue_dir
+        self.clock = clock or SystemClock()
+        self._connect = connect or self._register
+        self._exchange = Exchange(self._connect, decoder_for(EventOwner.CONSUMER_BROKER))
+        self._lock = threading.Lock()
+        self._watches: dict[str, _Watched] = {}
+
+    def look(self, task_id: str) -> StoredTask | None:
+        """The task as it stands now; None: the queue holds none of this id. Raises :class:`BrokerUnavailable`."""
+        answer, _ = self._ask(lambda request: Look(request, task_id))
+        assert isinstance(answer, Result)
+        return answer.task
+
+    def cancel(self, task_ids: Sequence[str], *, reason: str = "cancelled by a caller") -> Changed:
+        """Cancel tasks; durable when it returns. ``refused`` says of the others why not."""
+        answer, again = self._ask(lambda request: Cancel(request, list(task_ids), reason))
+        assert isinstance(answer, Changed)
+        return _credit(answer, "already cancelled") if again else answer
+
+    def replay(self, task_ids: Sequence[str] = ()) -> Changed:
+        """Give dead letters another life (no ids: all of them); durable when it returns."""
+        answer, _ = self._ask(lambda request: Replay(request, list(task_ids)))
+        assert isinstance(answer, Changed)
+        return answer
+
+    def watch(self, task_id: str, patience: Patience) -> StoredTask | None:
+        """The task once it has ended; None: the queue holds none of this id.
+
+        Raises :class:`NoAnswer` when the patience is over, :class:`BrokerUnavailable` when there is no broker to ask.
+        """
+        while True:
+            line = self._exchange.line(patience)
+            watched = self._watched(task_id)
+            try:
+                with watched.asking:
+                    if watched.line is not line:
+                        watched.line, watched.request = line, self._exchange.number()
+                        line.ask(watched.request, Watch(watched.request, [task_id]), patience)
+                return self._ended(watched, patience)
+            except ConnectionClosed:
+                continue
+
+    def _ended(self, watched: _Watched, patience: Patience) -> StoredTask | None:
+        """One thread waits at the line for all that wait for the same task."""
+        with watched.waiting if patience.seconds is None else _Acquired(watched.waiting, patience):
+            if watched.answer is None:
+                assert watched.line is not None
+                watched.answer = watched.line.answer(watched.request, patience)
+                with self._lock:
+                    self._watches.pop(watched.task_id, None)
+            return watched.answer.task
+
+    def _watched(self, task_id: str) -> _Watched:
+        """A question asked before, whose asker lost patience, still stands; asking it again would make the broker keep both."""
+        with self._lock:
+            return self._watches.setdefault(task_id, _Watched(task_id))
+
+    def _ask(self, event: Callable[[int], Event]) -> tuple[Any, bool]:
+        """Ask until answered, and whether it had to be asked more than once."""
+        patience = Patience(_ANSWER_S, self.clock)
+        again = False
+        while True:
+            line = self._exchange.line(patience)
+            request = self._exchange.number()
+            try:
+                line.ask(request, event(request), patience)
+                return line.answer(request, patience), again
+            except ConnectionClosed:
+                again = True
+            except NoAnswer:
+                line.close()
+                raise BrokerUnavailable(str(self.queue_dir), cause=f"it did not answer within {_ANSWER_S:g} s") from None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there has been a connection since the last :meth:`close`; it may have broken since."""
+        return self._exchange.met
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._exchange.close()
+
+    def _register(self, timeout: float) -> Any:
+        return registration.connect(self.queue_dir, EventOwner.CALLER, timeout=timeout)
+
+
+class _Watched:
+    """A task that somebody waits for."""
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        self.asking = threading.Lock()
+        self.waiting = threading.Lock()
+        self.line: Any = None
+        self.request = 0
+        self.answer: Result | None = None
+
+
+class _Acquired:
+    """A lock, waited for no longer than the patience lasts."""
+
+    def __init__(self, lock: threading.Lock, patience: Patience) -> None:
+        self._lock, self._patience = lock, patience
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=self._patience.left or 0):
+            raise NoAnswer
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+def _credit(answer: Changed, why: str) -> Changed:
+    """A change that was asked for twice, since its first answer was lost, was ours."""
+    ours = [task_id for task_id, said in answer.refused.items() if said == why]
+    return Changed(answer.request, [*answer.ids, *ours], {task_id: said for task_id, said in answer.refused.items() if task_id not in ours})
+
+
+_callers: dict[tuple[int, str], Caller] = {}
+_callers_lock = threading.Lock()
+
+
+def caller_of(queue_dir: Path) -> Caller:
+    """The caller that this process shares for a queue. (After a fork the child gets one of its own.)"""
+    key = (os.getpid(), os.path.realpath(queue_dir))
+    with _callers_lock:
+        caller = _callers.get(key)
+        if caller is None:
+            caller = _callers[key] = Caller(queue_dir)
+        return caller

@@ -1,0 +1,102 @@
+"""The inside of a child process that runs a handler.
+
+Its parent starts it with one end of a Pipe and speaks to it as a ConsumerBroker speaks to a consumer: ``assign`` with one task, answered by
+``complete`` or ``fail``. A ``join`` of the child says that the handler is loaded; a ``fail`` without an id instead says why not.
+
+The child never outlives its parent: a thread of its own reads the Pipe, and at its end the whole process group goes, whatever the handler
+is doing. It is killed by its parent in the same way when its time is up.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from jsonqueue.channel.pipe import Pipe
+from jsonqueue.client.handlers import Address, is_async, load
+from jsonqueue.client.outcome import Current, Verdict, cut, inline, running_in
+from jsonqueue.config import Config
+from jsonqueue.errors import ConnectionClosed, JsonQueueError
+from jsonqueue.event import Complete, Event, EventOwner, Fail, Failure, Join, decoder_for, encode
+from jsonqueue.task import Task
+
+__all__ = ["main"]
+
+_LIMITS = Config(payload_max_bytes=32 * 1024 * 1024, depth_max=200)
+"""The queue's own limits are looked after by the parent, who knows them."""
+
+
+def main() -> None:
+    """``argv``: the fd of the Pipe, the address of the handler as JSON."""
+    fd = int(sys.argv[1])
+    os.set_inheritable(fd, False)  # not for whatever the handler starts
+    address = msgspec.json.decode(sys.argv[2], type=Address)
+    sys.argv[1:] = []
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who decides
+    pipe = Pipe(fd)
+    try:
+        run = _loaded(address)
+    except BaseException as error:  # noqa: BLE001 - whatever the user's module raises when it is imported
+        _say(pipe, Fail(0, [Failure("", 0, _why(error))], 0))
+        return
+    _say(pipe, Join("child", os.getpid(), 1))
+    _serve(pipe, run)
+
+
+def _why(error: BaseException) -> str:
+    return cut(str(error) if isinstance(error, JsonQueueError) else "".join(traceback.format_exception(error)))
+
+
+def _loaded(address: Address) -> Callable[[Task[Any]], Verdict]:
+    handler = load(address)
+    return _awaiting(handler) if is_async(handler) else inline(handler, lambda: _LIMITS)
+
+
+def _awaiting(handler: Callable[[Task[Any]], Any]) -> Callable[[Task[Any]], Verdict]:
+    import asyncio  # noqa: PLC0415 - 50 ms that a plain handler need not pay
+
+    from jsonqueue.client.coroutines import acall  # noqa: PLC0415 - the same
+
+    runner = asyncio.Runner()
+    return lambda task: runner.run(acall(handler, task, _LIMITS))
+
+
+def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict]) -> None:
+    tasks: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
+    here = Current()
+    running_in(here)
+    threading.Thread(target=_listen, args=(pipe, tasks, here), daemon=True).start()
+    while (task := tasks.get()) is not None:
+        verdict = run(task)
+        here.task = None
+        if isinstance(verdict, Failure):
+            _say(pipe, Fail(0, [verdict], 1))
+        else:
+            _say(pipe, Complete(0, [task.id], [task.token], [verdict], 1))
+
+
+def _listen(pipe: Pipe, tasks: queue.SimpleQueue[Task[Any] | None], here: Current) -> None:
+    decode = decoder_for(EventOwner.CONSUMER_BROKER, values=True)
+    try:
+        while True:
+            for frame in pipe.receive():
+                (here.task,) = decode(frame).tasks
+                tasks.put(here.task)
+    except ConnectionClosed:
+        if here.task is not None and os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        tasks.put(None)  # idle: end as a program ends
+
+
+def _say(pipe: Pipe, event: Event) -> None:
+    with suppress(ConnectionClosed):  # The parent is gone: the listener sees to the rest.
+        pipe.send(encode(event))

@@ -1,0 +1,185 @@
+"""Runs handlers in child processes, one a slot, which can be killed: at their time limit, or because their task was cancelled.
+
+A child stays for many tasks; it is replaced when it was killed or has died. See :mod:`jsonqueue.client.child` for its inside.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from jsonqueue.channel.pipe import Pipe
+from jsonqueue.client.handlers import Address
+from jsonqueue.client.outcome import Verdict, failure
+from jsonqueue.client.payload import check_limits
+from jsonqueue.config import Config
+from jsonqueue.errors import BadFrame, ConnectionClosed, InvalidHandler, InvalidTask
+from jsonqueue.event import Assign, Complete, EventOwner, Fail, Failure, Join, decoder_for, encode
+from jsonqueue.task import Task
+
+__all__ = ["ChildRunner", "kill_group", "says_how"]
+
+_BOOT_S = 60.0
+"""A child that has not loaded its handler by then never will."""
+_FAREWELL_S = 2.0
+
+_BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv.pop()); from jsonqueue.client.child import main; main()"
+
+
+class ChildRunner:
+    """One slot's child. ``timeout``: seconds a task may take (None: no limit)."""
+
+    def __init__(self, address: Address, *, timeout: float | None, config: Callable[[], Config]) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._config = config
+        self._decode = decoder_for(EventOwner.CONSUMER)
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Pipe | None = None
+        self._token = 0
+        self._closed = False
+
+    def prepare(self) -> None:
+        """Start the child, unless there is one. Raises :class:`InvalidHandler` with what it said when its handler cannot be loaded."""
+        if self._process is None:
+            self._spawn()
+            self._greet()
+
+    def run(self, task: Task[Any]) -> Verdict:
+        """Let the child run it, within the time limit."""
+        try:
+            self.prepare()
+        except (InvalidHandler, OSError) as error:
+            return failure(task, f"its handler's process did not start: {error}")
+        self._token = task.token
+        try:
+            return self._answer(task)
+        finally:
+            self._token = 0
+
+    def kill(self, token: int) -> None:
+        """Kill the child if this is what it runs."""
+        with self._lock:
+            if self._process is not None and token == self._token:
+                kill_group(self._process)
+
+    def close(self) -> None:
+        """End the child: by itself if it is idle, else by force."""
+        with self._lock:
+            self._closed = True
+            process, pipe = self._process, self._pipe
+            if process is not None and self._token:
+                kill_group(process)
+            if pipe is not None:
+                pipe.close()
+        if process is not None:
+            self._await_end(process)
+
+    def _await_end(self, process: subprocess.Popen[bytes]) -> None:
+        try:
+            process.wait(_FAREWELL_S)
+        except subprocess.TimeoutExpired:
+            kill_group(process)
+            process.wait()
+
+    # ── life of a child ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _spawn(self) -> None:
+        ours, theirs = Pipe.pair()
+        address, path = msgspec.json.encode(self._address).decode(), msgspec.json.encode(sys.path).decode()
+        command = [sys.executable, "-c", _BOOT, str(theirs), address, path]
+        try:
+            with self._lock:
+                if self._closed:
+                    raise InvalidHandler("the consumer has stopped")
+                # A group of its own: what kills the handler kills what the handler started, and Ctrl-C reaches neither.
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs,), process_group=0)
+                self._pipe = Pipe(ours)
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+
+    def _greet(self) -> None:
+        """Wait until the child has loaded its handler; none of this counts against a task's time."""
+        try:
+            event = self._hear(_BOOT_S)
+        except ConnectionClosed:
+            event = None
+        if isinstance(event, Join):
+            return
+        said = event.failures[0].error if isinstance(event, Fail) else "it said nothing"
+        how = self._bury()
+        raise InvalidHandler(f"{self._address.function} cannot be loaded in a child process: {said if event else how}")
+
+    def _answer(self, task: Task[Any]) -> Verdict:
+        assert self._pipe is not None
+        try:
+            self._pipe.send(encode(Assign([task])))
+            event = self._hear(self._timeout)
+        except ConnectionClosed:
+            return failure(task, f"its handler's process died: {self._bury()}")
+        if isinstance(event, Complete):
+            return self._checked(task, event)
+        if isinstance(event, Fail):
+            return event.failures[0]
+        self._bury()
+        return failure(task, f"timed out after {self._timeout:g} s, and was killed")
+
+    def _checked(self, task: Task[Any], event: Complete) -> Verdict:
+        result = event.results[0]
+        try:
+            check_limits(bytes(result), what="result", config=self._config())
+        except InvalidTask as error:
+            return failure(task, f"its handler's result cannot be kept: {error}")
+        return result
+
+    def _hear(self, timeout: float | None) -> Any:
+        """What the child says next; None when the time is up. Raises :class:`ConnectionClosed` when it is gone."""
+        assert self._pipe is not None
+        frames = self._pipe.receive(timeout)
+        try:
+            return self._decode(frames[0]) if frames else None
+        except BadFrame as error:
+            return Fail(0, [Failure("", 0, str(error))], 0)
+
+    def _bury(self) -> str:
+        """Be rid of the child, with all it has started; how it ended."""
+        with self._lock:
+            process, pipe = self._process, self._pipe
+            self._process = self._pipe = None
+        assert process is not None
+        assert pipe is not None
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)  # if it is dying by itself, let it say how
+        status = process.poll()
+        kill_group(process)
+        process.wait()
+        pipe.close()
+        return says_how(process.returncode if status is None else status)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the process and to all that it started."""
+    with suppress(ProcessLookupError, PermissionError):  # gone already (macOS says the latter of a group of zombies)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def says_how(status: int) -> str:
+    """How a process ended, in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"

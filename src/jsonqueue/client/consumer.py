@@ -1,0 +1,262 @@
+"""Consumer: runs a handler on the tasks of a queue.
+
+::
+
+    def resize(task: Task) -> dict:
+        ...
+        return {"width": 200}
+
+    Consumer("queue_data", resize, concurrency=4).run()
+
+What the handler returns is the task's result. If it raises, the attempt has failed, and its traceback is kept with the task;
+``Retry(after)`` and ``Cancel(reason)``, raised or returned, say more. A task may run more than once (its consumer may die after the work
+and before the acknowledgement), but only one completion ever counts: ``task.id`` and ``task.attempt`` help to do the work only once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+import msgspec
+
+from jsonqueue.channel import registration
+from jsonqueue.client.children import ChildRunner
+from jsonqueue.client.exchange import Connect
+from jsonqueue.client.handlers import address_of, is_async, resolve, title_of
+from jsonqueue.client.holdings import ConsumerStats, Holdings
+from jsonqueue.client.intake import check_id
+from jsonqueue.client.program import Program, ProgramRunner
+from jsonqueue.client.publisher import ServesFolder
+from jsonqueue.client.session import Session
+from jsonqueue.client.threads import InlineRunner, Runner, Threads
+from jsonqueue.clock import stopwatch
+from jsonqueue.config import Config
+from jsonqueue.event import EventOwner, decoder_for
+
+__all__ = ["Consumer", "Handler"]
+
+Handler = str | Callable[[Any], Any] | Program
+"""A function or coroutine function of one task, its name as ``module:function``, or a :class:`Program`."""
+
+
+class Consumer:
+    """Takes tasks from the queue in ``queue_dir`` (a path, or a BrokerManager) and runs ``handler`` on each.
+
+    ``concurrency``: how many at once, in threads; as coroutines if the handler is ``async``; in child processes with ``timeout`` (seconds,
+    after which the handler is killed with all it started, and the attempt has failed) or with ``isolate=True`` (no limit, but what crashes
+    or hogs the interpreter there hurts nobody here). Child processes find the handler by its name, so it must be a top-level function.
+
+    It waits for a broker if there is none, reconnects when one goes, and works on meanwhile. Heartbeats come from beside the handler, so
+    however long it takes it keeps its task. How many tasks it holds ahead, it works out from how long they take.
+    """
+
+    def __init__(
+        self,
+        queue_dir: str | os.PathLike[str] | ServesFolder,
+        handler: Handler,
+        *,
+        name: str | None = None,
+        concurrency: int = 1,
+        timeout: float | None = None,
+        isolate: bool = False,
+        connect: Connect | None = None,
+        timer: Callable[[], float] = stopwatch,
+    ) -> None:
+        """``connect`` and ``timer`` are the doors by which the wire and time come in; a user needs neither.
+
+        Raises :class:`InvalidHandler` if the handler is not found or cannot be run as asked, :class:`InvalidTask` for a name that is none.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}, and must be at least 1")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout is {timeout!r}, and must be more than 0 seconds")
+        self.queue_dir = Path(queue_dir if isinstance(queue_dir, (str, os.PathLike)) else queue_dir.queue_dir)
+        self.name = check_id(name) if name is not None else _name_for(handler)
+        self._holdings = Holdings(concurrency)
+        self._connect = connect or self._register
+        self._timer = timer
+        self._timeout = timeout
+        self._crew = self._hire(handler, isolate=isolate or timeout is not None)
+        self._state = "new"
+        self._bell = _Bell()
+
+    # ── blocking ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, *, drain_timeout: float | None = None) -> None:
+        """Work until SIGINT or SIGTERM (in the main thread), or until another thread calls :meth:`stop`.
+
+        The first signal drains: nothing more is started, what is running may end, what is done is acknowledged, unstarted tasks go back. A
+        second one, or ``drain_timeout`` seconds, ends at once; what was running then will be delivered again. Raises whatever stopped it.
+        """
+        with self._bell.rung_by_signals():
+            self.start()
+            try:
+                self._bell.wait()
+            finally:
+                self._finish(drain_timeout)
+        self._raise_failure()
+
+    def _finish(self, drain_timeout: float | None) -> None:
+        """Drain beside the main thread, which has to stay awake for the second signal."""
+        stopper = threading.Thread(target=self.stop, args=(drain_timeout,), name="jsonqueue-stop", daemon=True)
+        stopper.start()
+        while stopper.is_alive() and self._bell.rings < 2:
+            stopper.join(0.1)
+        if stopper.is_alive():
+            self._session.close()
+
+    # ── embedded ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Begin to work, in threads of its own; returns at once. Raises :class:`InvalidHandler` if a child cannot load the handler."""
+        if self._state != "new":
+            raise RuntimeError(f"this consumer was {self._state} before; make a new one")
+        self._state = "started"
+        try:
+            self._crew.start()
+        except BaseException:
+            self._session.close()
+            self._crew.stop()
+            raise
+        self._session.start()
+
+    def stop(self, timeout: float | None = 30.0) -> bool:
+        """Drain for at most ``timeout`` seconds (None: as long as handlers take), then leave; whether all that ran was finished in time.
+
+        What was still running then goes on in its thread if it cannot be killed, but counts no more: the task is delivered again.
+        """
+        if self._state != "started":
+            return True
+        self._state = "stopped"
+        drained = self._session.drain(timeout)
+        self._session.close()
+        self._crew.stop()
+        self._bell.ring()
+        return drained
+
+    def __enter__(self) -> Consumer:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        if kind is None:
+            self._raise_failure()
+
+    @property
+    def stats(self) -> ConsumerStats:
+        """What it counted since it started: a copy."""
+        return msgspec.structs.replace(self._holdings.stats)
+
+    def _raise_failure(self) -> None:
+        if self._session.failure is not None:
+            raise self._session.failure
+
+    # ── making ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _hire(self, handler: Handler, *, isolate: bool) -> _Crew:
+        if isinstance(handler, Program):
+            program = handler
+            return self._threads(lambda: ProgramRunner(program, timeout=self._timeout, config=self._config), values=False)
+        function = resolve(handler)
+        if isolate:
+            address = address_of(function)
+            return self._threads(lambda: ChildRunner(address, timeout=self._timeout, config=self._config), values=False)
+        if is_async(function):
+            return self._coroutines(function)
+        return self._threads(lambda: InlineRunner(function, self._config), values=True)
+
+    def _threads(self, runner: Callable[[], Runner], *, values: bool) -> _Crew:
+        """``values`` False: payloads stay JSON, for whoever hands them on."""
+        self._session = self._make_session(values=values)
+        slots = self._holdings.slots
+        return Threads(self._session, slots, [runner() for _ in slots])
+
+    def _coroutines(self, function: Callable[[Any], Any]) -> _Crew:
+        from jsonqueue.client.coroutines import Coroutines  # noqa: PLC0415 - asyncio is 50 ms that only async handlers need
+
+        crew = Coroutines(function, self._holdings.slots)
+        self._session = crew.session = self._make_session(values=True, on_tasks=crew.on_tasks)
+        return crew
+
+    def _make_session(self, *, values: bool, on_tasks: Callable[[], None] | None = None) -> Session:
+        decode = decoder_for(EventOwner.CONSUMER_BROKER, values=values)
+        return Session(
+            self._holdings,
+            name=self.name,
+            connect=self._connect,
+            decode=decode,
+            timer=self._timer,
+            on_tasks=on_tasks,
+            on_failure=self._on_failure,
+        )
+
+    def _on_failure(self) -> None:
+        self._bell.ring()
+
+    def _config(self) -> Config:
+        return self._session.config
+
+    def _register(self, timeout: float) -> Any:
+        return registration.connect(self.queue_dir, EventOwner.CONSUMER, name=self.name, timeout=timeout)
+
+
+class _Crew(Protocol):
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class _Bell:
+    """Rung to end :meth:`Consumer.run`: by a signal, by another thread, or by a failure."""
+
+    def __init__(self) -> None:
+        self.rings = 0
+        # A socket, because a signal handler may do little more than write to one: taking a lock there can deadlock.
+        self._ear, self._rope = socket.socketpair()
+        self._ear.setblocking(False)
+        self._rope.setblocking(False)
+
+    def ring(self) -> None:
+        self.rings += 1
+        with suppress(OSError):  # Nobody has listened for so long that it is full.
+            self._rope.send(b"!")
+
+    def wait(self) -> None:
+        """Return at the first ring."""
+        select.select([self._ear], [], [])
+
+    @contextmanager
+    def rung_by_signals(self) -> Iterator[None]:
+        """Within, SIGINT and SIGTERM ring, if this is the main thread (no other can see to signals)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.ring()
+
+
+def _name_for(handler: Handler) -> str:
+    """A name that tells people what this consumer does."""
+    if isinstance(handler, Program):
+        said = Path(handler.arguments[0]).name
+    else:
+        said = handler if isinstance(handler, str) else title_of(handler)
+    return re.sub(r"[^A-Za-z0-9._:-]+", "-", said).strip("-._:")[:64] or "consumer"

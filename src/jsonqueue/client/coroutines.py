@@ -1,0 +1,121 @@
+"""Runs ``async def`` handlers: one thread with one event loop, a coroutine a slot.
+
+The session's keeper does the I/O, so that heartbeats go on should a handler block the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from jsonqueue.client.holdings import Slot
+from jsonqueue.client.outcome import Verdict, failure, failure_of, running_in, verdict_of
+from jsonqueue.client.payload import NULL
+from jsonqueue.client.session import Session
+from jsonqueue.config import Config
+from jsonqueue.task import Task
+
+__all__ = ["Coroutines", "acall"]
+
+_JOIN_S = 5.0
+
+
+class Coroutines:
+    """The event loop of a consumer."""
+
+    def __init__(self, handler: Callable[[Task[Any]], Awaitable[object]], slots: Sequence[Slot]) -> None:
+        self._handler = handler
+        self._slots = slots
+        self._free = list(reversed(slots))
+        self._runs: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Event
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="jsonqueue-loop", daemon=True)
+        self.session: Session
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._thread.start()
+        self._ready.wait()
+
+    def stop(self) -> None:
+        """Cancel what still runs and end the loop. The session is closed already."""
+        self._call(self._end)
+        self._thread.join(_JOIN_S)
+
+    def on_tasks(self) -> None:
+        """There is something to do. Called from other threads."""
+        self._call(self._fill)
+
+    def _call(self, what: Callable[[], object]) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # The loop has ended: there is nobody left to tell.
+                self._loop.call_soon_threadsafe(what)
+
+    def _serve(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:  # noqa: BLE001 - no handler's fault (those are caught): the consumer must end and say so
+            self.session.fail(error)
+        finally:
+            self._ready.set()
+
+    async def _main(self) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        await self._ended.wait()
+        for run in self._runs:
+            run.cancel()
+        await asyncio.gather(*self._runs, return_exceptions=True)
+
+    def _end(self) -> None:
+        self._ended.set()
+
+    def _fill(self) -> None:
+        while self._free and not self._ended.is_set():
+            slot = self._free.pop()
+            task = self.session.try_next(slot)
+            if task is None:
+                self._free.append(slot)
+                return
+            self._begin(slot, task)
+
+    def _begin(self, slot: Slot, task: Task[Any]) -> None:
+        run = asyncio.create_task(self._run(slot, task))
+        self._runs.add(run)  # the loop itself holds its tasks but weakly
+        run.add_done_callback(self._runs.discard)
+        slot.kill = lambda token: self._call(run.cancel) if token == task.token else None
+        if slot.cancelled:  # revoked between its taking and this line
+            run.cancel()
+
+    async def _run(self, slot: Slot, task: Task[Any]) -> None:
+        running_in(slot)
+        verdict = await self._judge(slot, task)
+        following = self.session.try_next(slot, verdict)
+        if following is not None and not self._ended.is_set():
+            self._begin(slot, following)
+        else:
+            self._free.append(slot)
+
+    async def _judge(self, slot: Slot, task: Task[Any]) -> Verdict:
+        if slot.cancelled:
+            return NULL
+        try:
+            return await acall(self._handler, task, self.session.config)
+        except asyncio.CancelledError:
+            # Ours, because the task was revoked (then this verdict is dropped), or the handler's own doing.
+            return failure(task, "the handler was cancelled")
+
+
+async def acall(handler: Callable[[Task[Any]], Awaitable[object]], task: Task[Any], config: Config) -> Verdict:
+    """Await the handler to its verdict. Only a cancellation passes through."""
+    try:
+        return verdict_of(task, await handler(task), config)
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - sys.exit() in a handler is a failure of that task, not of the loop
+        return failure_of(task, error)

@@ -1,0 +1,65 @@
+"""Publishing with no broker running: take the published log's lock, append by oneself, let go.
+
+It is the PublisherBroker's own code on the same files, so nothing differs but who runs it: the same log, the same judgement, the same sync
+before the answer. The lock is held for one call only, never while user code runs, so that brokers can start at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonqueue.broker.publisher_broker import PublisherBroker
+from jsonqueue.clock import Clock
+from jsonqueue.config import Config
+from jsonqueue.errors import ManagerRunning, PublishUnknown, SyncFailed
+from jsonqueue.event import Event, Write, Written
+from jsonqueue.storage.files import RealFiles
+from jsonqueue.storage.folder import load_config, open_folder
+from jsonqueue.storage.locks import hold
+from jsonqueue.task import StoredTaskIn
+
+__all__ = ["append", "settings"]
+
+_LOCK_WAIT_S = 0.1
+
+
+def settings(queue_dir: Path) -> Config:
+    """The queue's settings as its folder has them; an absent folder is made, as the publish that follows would."""
+    files = open_folder(queue_dir, create=True)
+    try:
+        return load_config(files)
+    finally:
+        files.shut()
+
+
+def append(queue_dir: Path, batches: Sequence[list[StoredTaskIn]], *, clock: Clock) -> list[Written] | None:
+    """Append the batches, each durable before the next; one answer each. None: somebody else holds the lock, nothing was done."""
+    files = open_folder(queue_dir, create=True)
+    try:
+        with hold(queue_dir, "published", timeout=_LOCK_WAIT_S, what="a publisher, for one call"):
+            return _append(files, batches, clock)
+    except ManagerRunning:
+        return None
+    finally:
+        files.shut()
+
+
+def _append(files: RealFiles, batches: Sequence[list[StoredTaskIn]], clock: Clock) -> list[Written]:
+    broker = PublisherBroker(files, clock, load_config(files))
+    broker.open()
+    answers: list[Written] = []
+
+    def keep(_: int, event: Event) -> None:
+        assert isinstance(event, Written)
+        answers.append(event)
+
+    try:
+        for tasks in batches:
+            broker.step([(0, Write(len(answers), tasks))], keep)
+    except SyncFailed as error:
+        unanswered = tuple(task.id for tasks in batches[len(answers) :] for task in tasks)
+        raise PublishUnknown(unanswered, cause=str(error)) from error
+    finally:
+        broker.close()
+    return answers

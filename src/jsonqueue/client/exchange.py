@@ -1,0 +1,140 @@
+"""Questions and answers over one Pipe: many may be in flight, from many threads, each answer finds who asked.
+
+There is no reader thread: whoever waits for an answer first reads for all the others, and hands the reading on when it has its own. So a
+lone caller pays no thread switch between question and answer, and a crowd shares one Pipe.
+
+A :class:`Line` lives as long as its Pipe. An :class:`Exchange` makes a line when one is needed, and a new one when that breaks; what was
+in flight then is the asker's to decide, who gets :class:`ConnectionClosed`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from jsonqueue.channel.pipe import Pipe
+from jsonqueue.client.patience import Patience
+from jsonqueue.config import Config
+from jsonqueue.errors import BadFrame, ConnectionClosed
+from jsonqueue.event import Event, encode
+
+__all__ = ["Connect", "Exchange", "Line", "NoAnswer"]
+
+Connect = Callable[[float], tuple[Pipe, Config]]
+"""Makes a Pipe to the broker, within so many seconds; raises BrokerUnavailable."""
+
+
+class NoAnswer(TimeoutError):
+    """The asker's patience is over; the question still stands."""
+
+
+class Line:
+    """One Pipe, from its making to its breaking."""
+
+    def __init__(self, pipe: Pipe, config: Config, decode: Callable[[bytes], Any]) -> None:
+        self.config = config
+        self._pipe = pipe
+        self._decode = decode
+        self._changed = threading.Condition()
+        self._answers: dict[int, Any] = {}
+        self._reading = False
+        self.broken = False
+
+    def ask(self, request: int, event: Event, patience: Patience) -> None:
+        """Send a question; its answer is kept until :meth:`answer` fetches it."""
+        with self._changed:
+            if self.broken:
+                raise ConnectionClosed("the connection to the broker is lost")
+            self._answers[request] = None
+        try:
+            self._pipe.send(encode(event), timeout=patience.left)
+        except ConnectionClosed:
+            self.close()
+            raise
+
+    def answer(self, request: int, patience: Patience) -> Any:
+        """The answer to a question, waited for. Raises :class:`ConnectionClosed`, or :class:`NoAnswer` (it may be asked for again)."""
+        while True:
+            with self._changed:
+                while self._reading and self._answers.get(request) is None and not self.broken:
+                    if not self._changed.wait(patience.left):
+                        raise NoAnswer
+                if self._answers.get(request) is not None:
+                    return self._answers.pop(request)
+                if self.broken:
+                    raise ConnectionClosed("the connection to the broker is lost")
+                if patience.over:
+                    raise NoAnswer
+                self._reading = True
+            self._read(patience)
+
+    def _read(self, patience: Patience) -> None:
+        """Read once, for everybody."""
+        answers = []
+        try:
+            answers = [self._decode(frame) for frame in self._pipe.receive(patience.left)]
+        except (ConnectionClosed, BadFrame):
+            self.close()
+        finally:
+            with self._changed:
+                self._reading = False
+                for answer in answers:
+                    if answer.request in self._answers:  # else: nobody waits for it any more
+                        self._answers[answer.request] = answer
+                self._changed.notify_all()
+
+    def forget(self, request: int) -> None:
+        """Nobody waits for this answer any more."""
+        with self._changed:
+            self._answers.pop(request, None)
+
+    def close(self) -> None:
+        """Give the line up; whoever still waits gets :class:`ConnectionClosed`."""
+        with self._changed:
+            self.broken = True
+            self._changed.notify_all()
+        self._pipe.close()
+
+
+class Exchange:
+    """A line whenever one is needed."""
+
+    def __init__(self, connect: Connect, decode: Callable[[bytes], Any]) -> None:
+        self._connect = connect
+        self._decode = decode
+        self._requests = itertools.count(1)
+        self._making = threading.Lock()
+        self._line: Line | None = None
+
+    def line(self, patience: Patience, *, most: float = 10.0) -> Line:
+        """The line as it stands, or a new one. Raises :class:`BrokerUnavailable`."""
+        line = self._line
+        if line is not None and not line.broken:
+            return line
+        with self._making:
+            line = self._line
+            if line is None or line.broken:
+                line = self._line = Line(*self._connect(patience.left_of(most)), self._decode)
+            return line
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a line, as far as is known."""
+        return self._line is not None and not self._line.broken
+
+    @property
+    def met(self) -> bool:
+        """Whether there has been a line at all."""
+        return self._line is not None
+
+    def number(self) -> int:
+        """A number for a question, never used before."""
+        return next(self._requests)
+
+    def close(self) -> None:
+        """Close the line, if there is one; the next question makes a new one."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()

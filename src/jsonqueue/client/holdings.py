@@ -1,0 +1,259 @@
+"""What a consumer holds, from being assigned to being settled. Pure book-keeping: its owner brings the I/O, the lock and the time.
+
+A task moves through four places::
+
+    Assign ─▶ ready ─▶ a slot ─▶ unsent ─▶ unsettled ─▶ (Settled: forgotten)
+                └──────────────▶ given back ──┘
+
+``ready`` is the buffer of tasks nobody has started. ``unsent`` gathers outcomes until it is worth a frame. ``unsettled`` keeps each frame
+until the broker has made it durable: should the Pipe break, it is sent again, with the same tokens, which makes that safe.
+
+How much to hold is worked out from how long a task takes: 10 ms worth of tasks beyond those running. So short tasks never wait for the wire
+and long ones are never hoarded. Should one take far longer than foretold, what waits behind it is given back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from msgspec import Raw, Struct
+
+from jsonqueue.client.outcome import Current, Verdict
+from jsonqueue.event import Complete, Event, Fail, Failure, Return
+from jsonqueue.task import Task
+
+__all__ = ["FRAME_TASKS", "OVERDUE_S", "STALL_S", "ConsumerStats", "Holdings", "Slot"]
+
+FRAME_TASKS = 256
+"""Outcomes in one frame, at most: the broker gets to refill while the consumer works on."""
+
+OVERDUE_S = 0.005
+"""How long an outcome waits for company."""
+
+STALL_S = 0.1
+"""A buffer that no slot has taken from for so long is given back."""
+
+_FRAME_BYTES = 1024 * 1024
+_AHEAD_S = 0.010
+_AHEAD_MAX = 1024
+_WEIGHT = 0.1
+
+
+class ConsumerStats(Struct):
+    """What a consumer counted since it started."""
+
+    completed: int = 0
+    failed: int = 0
+    """Attempts that raised, were retried, or were cancelled by their handler."""
+    returned: int = 0
+    """Tasks given back unstarted."""
+    stale: int = 0
+    """Outcomes that counted no more: the task had been cancelled, or handed on."""
+    connections: int = 0
+
+
+class Slot(Current, eq=False):
+    """A place where one task runs."""
+
+    started: float = 0.0
+    kill: Callable[[int], None] | None = None
+    """Ends the run of the task with this token from outside, where that is possible; nothing happens if another one runs by now."""
+
+
+class Holdings:
+    """The books of one consumer."""
+
+    def __init__(self, concurrency: int) -> None:
+        self.slots = tuple(Slot() for _ in range(concurrency))
+        self.ready: deque[Task[Any]] = deque()
+        self.unsettled: dict[int, Event] = {}
+        self.stats = ConsumerStats()
+        self.draining = False
+        self.unsent = 0
+        """Outcomes not yet in a frame."""
+        self.unsent_since = 0.0
+        """When the oldest of them came."""
+        self._ids: list[str] = []
+        self._tokens: list[int] = []
+        self._results: list[Raw] = []
+        self._result_bytes = 0
+        self._failures: list[Failure] = []
+        self._returned: list[Task[Any]] = []
+        self._typical_s = 0.0
+        self._measured = False
+        self._taken_at = 0.0
+        self._requests = 0
+        self._farewell = False
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def assign(self, tasks: Iterable[Task[Any]], now: float) -> None:
+        """New tasks; while draining they go straight back."""
+        if not self.ready:
+            self._taken_at = now  # the buffer was empty: nothing has been waiting in it
+        self.ready.extend(tasks)
+        if self.draining:
+            self.give_back(now)
+
+    def take(self, slot: Slot, now: float) -> Task[Any] | None:
+        """Start the next task in ``slot``."""
+        if not self.ready:
+            return None
+        slot.task = task = self.ready.popleft()
+        slot.started = self._taken_at = now
+        slot.cancelled = False
+        return task
+
+    def settle(self, slot: Slot, verdict: Verdict, now: float) -> None:
+        """The task in ``slot`` is over. If it was revoked meanwhile, what became of it is nobody's concern."""
+        task = slot.task
+        assert task is not None
+        slot.task = None
+        self._learn(now - slot.started)
+        if slot.cancelled:
+            self.stats.stale += 1
+            return
+        if not self.unsent:
+            self.unsent_since = now
+        self.unsent += 1
+        if isinstance(verdict, Failure):
+            self._failures.append(verdict)
+            self.stats.failed += 1
+        else:
+            self._ids.append(task.id)
+            self._tokens.append(task.token)
+            self._results.append(verdict)
+            self._result_bytes += len(memoryview(verdict))
+            self.stats.completed += 1
+
+    @property
+    def frame_full(self) -> bool:
+        """Whether there is enough to say."""
+        return self.unsent >= FRAME_TASKS or self._result_bytes >= _FRAME_BYTES
+
+    def settled(self, request: int, stale: list[int]) -> None:
+        """The broker has made a frame durable, but for the ``stale`` tokens."""
+        if self.unsettled.pop(request, None) is not None:
+            self.stats.stale += len(stale)
+
+    def revoke(self, tokens: Iterable[int]) -> list[tuple[Slot, int]]:
+        """Drop these deliveries; those that are running, as slot and token."""
+        gone = frozenset(tokens)
+        if any(task.token in gone for task in self.ready):
+            self.ready = deque(task for task in self.ready if task.token not in gone)
+        hit = [(slot, slot.task.token) for slot in self.slots if slot.task is not None and slot.task.token in gone]
+        for slot, _ in hit:
+            slot.cancelled = True
+        return hit
+
+    # ── giving back ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def drain(self, now: float, *, farewell: bool) -> None:
+        """Start nothing more. The ``farewell`` is a Return even of nothing: once that is settled, no Assign can be on its way any more."""
+        self.draining = True
+        self._farewell = farewell
+        self.give_back(now)
+        self.unsent += farewell
+
+    def give_back(self, now: float) -> None:
+        """Hand back whatever nobody has started."""
+        if not self.unsent:
+            self.unsent_since = now
+        self.unsent += len(self.ready)
+        self.stats.returned += len(self.ready)
+        self._returned.extend(self.ready)
+        self.ready.clear()
+
+    def unstall(self, now: float) -> bool:
+        """Give the buffer back if all slots are stuck in tasks that take much longer than was foretold."""
+        if not self.ready or now - self._taken_at < STALL_S or any(slot.task is None for slot in self.slots):
+            return False
+        self._learn(now - min(slot.started for slot in self.slots), weight=1.0)  # or the broker would send the same again
+        self.give_back(now)
+        return True
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def want(self) -> int:
+        """How many tasks to hold at once, running ones included."""
+        if self.draining:
+            return 0
+        ahead = 1 + _AHEAD_S / max(self._typical_s, 1e-9) if self._measured else 1
+        return int(len(self.slots) * min(ahead, _AHEAD_MAX))
+
+    def _learn(self, seconds: float, *, weight: float = _WEIGHT) -> None:
+        if self._measured:
+            self._typical_s += (seconds - self._typical_s) * weight
+        else:
+            self._typical_s, self._measured = seconds, True
+
+    def pack(self) -> list[Event]:
+        """Everything unsent, as frames; from here on they are unsettled."""
+        frames: list[Event] = []
+        want = self.want
+        while self._ids:
+            frames.append(self._pack_results(want))
+        frames += [
+            Fail(self._request(), self._failures[first : first + FRAME_TASKS], want) for first in range(0, len(self._failures), FRAME_TASKS)
+        ]
+        if self._returned or self._farewell:
+            frames.append(Return(self._request(), [task.id for task in self._returned], [task.token for task in self._returned], want))
+        self._failures, self._returned, self._farewell, self.unsent = [], [], False, 0
+        for frame in frames:
+            self.unsettled[frame.request] = frame  # type: ignore[attr-defined] # all three kinds have one
+        return frames
+
+    def _pack_results(self, want: int) -> Event:
+        """One frame of results: all there is, or as much of it as a frame should carry."""
+        count = len(self._ids) if not self.frame_full else self._fitting()
+        frame = Complete(self._request(), self._ids[:count], self._tokens[:count], self._results[:count], want)
+        self._ids, self._tokens, self._results = self._ids[count:], self._tokens[count:], self._results[count:]
+        self._result_bytes = sum(len(memoryview(result)) for result in self._results)
+        return frame
+
+    def _fitting(self) -> int:
+        count = size = 0
+        for result in self._results[:FRAME_TASKS]:
+            size += len(memoryview(result))
+            if count and size > _FRAME_BYTES:
+                break
+            count += 1
+        return count
+
+    def _request(self) -> int:
+        self._requests += 1
+        return self._requests
+
+    # ── at large ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return sum(1 for slot in self.slots if slot.task is not None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing is left to say or to be confirmed."""
+        return not self.running and not self.unsent and not self.unsettled
+
+    def leased(self) -> tuple[list[str], list[int]]:
+        """Ids and tokens of what the broker takes for held, to be renewed. (Outcomes on their way are not: they end their leases.)"""
+        held = [*self.ready, *(slot.task for slot in self.slots if slot.task is not None and not slot.cancelled), *self._returned]
+        ids = [task.id for task in held] + self._ids + [failure.id for failure in self._failures]
+        tokens = [task.token for task in held] + self._tokens + [failure.token for failure in self._failures]
+        return ids, tokens
+
+    def held(self) -> tuple[list[str], list[int]]:
+        """Ids and tokens of all that is not settled yet, for a new Pipe's Join."""
+        ids, tokens = self.leased()
+        for event in self.unsettled.values():
+            if isinstance(event, Fail):
+                ids += [failure.id for failure in event.failures]
+                tokens += [failure.token for failure in event.failures]
+            elif isinstance(event, (Complete, Return)):
+                ids += event.ids
+                tokens += event.tokens
+        return ids, tokens

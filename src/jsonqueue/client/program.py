@@ -1,0 +1,261 @@
+"""Any program as a consumer: the task's JSON on its standard input, its standard output is the result, its exit status the outcome.
+
+=============  ========================================================================================================
+exit status    outcome
+=============  ========================================================================================================
+0              done; the output is the result: as JSON if it is JSON, null if there is none, else as a string
+75             not now (EX_TEMPFAIL): tried again after ``retry_after`` seconds, whatever the retry policy says
+other          failed; the end of the standard error is kept with the task
+killed         the same; so ends a program that runs longer than the time limit, with all that it started
+=============  ========================================================================================================
+
+``JSONQUEUE_TASK_ID`` and ``JSONQUEUE_ATTEMPT`` are in its environment. No shell is involved unless asked for, and nothing of the task ever
+gets into the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import IO, Any
+
+import msgspec
+from msgspec import Raw
+
+from jsonqueue.client.children import kill_group, says_how
+from jsonqueue.client.outcome import ERROR_MAX_BYTES, Retry, Verdict, failure, failure_of
+from jsonqueue.client.patience import Patience
+from jsonqueue.client.payload import NULL, check_limits, encode_value
+from jsonqueue.clock import Clock, SystemClock
+from jsonqueue.config import Config
+from jsonqueue.errors import InvalidHandler, InvalidTask
+from jsonqueue.event import encode
+from jsonqueue.task import Task
+
+__all__ = ["Program", "ProgramRunner"]
+
+_TEMPFAIL = 75
+_CHUNK_BYTES = 64 * 1024
+_LINGER_S = 0.5
+"""After a program has ended, how long to read what others that it started may still hold open."""
+_LOOK_S = 0.05
+
+
+class Program:
+    """A command to be given to a Consumer as its handler: ``Consumer("queue_data", Program("convert - -resize 200x200 png:-"))``."""
+
+    def __init__(
+        self,
+        command: str | Sequence[str],
+        *,
+        shell: bool = False,
+        retry_after: float = 10.0,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """``command``: split as a shell would, but run without one; ``shell=True``: by ``/bin/sh``. ``env``: in addition to ours."""
+        self.arguments = _split(command, shell)
+        self.retry_after = retry_after
+        self.env = dict(env or {})
+        self.cwd = cwd
+
+    def __repr__(self) -> str:
+        return f"Program({shlex.join(self.arguments)!r})"
+
+
+def _split(command: str | Sequence[str], shell: bool) -> list[str]:
+    if shell:
+        return ["/bin/sh", "-c", command if isinstance(command, str) else shlex.join(command)]
+    try:
+        arguments = shlex.split(command) if isinstance(command, str) else list(command)
+    except ValueError as error:
+        raise InvalidHandler(f"{command!r} is no command: {error}") from None
+    if not arguments:
+        raise InvalidHandler("an empty command")
+    if shutil.which(arguments[0]) is None:
+        raise InvalidHandler(f"there is no program {arguments[0]!r}", hint="give its path, or look at PATH; built-ins need a shell")
+    return arguments
+
+
+class ProgramRunner:
+    """Runs the program of one slot, once a task. ``timeout``: seconds it may take (None: no limit)."""
+
+    def __init__(self, program: Program, *, timeout: float | None, config: Callable[[], Config], clock: Clock | None = None) -> None:
+        self._program = program
+        self._timeout = timeout
+        self._config = config
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._token = 0
+
+    def prepare(self) -> None: ...
+
+    def run(self, task: Task[Any]) -> Verdict:
+        """Run the program on this task."""
+        try:
+            process = self._start(task)
+        except OSError as error:
+            return failure(task, f"{self._program.arguments[0]} could not be started: {error}")
+        with self._lock:
+            self._process, self._token = process, task.token
+        try:
+            return self._watch(process, task)
+        finally:
+            with self._lock:
+                self._process = None
+            _end(process)
+
+    def kill(self, token: int) -> None:
+        """Kill the program if this is what it works on."""
+        with self._lock:
+            if self._process is not None and token == self._token:
+                kill_group(self._process)
+
+    def close(self) -> None:
+        """Kill the program, if it runs."""
+        self.kill(self._token)
+
+    def _start(self, task: Task[Any]) -> subprocess.Popen[bytes]:
+        mine = {"JSONQUEUE_TASK_ID": task.id, "JSONQUEUE_ATTEMPT": str(task.attempt)}
+        return subprocess.Popen(
+            self._program.arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, **self._program.env, **mine}, cwd=self._program.cwd, process_group=0,
+        )  # fmt: skip
+
+    def _watch(self, process: subprocess.Popen[bytes], task: Task[Any]) -> Verdict:
+        most = self._config().payload_max_bytes
+        talk = _Talk(process, encode(task), out_max=most)
+        patience = Patience(self._timeout, self._clock)
+        if not talk.to_the_end(patience):
+            kill_group(process)
+            return failure(task, f"timed out after {self._timeout:g} s, and was killed\n{talk.errors}".rstrip())
+        if talk.too_much:
+            kill_group(process)
+            return failure(task, f"its output is more than {most:,} bytes (payload_max_bytes)")
+        return self._verdict(task, process.wait(), talk)
+
+    def _verdict(self, task: Task[Any], status: int, talk: _Talk) -> Verdict:
+        if status == 0:
+            return self._result(task, bytes(talk.output))
+        if status == _TEMPFAIL:
+            return failure_of(task, Retry(self._program.retry_after, f"exit status {_TEMPFAIL}: not now\n{talk.errors}".rstrip()))
+        return failure(task, f"{talk.errors}\n{says_how(status)}".lstrip())
+
+    def _result(self, task: Task[Any], output: bytes) -> Verdict:
+        text = output.strip()
+        if not text:
+            return NULL
+        try:
+            # Taken apart and written anew: one line, no NaN, whatever the program's own idea of JSON is.
+            value = msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            value = output.decode("utf-8", "replace").rstrip("\n")
+        try:
+            data = encode_value(value, what="result", config=self._config())
+            check_limits(data, what="result", config=self._config())
+        except InvalidTask as error:
+            return failure(task, f"its output cannot be kept: {error}")
+        return Raw(data)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Nothing that the program started is left behind."""
+    kill_group(process)
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with suppress(BrokenPipeError):  # it never read all of its input
+                stream.close()
+
+
+class _Talk:
+    """Feeds a program and listens to it, all at once, so that neither side ever waits for the other with a full pipe."""
+
+    def __init__(self, process: subprocess.Popen[bytes], said: bytes, *, out_max: int) -> None:
+        self._process = process
+        self._unsaid = memoryview(said)
+        self._out_max = out_max
+        self.output = bytearray()
+        self._errors = bytearray()
+        self._selector = selectors.DefaultSelector()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._open(process.stdin, selectors.EVENT_WRITE, self._say)
+        self._open(process.stdout, selectors.EVENT_READ, lambda stream: self._hear(stream, self.output))
+        self._open(process.stderr, selectors.EVENT_READ, lambda stream: self._hear(stream, self._errors))
+
+    @property
+    def too_much(self) -> bool:
+        """Whether it said more than is taken."""
+        return len(self.output) > self._out_max
+
+    @property
+    def errors(self) -> str:
+        """The end of its standard error."""
+        return self._errors[-ERROR_MAX_BYTES:].decode("utf-8", "replace").rstrip()
+
+    def to_the_end(self, patience: Patience) -> bool:
+        """Talk until the program has ended and its streams with it; False when the time was up first."""
+        linger: Patience | None = None
+        with self._selector:
+            while self._listening and not self.too_much:
+                if patience.over:
+                    return False
+                if linger is not None and linger.over:
+                    return True
+                for key, _ in self._selector.select(patience.left_of(_LOOK_S)):
+                    if not key.data(key.fileobj):
+                        self._shut(key.fileobj)
+                if linger is None and self._process.poll() is not None:
+                    linger = Patience(_LINGER_S, SystemClock())
+        return self.too_much or self._ends_in(patience)
+
+    def _ends_in(self, patience: Patience) -> bool:
+        """It has closed its output; that does not mean that it has ended."""
+        try:
+            self._process.wait(patience.left)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    @property
+    def _listening(self) -> bool:
+        return any(key.events & selectors.EVENT_READ for key in self._selector.get_map().values())
+
+    def _open(self, stream: IO[bytes], what: int, handle: Callable[[IO[bytes]], bool]) -> None:
+        os.set_blocking(stream.fileno(), False)
+        self._selector.register(stream, what, handle)
+
+    def _shut(self, stream: Any) -> None:
+        self._selector.unregister(stream)
+        with suppress(BrokenPipeError):
+            stream.close()
+
+    def _say(self, stream: IO[bytes]) -> bool:
+        """Feed it; False when there is no more to say, or nobody to hear it."""
+        try:
+            self._unsaid = self._unsaid[os.write(stream.fileno(), self._unsaid[:_CHUNK_BYTES]) :]
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            return False
+        return bool(self._unsaid)
+
+    def _hear(self, stream: IO[bytes], into: bytearray) -> bool:
+        """Listen; False at the end of the stream. Of a long standard error only the end is kept."""
+        try:
+            heard = os.read(stream.fileno(), _CHUNK_BYTES)
+        except BlockingIOError:
+            return True
+        into += heard
+        if into is self._errors and len(into) > 2 * ERROR_MAX_BYTES:
+            del into[:-ERROR_MAX_BYTES]
+        return bool(heard)

@@ -1,0 +1,300 @@
+"""Publisher: puts tasks into a queue, and returns when they are durable.
+
+Every publish has one of three ends. It returns: the task is on disk and will run or be found among the dead letters. It raises
+:class:`PublishRejected` or :class:`InvalidTask`: the task is certainly not stored. It raises :class:`PublishUnknown`: the connection was
+lost and no answer could be had in time; publishing again under the same id is safe, and is what the publisher itself did until then.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, overload
+
+from msgspec import Raw
+
+from jsonqueue.channel import registration
+from jsonqueue.client import direct
+from jsonqueue.client.exchange import Connect, Exchange
+from jsonqueue.client.flow import Batch, Flow
+from jsonqueue.client.handle import TaskHandle
+from jsonqueue.client.identity import IdSource, draw_prefix
+from jsonqueue.client.intake import HasId, describe, prepare
+from jsonqueue.client.patience import Patience
+from jsonqueue.client.payload import encode_value
+from jsonqueue.clock import Clock, SystemClock
+from jsonqueue.config import Config
+from jsonqueue.errors import BrokerUnavailable, InvalidTask, PublishRejected, PublishUnknown, Rejection, TasksRejected
+from jsonqueue.event import EventOwner, Written, decoder_for
+from jsonqueue.retry import RetryPolicy
+from jsonqueue.task import StoredTaskIn, TaskIn
+
+__all__ = ["PublishSummary", "Publisher", "ServesFolder"]
+
+_BATCH_MAX_BYTES = 1024 * 1024
+_BATCH_MAX_MS = 50
+"""A batch does not wait longer for more than this, once there is a next task to notice it by."""
+_REJECTIONS_KEPT = 1000
+
+
+class ServesFolder(Protocol):
+    """A BrokerManager, or whatever else has a queue folder."""
+
+    @property
+    def queue_dir(self) -> str | os.PathLike[str]: ...
+
+
+class PublishSummary(NamedTuple):
+    """What came of :meth:`Publisher.publish_many`."""
+
+    published: int
+    """Tasks that are new in the queue."""
+    duplicates: int
+    """Tasks whose id the queue knew: nothing was added for them."""
+    ids: Sequence[str]
+    """The id of each task given, in order. Ids that were made up are worked out when asked for and take no memory."""
+
+
+class Publisher:
+    """Publishes to the queue in ``queue_dir`` (a path, or a BrokerManager). Safe to use from several threads, and after a fork.
+
+    It connects when it has something to say, and again whenever the connection breaks. With no broker running it appends to the queue's log
+    by itself; the tasks run when brokers start. ``timeout``: seconds without any answer after which it gives up.
+    """
+
+    def __init__(
+        self,
+        queue_dir: str | os.PathLike[str] | ServesFolder,
+        *,
+        timeout: float = 30.0,
+        clock: Clock | None = None,
+        chance: Random | None = None,
+        connect: Connect | None = None,
+    ) -> None:
+        """``clock``, ``chance`` and ``connect`` are the doors by which time, chance and the wire come in; a user needs none of them."""
+        self.queue_dir = Path(queue_dir if isinstance(queue_dir, (str, os.PathLike)) else queue_dir.queue_dir)
+        self.timeout = timeout
+        self._clock = clock or SystemClock()
+        self._chance = chance
+        self._connect = connect or self._register
+        self._settle_in()
+
+    def _settle_in(self) -> None:
+        """What belongs to this process alone; after a fork the child begins anew, and leaves its parent's connection alone."""
+        self._pid = os.getpid()
+        self._ids = IdSource(self._chance)
+        self._exchange = Exchange(self._connect, decoder_for(EventOwner.PUBLISHER_BROKER))
+
+    # ── one task ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def publish(
+        self,
+        data: Any,
+        *,
+        id: str = "",  # noqa: A002 - the word that users type
+        priority: int = 0,
+        delay: float | timedelta | None = None,
+        run_at: datetime | float | None = None,
+        deadline: datetime | timedelta | float | None = None,
+        attempts_max: int | None = None,
+        retry: str | RetryPolicy | None = None,
+        after: str | HasId | Iterable[str | HasId] = (),
+    ) -> TaskHandle:
+        """Publish one task; returns its handle when it is durable.
+
+        ``data`` is any JSON value (falsy ones too), or a whole :class:`TaskIn`, which brings its own options. ``id``: a second publish of
+        the same id adds no task, the handle then says ``duplicate``. ``priority``: higher runs first. ``delay``: seconds or a timedelta
+        from now. ``run_at``: a datetime with a time zone, or seconds since the epoch. ``deadline``: not started any more after it; a
+        datetime with a time zone, or seconds or a timedelta from now. ``attempts_max``: tries before it is a dead letter. ``retry``:
+        ``"exponential"``, ``"linear"``, ``"never"`` or a policy. ``after``: ids or handles of tasks that must complete first.
+
+        Raises :class:`InvalidTask`, :class:`PublishRejected`, :class:`PublishUnknown`, and :class:`BrokerUnavailable` when nobody answers
+        but the queue's log is in somebody's hands.
+        """
+        self._notice_fork()
+        if isinstance(data, TaskIn):
+            task = data
+        else:
+            task = describe(
+                data, now_ms=self._clock.wall_ms(), id=id, priority=priority, delay=delay, run_at=run_at, deadline=deadline,
+                attempts_max=attempts_max, retry=retry, after=after,
+            )  # fmt: skip
+        patience = Patience(self.timeout, self._clock)
+        stored = prepare(task, task_id=task.id or self._ids.fresh(), config=self._settings(patience))
+        return self._publish_one(stored, patience, own_id=not task.id)
+
+    def _publish_one(self, task: StoredTaskIn, patience: Patience, *, own_id: bool) -> TaskHandle:
+        answers: list[Written] = []
+        flow = self._flow(lambda _, answer: answers.append(answer), patience)
+        flow.push(Batch([task], [0], len(memoryview(task.data))))
+        flow.finish()
+        if answers[0].refused:
+            raise PublishRejected(task.id, reason=answers[0].refused[0].reason)
+        # An id made up here can only be known because a first answer was lost.
+        return TaskHandle(self.queue_dir, task.id, duplicate=bool(answers[0].duplicates) and not own_id)
+
+    # ── many tasks ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def publish_many(
+        self, tasks: Iterable[Any], *, batch_max: int = 1000, on_progress: Callable[[int], None] | None = None
+    ) -> PublishSummary:
+        """Publish all of ``tasks``: values, or :class:`TaskIn` where one needs options. Returns when all are durable.
+
+        The iterable is read as it goes, in batches of ``batch_max`` (at most about 1 MiB, and 50 ms, of it) of which a few are in flight,
+        so it may be far larger than the memory. ``on_progress`` is told, after each answer, how many tasks have been answered so far.
+
+        A task that cannot be stored does not stop the others: once all the rest are published, :class:`TasksRejected` lists each with its
+        place and its reason. Only when the queue refuses a whole batch (it is full, or the disk is) no more is read of the iterable; the
+        error says so. After :class:`PublishUnknown` its ``published`` counts the tasks answered before.
+        """
+        self._notice_fork()
+        stream = _Stream(batch_max, draw_prefix(self._chance), self._clock, on_progress)
+        patience = Patience(self.timeout, self._clock)
+        flow = self._flow(stream.answered, patience)
+        try:
+            for batch in stream.batches(tasks, self._settings(patience)):
+                flow.push(batch)
+            flow.finish()
+        except PublishUnknown as error:
+            error.published = stream.published
+            raise
+        return stream.summary()
+
+    # ── the connection ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def close(self) -> None:
+        """Close the connection. Everything published is durable already; the next publish would connect again."""
+        self._exchange.close()
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _flow(self, answered: Callable[[Batch, Written], None], patience: Patience) -> Flow:
+        return Flow(self.queue_dir, self._exchange, answered, patience=patience, clock=self._clock, pause=time.sleep)
+
+    def _settings(self, patience: Patience) -> Config:
+        """The queue's settings, from the manager at registration or else from the folder."""
+        try:
+            return self._exchange.line(patience).config
+        except BrokerUnavailable:
+            return direct.settings(self.queue_dir)
+
+    def _register(self, timeout: float) -> Any:
+        return registration.connect(self.queue_dir, EventOwner.PUBLISHER, timeout=timeout)
+
+    def _notice_fork(self) -> None:
+        if os.getpid() != self._pid:
+            self._settle_in()
+
+
+class _Stream:
+    """Cuts what the caller gives into batches, and keeps the tally of the answers."""
+
+    def __init__(self, batch_max: int, prefix: str, clock: Clock, on_progress: Callable[[int], None] | None) -> None:
+        if batch_max < 1:
+            raise ValueError(f"batch_max is {batch_max}, and must be at least 1")
+        self._batch_max = batch_max
+        self._monotonic_ms = clock.monotonic_ms
+        self._on_progress = on_progress
+        self._ids = _Ids(prefix)
+        self._rejected: list[Rejection] = []
+        self._rejected_count = 0
+        self._stopped = False
+        self.published = 0
+        self._duplicates = 0
+
+    def batches(self, tasks: Iterable[Any], config: Config) -> Iterator[Batch]:
+        """The batches; ends early once a whole batch was refused."""
+        stored: list[StoredTaskIn] = []
+        indexes: list[int] = []
+        size, since_ms = 0, self._monotonic_ms()
+        for index, given in enumerate(tasks):
+            task = self._prepared(index, given, config)
+            if task is None:
+                continue
+            stored.append(task)
+            indexes.append(index)
+            size += len(memoryview(task.data))
+            if len(stored) >= self._batch_max or size >= _BATCH_MAX_BYTES or self._monotonic_ms() - since_ms > _BATCH_MAX_MS:
+                yield Batch(stored, indexes, size)
+                stored, indexes, size, since_ms = [], [], 0, self._monotonic_ms()
+                if self._stopped:
+                    return
+        if stored:
+            yield Batch(stored, indexes, size)
+
+    def _prepared(self, index: int, given: Any, config: Config) -> StoredTaskIn | None:
+        task_id = self._ids.add(given.id if isinstance(given, TaskIn) else "")
+        try:
+            if isinstance(given, TaskIn):
+                return prepare(given, task_id=task_id, config=config)
+            return TaskIn(id=task_id, data=Raw(encode_value(given, what="payload", config=config)))
+        except InvalidTask as error:
+            self._reject(index, task_id, str(error))
+            return None
+
+    def answered(self, batch: Batch, answer: Written) -> None:
+        """Count one answer in."""
+        for refusal in answer.refused:
+            self._reject(batch.indexes[refusal.index], batch.tasks[refusal.index].id, refusal.reason)
+        duplicates = sum(1 for position in answer.duplicates if self._ids.given(batch.indexes[position]))
+        self._duplicates += duplicates
+        self.published += len(batch.tasks) - len(answer.refused) - duplicates
+        self._stopped = self._stopped or len(answer.refused) == len(batch.tasks) > 1
+        if self._on_progress is not None:
+            self._on_progress(self.published + self._duplicates + self._rejected_count)
+
+    def _reject(self, index: int, task_id: str, reason: str) -> None:
+        self._rejected_count += 1
+        if len(self._rejected) < _REJECTIONS_KEPT:
+            self._rejected.append(Rejection(index, task_id, reason))
+
+    def summary(self) -> PublishSummary:
+        """The result; raises :class:`TasksRejected` if it is not all good."""
+        if self._rejected_count:
+            raise TasksRejected(
+                tuple(self._rejected), count=self._rejected_count, published=self.published, duplicates=self._duplicates,
+                stopped_after=len(self._ids) if self._stopped else None,
+            )  # fmt: skip
+        return PublishSummary(self.published, self._duplicates, self._ids)
+
+
+class _Ids(Sequence[str]):
+    """Ids by place: given ones are kept, made-up ones are a prefix and their place."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._given: dict[int, str] = {}
+        self._count = 0
+
+    def add(self, given: str) -> str:
+        index = self._count
+        self._count += 1
+        if not given:
+            return f"{self._prefix}-{index + 1}"
+        self._given[index] = given
+        return given
+
+    def given(self, index: int) -> bool:
+        return index in self._given
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(self._count))]
+        place = range(self._count)[index]
+        return self._given.get(place) or f"{self._prefix}-{place + 1}"

@@ -1,0 +1,91 @@
+"""Runs handlers in threads, one a slot: plain functions, and whatever stands for a process of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from jsonqueue.client.holdings import Slot
+from jsonqueue.client.outcome import Verdict, inline, running_in
+from jsonqueue.client.session import Session
+from jsonqueue.config import Config
+from jsonqueue.task import Task
+
+__all__ = ["InlineRunner", "Runner", "Threads"]
+
+
+class Runner(Protocol):
+    """Runs one task at a time."""
+
+    def prepare(self) -> None:
+        """Get ready to run; called before the first task, in the thread of the slot. Raises what would make every task fail."""
+
+    def run(self, task: Task[Any]) -> Verdict:
+        """Run a task to its verdict; never raises."""
+        ...
+
+    def kill(self, token: int) -> None:
+        """End the run of the task with this token, if it is still in progress and if that is possible. Called from other threads."""
+
+    def close(self) -> None:
+        """Give up whatever the runner holds."""
+
+
+class InlineRunner:
+    """Calls the handler in the slot's own thread. Such a run cannot be killed; it can look at ``jsonqueue.current().cancelled``."""
+
+    def __init__(self, handler: Callable[[Task[Any]], object], config: Callable[[], Config]) -> None:
+        self.run: Callable[[Task[Any]], Verdict] = inline(handler, config)
+
+    def prepare(self) -> None: ...
+
+    def kill(self, token: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Threads:
+    """The worker threads of a consumer."""
+
+    def __init__(self, session: Session, slots: Sequence[Slot], runners: Sequence[Runner]) -> None:
+        self._session = session
+        self._runners = runners
+        # Daemons: a handler that hangs must not keep the process from ending when its user has lost patience.
+        self._threads = [
+            threading.Thread(target=self._work, args=(slot, runner), name=f"jsonqueue-worker-{number}", daemon=True)
+            for number, (slot, runner) in enumerate(zip(slots, runners, strict=True), 1)
+        ]
+        for slot, runner in zip(slots, runners, strict=True):
+            slot.kill = runner.kill
+
+    def start(self) -> None:
+        """Begin to work. The first runner gets ready at once, so that a handler that cannot be run is the caller's to know."""
+        self._runners[0].prepare()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End what still runs, as far as that is possible. The session is closed already."""
+        for runner in self._runners:
+            runner.close()
+        for thread in self._threads:
+            thread.join(_JOIN_S)
+
+    def _work(self, slot: Slot, runner: Runner) -> None:
+        try:
+            running_in(slot)
+            runner.prepare()
+            self._loop(slot, runner.run)
+        except BaseException as error:  # noqa: BLE001 - no handler's fault (those never raise): the consumer must end and say so
+            self._session.fail(error)
+
+    def _loop(self, slot: Slot, run: Callable[[Task[Any]], Verdict]) -> None:
+        next_task = self._session.next_task
+        verdict: Verdict | None = None
+        while (task := next_task(slot, verdict)) is not None:
+            verdict = run(task)
+
+
+_JOIN_S = 1.0
+"""A thread that is stuck in a handler is left behind."""
