@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
+from random import SystemRandom
 
-import jsonqueue
 from jsonqueue.broker.process import BOOT, PROCESS_NAMES
 from jsonqueue.channel.control import Failed, News, Order, Start, decode_news, encode
 from jsonqueue.channel.pipe import FdPipe, Pipe
@@ -47,7 +46,7 @@ class Child:
         try:
             # Sent before the process exists, so that its first read finds all of it.
             self.control.post("\0".join(_import_paths()).encode("utf-8", "surrogateescape"))
-            self.post(Start(role, queue_dir, config, os.getpid(), random.getrandbits(32)), marks)
+            self.post(Start(role, queue_dir, config, os.getpid(), SystemRandom().getrandbits(32)), marks)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", BOOT, PROCESS_NAMES[role], queue_dir, str(theirs)],
                 pass_fds=[theirs],
@@ -103,5 +102,5 @@ class Child:
 def _import_paths() -> list[str]:
     """Where this process imports from, in a form that holds in any working directory."""
     paths = [os.path.abspath(path) for path in sys.path]
-    home = str(Path(jsonqueue.__file__).resolve().parent.parent)
+    home = str(Path(__file__).resolve().parents[2])
     return paths if home in paths else [*paths, home]
