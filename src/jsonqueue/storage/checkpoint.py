@@ -15,7 +15,7 @@ A crash at any point leaves a queue that the next checkpoint starts from again. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -35,9 +35,9 @@ from jsonqueue.storage.recovery import damaged, published_tasks
 from jsonqueue.storage.segments import LogKind, Segment, needed_of, segments_of, walk
 from jsonqueue.task import StoredTask
 
-__all__ = ["CheckpointDone", "Cut", "checkpoint", "final_checkpoint", "log_bytes"]
+__all__ = ["DRAFT", "CheckpointDone", "Cut", "checkpoint", "final_checkpoint", "highest_epoch", "log_bytes", "rebuild"]
 
-_DRAFT = "queue.json.draft"
+DRAFT = "queue.json.draft"
 
 
 class Cut(NamedTuple):
@@ -83,18 +83,41 @@ def checkpoint(files: Files, cut: Cut, *, config: Config, at_ms: int) -> Checkpo
 def final_checkpoint(files: Files, *, config: Config, at_ms: int) -> CheckpointDone:
     """Fold both logs to their ends, so that queue.json alone holds everything. The caller holds all three locks."""
     with _Present(files) as present:
-        ends = [log_end(files, kind, present.header) for kind in (LogKind.PROGRESS, LogKind.PUBLISHED)]
-        fold = _Folding(files, present, Cut(*(Position(end.number, end.epoch) for end in ends)), config, at_ms)
+        fold = _Folding(files, present, _ends(files, present.header, ("",)), config, at_ms)
         fold.run(closed=True)
         _replace(files, present, [segment for kind in LogKind for segment in segments_of(files, kind)])
         return fold.done
 
 
+def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -> CheckpointDone:
+    """Make queue.json anew from the generation before it and all logs, for repair. The caller holds all three locks, and has put the
+    damaged queue.json aside: it is replaced, not kept. ``at_least``: how far that one went, if it can be told.
+
+    Raises :class:`CorruptQueue` when something that is needed for it is missing, or damaged too.
+    """
+    folders = ("", PREVIOUS)
+    with _Present(files, f"{PREVIOUS}/{QUEUE}") as present:
+        cut = _ends(files, present.header, folders)
+        nothing = present.reader is None and not segments_of(files, LogKind.PUBLISHED, folders)
+        if nothing or (at_least and (cut.progress < at_least.progress or cut.published < at_least.published)):
+            raise CorruptQueue(f"{PREVIOUS}/{QUEUE}", offset=0, why="what would lead from it to the damaged queue.json is not there")
+        fold = _Folding(files, present, cut, config, at_ms, folders=folders)
+        fold.run(closed=True)
+        segments = [segment for kind in LogKind for segment in segments_of(files, kind)]
+        _put_in_place(files, [segment.name for segment in segments])
+        return fold.done
+
+
+def _ends(files: Files, header: QueueHeader, folders: Sequence[str]) -> Cut:
+    ends = (log_end(files, kind, header, folders=folders) for kind in (LogKind.PROGRESS, LogKind.PUBLISHED))
+    return Cut(*(Position(end.number, end.epoch) for end in ends))
+
+
 class _Present:
     """The generation that is to be replaced."""
 
-    def __init__(self, files: Files) -> None:
-        self.reader = QueueReader.open(files)
+    def __init__(self, files: Files, name: str = QUEUE) -> None:
+        self.reader = QueueReader.open(files, name)
         self.header = self.reader.header if self.reader else QueueHeader()
 
     def __enter__(self) -> _Present:
@@ -115,8 +138,9 @@ class _Present:
 class _Folding:
     """One checkpoint on its way, up to the draft."""
 
-    def __init__(self, files: Files, present: _Present, cut: Cut, config: Config, at_ms: int) -> None:
+    def __init__(self, files: Files, present: _Present, cut: Cut, config: Config, at_ms: int, *, folders: Sequence[str] = ("",)) -> None:
         self._files, self._present, self._cut, self._config, self._at_ms = files, present, cut, config, at_ms
+        self._folders = folders
         self._state = QueueState()
         """The touched tasks: those that the progress to fold speaks of."""
         self._touched: set[str] = set()
@@ -202,8 +226,8 @@ class _Folding:
 
     def _write(self, header: QueueHeader) -> CheckpointDone:
         with suppress(FileNotFoundError):
-            self._files.unlink(_DRAFT)
-        writer = QueueWriter(self._files, _DRAFT, header)
+            self._files.unlink(DRAFT)
+        writer = QueueWriter(self._files, DRAFT, header)
         try:
             for place, block in enumerate(self._present.blocks()):
                 if place in self._mixed:
@@ -241,7 +265,7 @@ class _Folding:
         upto = self._cut.progress if kind is LogKind.PROGRESS else self._cut.published
         start = self._present.header.through(kind)
         end = start
-        for step in walk(self._files, kind, start, upto=upto.number):
+        for step in walk(self._files, kind, start, upto=upto.number, folders=self._folders):
             yield from step.batches
             end = step.end
         if (end.number, end.epoch) != upto:
@@ -270,12 +294,13 @@ class _Folding:
             "progress_through": Position(progress.number, progress.epoch),
             "chains": (f"{published.chain:08x}", f"{progress.chain:08x}"),
             "last_task": self._last_task,
-            "epochs": tuple(_highest_epoch(self._files, kind, header) for kind in LogKind),
+            "epochs": tuple(highest_epoch(self._files, kind, header, self._folders) for kind in LogKind),
         }
 
 
-def _highest_epoch(files: Files, kind: LogKind, header: QueueHeader) -> int:
-    return max([header.epoch(kind), *(segment.epoch for segment in segments_of(files, kind))])
+def highest_epoch(files: Files, kind: LogKind, header: QueueHeader, folders: Sequence[str] = ("",)) -> int:
+    """The highest epoch that a log was ever written under."""
+    return max([header.epoch(kind), *(segment.epoch for segment in segments_of(files, kind, folders))])
 
 
 def _records(batch: Batch) -> list[Progress]:
@@ -298,17 +323,20 @@ def _replace(files: Files, present: _Present, spent: list[Segment]) -> None:
     files.make_folder(PREVIOUS)
     if present.reader:
         _link_over(files, QUEUE, f"{PREVIOUS}/{QUEUE}")
-    kept = {QUEUE}
-    for segment in spent:
-        copy = segment._replace(folder=PREVIOUS)
+    names = [segment.name for segment in spent]
+    _put_in_place(files, names)
+    _unlink(files, [f"{PREVIOUS}/{name}" for name in files.list(PREVIOUS) if name not in {QUEUE, *names}])
+
+
+def _put_in_place(files: Files, spent: list[str]) -> None:
+    files.make_folder(PREVIOUS)
+    for name in spent:
         with suppress(FileExistsError):
-            files.link(segment.name, copy.name)
-        kept.add(segment.name)
+            files.link(name, f"{PREVIOUS}/{name}")
     files.sync_folder(PREVIOUS)
-    files.rename(_DRAFT, QUEUE)
+    files.rename(DRAFT, QUEUE)
     files.sync_folder()  # Not before this line is the new queue.json certain to be found after a power cut.
-    _unlink(files, [segment.name for segment in spent])
-    _unlink(files, [f"{PREVIOUS}/{name}" for name in files.list(PREVIOUS) if name not in kept])
+    _unlink(files, spent)
 
 
 def _link_over(files: Files, old: str, new: str) -> None:

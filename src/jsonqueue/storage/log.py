@@ -1,4 +1,4 @@
-"""The two logs, written and followed. :mod:`~jsonqueue.storage.codec` says what a batch is, :mod:`~jsonqueue.storage.segments` in which files.
+"""The two logs, written and followed. What a batch is, ``codec`` says; in which files they are, ``segments``.
 
 A writer starts by copying: the batches of the newest segment go, byte by byte, into a new file under a raised epoch, which is synced
 before anything is answered. It never appends behind a predecessor's bytes, and never trusts what it read from the page cache: after a
@@ -7,7 +7,7 @@ failed fsync those bytes may be nowhere else, and a second fsync would not tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.queue_file import QUEUE, QueueHeader, read_header
 from jsonqueue.storage.segments import CHUNK, End, Link, LogKind, Segment, chain_of, read_batches, segments_of, walk
 
-__all__ = ["LogKind", "LogReader", "LogWriter", "consistently", "log_bytes", "log_end", "require_log"]
+__all__ = ["LogKind", "LogReader", "LogWriter", "Position", "consistently", "log_bytes", "log_end", "require_log"]
 
 T = TypeVar("T")
 _PATIENCE = 50
@@ -46,11 +46,11 @@ def _generation(files: Files) -> tuple[object, ...]:
     return files.identity(QUEUE), *(segment.name for kind in LogKind for segment in segments_of(files, kind))
 
 
-def log_end(files: Files, kind: LogKind, header: QueueHeader) -> End:
+def log_end(files: Files, kind: LogKind, header: QueueHeader, *, folders: Sequence[str] = ("",)) -> End:
     """Where the log ends: the last batch that is whole, or where queue.json leaves off. Everything above that is checked on the way."""
     require_log(files, kind, header)
     end = start = header.through(kind)
-    for step in walk(files, kind, start):
+    for step in walk(files, kind, start, folders=folders):
         end = step.end
     return end
 

@@ -30,7 +30,19 @@ from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.segments import CHUNK, End, LogKind
 from jsonqueue.task import StoredTask
 
-__all__ = ["PREVIOUS", "QUEUE", "ArchiveMark", "QueueHeader", "QueueReader", "QueueWriter", "decode_block", "encode_task", "read_header"]
+__all__ = [
+    "PREVIOUS",
+    "QUEUE",
+    "ArchiveMark",
+    "EditedQueue",
+    "QueueHeader",
+    "QueueReader",
+    "QueueWriter",
+    "decode_block",
+    "encode_task",
+    "header_in",
+    "read_header",
+]
 
 QUEUE = "queue.json"
 PREVIOUS = "previous"
@@ -40,6 +52,7 @@ _TASKS = b',"tasks":[\n'
 _HEAD = re.compile(rb',"head":"([0-9a-f]{8})"')
 _FOOT = re.compile(rb'\],"count":([0-9]+),"checksum":"([0-9a-f]{8})"\}\n')
 _FOOT_BYTES = 96
+_HEAD_BYTES = len(',"head":"01234567"')
 
 
 class ArchiveMark(Struct, frozen=True):
@@ -183,16 +196,11 @@ class QueueReader:
         return line[: end + len(_TASKS)]
 
     def _read_header(self, first: bytes) -> QueueHeader:
-        end = len(first) - len(_TASKS)
-        try:
-            header = _header_decoder.decode(first[:end] + b"}")
-        except DecodeError as error:
-            raise self._damage(0, f"its first line cannot be read ({error})") from None
-        if header.format == FORMAT and header.version > VERSION:
-            raise newer(self.name, header.version)
-        told = _HEAD.fullmatch(first, end - 18, end)
-        if told is None or told[1] != b"%08x" % crc32(first[: end - 18]):
+        header = header_in(first)
+        if header is None:
             raise self._damage(0, "the checksum of its first line does not fit")
+        if header.format != FORMAT or header.version > VERSION:
+            raise newer(self.name, header.version)
         return header
 
     def _read_foot(self) -> tuple[bytes, bytes, int]:
@@ -212,7 +220,19 @@ class QueueReader:
             return CorruptQueue(self.name, offset=offset, why=why)
         if told.format == FORMAT and told.version > VERSION:
             return newer(self.name, told.version)
-        return edited(self.name, offset, why)
+        return EditedQueue(self.name, offset=offset, why=why)
+
+
+def header_in(data: bytes) -> QueueHeader | None:
+    """The header in the first line of a file's bytes, if its checksum fits."""
+    end = data.find(_TASKS)
+    told = _HEAD.fullmatch(data, end - _HEAD_BYTES, end) if end > _HEAD_BYTES else None
+    if told is None or told[1] != b"%08x" % crc32(data[: end - _HEAD_BYTES]):
+        return None
+    try:
+        return _header_decoder.decode(data[:end] + b"}")
+    except DecodeError:
+        return None
 
 
 class _Told(Struct):
@@ -229,13 +249,15 @@ def newer(name: str, version: int) -> UnsupportedFormat:
     )
 
 
-def edited(name: str, offset: int, why: str) -> CorruptQueue:
-    error = CorruptQueue(name, offset=offset, why=f"{why}; it is still valid JSON, so most likely it was changed outside of jsonqueue")
-    error.hint = (
-        "nothing was changed; keep the edit with `jsonqueue repair --accept-edit`, or go back to what jsonqueue wrote with "
-        "`jsonqueue repair` (it rebuilds the file from previous/ and the logs); to change tasks, use the command line instead of an editor"
-    )
-    return error
+class EditedQueue(CorruptQueue):
+    """A queue.json that is JSON, but not what jsonqueue wrote."""
+
+    def __init__(self, name: str, *, offset: int, why: str) -> None:
+        super().__init__(name, offset=offset, why=f"{why}; it is still valid JSON, so most likely it was changed outside of jsonqueue")
+        self.hint = (
+            "nothing was changed; keep the edit with `jsonqueue repair --accept-edit`, or go back to what jsonqueue wrote with "
+            "`jsonqueue repair`, which rebuilds the file from previous/ and the logs"
+        )
 
 
 class QueueWriter:

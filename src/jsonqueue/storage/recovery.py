@@ -26,7 +26,7 @@ from jsonqueue.storage.queue_file import QueueHeader, QueueReader, decode_block
 from jsonqueue.storage.segments import LogKind, walk
 from jsonqueue.task import StoredTaskIn
 
-__all__ = ["Fold", "KnownIds", "Loaded", "inspect", "load_ids", "load_state", "published_tasks"]
+__all__ = ["Fold", "KnownIds", "Loaded", "damaged", "fold_logs", "inspect", "load_ids", "load_state", "published_tasks"]
 
 
 class KnownIds(NamedTuple):
@@ -110,7 +110,11 @@ def inspect(queue_dir: str | Path) -> Loaded:
 
 
 def _load_state(files: Files, published_through: Position | None) -> Loaded:
-    header, state = _load_queue(files)
+    return fold_logs(files, *_load_queue(files), published_through)
+
+
+def fold_logs(files: Files, header: QueueHeader, state: QueueState, published_through: Position | None = None) -> Loaded:
+    """``state`` as ``header`` describes it, and on top of it what the logs say."""
     for kind in LogKind:
         require_log(files, kind, header)
     # Progress to its end first, published second: a published batch is durable before any progress refers to it.

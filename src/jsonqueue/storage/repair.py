@@ -1,33 +1,334 @@
-"""(interface draft; being filled in)"""
+"""Checking a queue's files, and mending them.
+
+``verify`` reads, ``repair`` mends what can be mended without loss: a damaged or edited queue.json is folded anew from ``previous/`` and the
+logs, one wrong byte in a line's fixed part is put right. What was there before stays, in ``damaged-<n>/``, as second names of the same
+files. Only with ``accept_loss`` is anything given up, and then it is listed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec import DecodeError, Struct, json
+from msgspec.structs import replace
+
+from jsonqueue.clock import Clock, SystemClock
+from jsonqueue.core.state import QueueState
+from jsonqueue.errors import CorruptQueue, StorageError, UnsupportedFormat
+from jsonqueue.storage.checkpoint import DRAFT, Cut, rebuild
+from jsonqueue.storage.files import Files, write_all
+from jsonqueue.storage.folder import load_config, open_folder
+from jsonqueue.storage.locks import LockName, hold
+from jsonqueue.storage.mending import flaw_of, mended
+from jsonqueue.storage.queue_file import (
+    PREVIOUS,
+    QUEUE,
+    EditedQueue,
+    QueueHeader,
+    QueueReader,
+    QueueWriter,
+    decode_block,
+    encode_task,
+    header_in,
+    read_header,
+)
+from jsonqueue.storage.recovery import fold_logs, load_state
+from jsonqueue.storage.salvage import Salvage, salvage
+from jsonqueue.storage.segments import LogKind, Segment, chain_of, segments_of
+from jsonqueue.task import StoredTask
+
+__all__ = ["Finding", "Report", "examine", "mend", "repair", "verify"]
+
+_MEND = (
+    "`jsonqueue repair` mends what can be mended without loss; "
+    "`jsonqueue repair --accept-loss` puts the files as they are aside, and keeps what is whole"
+)
+
 
 class Finding(NamedTuple):
+    """One thing that is not as it should be."""
+
     file: str
     offset: int
     batch: int | None
-    what: str  # one sentence
-    kind: str  # "torn-tail" | "leftover" | "damaged-batch" | "damaged-queue" | "edited" | "newer" | "broken-history" | "gap"
+    what: str
+    kind: str
+    """``damaged``, ``edited``, ``newer``; harmless ones: ``torn-tail``, ``leftover``, ``old-damage``."""
     harmless: bool
-    options: str  # what to do
+    options: str
+    """What to do about it; empty: nothing needs to be done."""
 
 
 class Report(NamedTuple):
-    findings: list[Finding]
-    done: list[str]  # repair: what was changed, one sentence each
-    lost: list[str]  # repair --accept-loss: what is lost, one sentence each
-    tasks: int | None  # how many tasks the queue holds, if it could be read
+    """What verify found, or repair found in the end and did."""
 
-    # property ok: no finding that is not harmless
+    findings: list[Finding]
+    done: list[str]
+    """What repair changed."""
+    lost: list[str]
+    """What ``accept_loss`` gave up."""
+    tasks: int | None
+    """How many tasks the queue holds; None when it cannot be told."""
+
+    @property
+    def ok(self) -> bool:
+        return all(finding.harmless for finding in self.findings)
 
 
 def verify(queue_dir: str | Path) -> Report:
-    """Read-only check of all files."""
+    """Check every byte of the queue's files, and that they fit together. Writes nothing, takes no lock; brokers may be running."""
+    files = open_folder(queue_dir, create=False, read_only=True)
+    try:
+        return examine(files)
+    finally:
+        files.shut()
 
 
-def repair(queue_dir: str | Path, *, accept_loss: bool = False, accept_edit: bool = False) -> Report:
-    """Takes all three locks (ManagerRunning if held). Lossless unless told otherwise."""
+def repair(queue_dir: str | Path, *, accept_loss: bool = False, accept_edit: bool = False, clock: Clock | None = None) -> Report:
+    """Mend the queue's files. Raises :class:`~jsonqueue.errors.ManagerRunning` while anyone may write to them.
+
+    ``accept_edit``: a queue.json that was edited by hand is taken as it stands now. ``accept_loss``: what cannot be mended is given up.
+    Without them nothing is lost: the report then says what is left to do.
+    """
+    names: tuple[LockName, ...] = ("queue", "published", "progress")
+    files = open_folder(queue_dir, create=False)
+    with ExitStack() as stack:
+        stack.callback(files.shut)
+        for name in names:
+            stack.enter_context(hold(queue_dir, name, timeout=1.0, what="jsonqueue repair"))
+        return mend(files, accept_loss=accept_loss, accept_edit=accept_edit, at_ms=(clock or SystemClock()).wall_ms())
+
+
+# ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def examine(files: Files) -> Report:
+    """What :func:`verify` reports. Writes nothing."""
+    findings: list[Finding] = []
+    tasks: int | None = None
+    try:
+        tasks = len(load_state(files).state.tasks)
+    except StorageError as error:
+        findings.append(_finding(error))
+    findings += [found for found in _flaws(files) if (found.file, found.offset) not in {(known.file, known.offset) for known in findings}]
+    findings += _untidy(files)
+    return Report(findings, [], [], tasks)
+
+
+def _finding(error: StorageError) -> Finding:
+    if isinstance(error, CorruptQueue):
+        kind = "edited" if isinstance(error, EditedQueue) else "damaged"
+        options = error.hint if kind == "edited" else _MEND
+        return Finding(error.file, error.offset, error.batch, error.why, kind, harmless=False, options=options)
+    kind = "newer" if isinstance(error, UnsupportedFormat) else "damaged"
+    return Finding(QUEUE, 0, None, error.message, kind, harmless=False, options=error.hint)
+
+
+def _flaws(files: Files) -> Iterator[Finding]:
+    """The flaws of the segments, each taken by itself."""
+    for segment in (segment for kind in LogKind for segment in segments_of(files, kind)):
+        with suppress(FileNotFoundError):  # a checkpoint passed
+            flaw = flaw_of(_bytes_of(files, segment.name), segment)
+            if flaw is not None:
+                yield _flaw_finding(files, segment, flaw.offset, flaw.batch, flaw.why, torn=flaw.torn)
+    for name in (f"{PREVIOUS}/{QUEUE}",):
+        try:
+            _read_queue(files, name)
+        except (StorageError, DecodeError) as error:
+            yield Finding(name, 0, None, f"{error}", "old-damage", harmless=True, options="the next checkpoint replaces it")
+
+
+def _flaw_finding(files: Files, segment: Segment, offset: int, batch: int, why: str, *, torn: bool) -> Finding:
+    if torn:
+        what = "a write that never became a batch: it was not acknowledged"
+        return Finding(segment.name, offset, batch, what, "torn-tail", harmless=True, options="")
+    if not _is_needed(files, segment):
+        return Finding(segment.name, offset, batch, f"{why}; nothing needs it any more", "old-damage", harmless=True, options="")
+    return Finding(segment.name, offset, batch, why, "damaged", harmless=False, options=_MEND)
+
+
+def _is_needed(files: Files, segment: Segment) -> bool:
+    try:
+        return segment in [link.segment for link in chain_of(files, segment.kind, read_header(files).through(segment.kind).number)]
+    except (StorageError, FileNotFoundError):
+        return True
+
+
+def _untidy(files: Files) -> Iterator[Finding]:
+    for name in files.list():
+        if name.endswith(".draft"):
+            what = "the beginning of a file that was never finished"
+            yield Finding(name, 0, None, what, "leftover", harmless=True, options="")
+
+
+def _read_queue(files: Files, name: str) -> None:
+    reader = QueueReader.open(files, name)
+    if reader is not None:
+        with reader:
+            for block in reader.blocks():
+                decode_block(block)
+
+
+def _bytes_of(files: Files, name: str) -> bytes:
+    handle = files.open(name)
+    try:
+        return files.read(handle, 0, files.size(handle))
+    finally:
+        files.close(handle)
+
+
+# ── mending ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def mend(files: Files, *, accept_loss: bool, accept_edit: bool, at_ms: int) -> Report:
+    """What :func:`repair` does, once the locks are held."""
+    done: list[str] = []
+    lost: list[str] = []
+    report = examine(files)
+    if not report.ok:
+        aside = _Aside(files)
+        _mend_segments(files, aside, done)
+        report = _mend_queue(files, aside, done, accept_edit=accept_edit, at_ms=at_ms)
+        if not report.ok and accept_loss and not any(finding.kind == "newer" for finding in report.findings):
+            lost = _give_up(files, aside, done, at_ms)
+            report = examine(files)
+    return report._replace(done=done, lost=lost)
+
+
+class _Aside:
+    """Keeps what is about to be changed: second names of it in a folder that is made when it is first needed."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.folder = ""
+
+    def keep(self, name: str) -> None:
+        if not self.folder:
+            self.folder = next(folder for folder in (f"damaged-{n}" for n in range(1, 10_000)) if not self._files.list(folder))
+            self._files.make_folder(self.folder)
+            self._files.sync_folder()
+        with suppress(FileExistsError, FileNotFoundError):
+            self._files.link(name, f"{self.folder}/{name.replace('/', '-')}")
+        self._files.sync_folder(self.folder)
+
+
+def _mend_segments(files: Files, aside: _Aside, done: list[str]) -> None:
+    for segment in (segment for kind in LogKind for segment in segments_of(files, kind, ("", PREVIOUS))):
+        better = mended(_bytes_of(files, segment.name), segment)
+        if better is not None:
+            aside.keep(segment.name)
+            _write_over(files, segment.name, better)
+            done.append(f"{segment.name}: a wrong byte in the fixed part of a line was put right; the damaged file is in {aside.folder}/")
+
+
+def _write_over(files: Files, name: str, data: bytes) -> None:
+    draft = name + ".draft"
+    with suppress(FileNotFoundError):
+        files.unlink(draft)
+    handle = files.open(draft, create=True)
+    try:
+        write_all(files, handle, data)
+        files.sync(handle)
+    finally:
+        files.close(handle)
+    files.rename(draft, name)
+    files.sync_folder(name.rpartition("/")[0])
+
+
+def _mend_queue(files: Files, aside: _Aside, done: list[str], *, accept_edit: bool, at_ms: int) -> Report:
+    report = examine(files)
+    wrong = next((finding for finding in report.findings if finding.file == QUEUE and finding.kind in ("damaged", "edited")), None)
+    if wrong is None:
+        return report
+    try:
+        if accept_edit and wrong.kind == "edited":
+            _accept_edit(files, aside, done)
+        else:
+            aside.keep(QUEUE)
+            rebuild(files, config=load_config(files), at_ms=at_ms, at_least=_told_through(files))
+            done.append(f"{QUEUE} was made anew from the generation before it and the logs; the one before is in {aside.folder}/")
+    except StorageError as error:
+        second = _finding(error)
+        return report._replace(findings=[*report.findings, second._replace(what=f"while mending {QUEUE}: {second.what}")])
+    return examine(files)
+
+
+def _told_through(files: Files) -> Cut | None:
+    """How far the queue.json that is to be replaced says it goes, if its first line can be trusted."""
+    with suppress(FileNotFoundError):
+        header = header_in(_bytes_of(files, QUEUE))
+        return Cut(header.progress_through, header.published_through) if header else None
+    return None
+
+
+class _Document(Struct, kw_only=True):
+    """A queue.json that a person edited: its members in any form."""
+
+    published_through: tuple[int, int]
+    tasks: list[StoredTask]
+
+
+def _accept_edit(files: Files, aside: _Aside, done: list[str]) -> None:
+    data = _bytes_of(files, QUEUE)
+    try:
+        header, tasks = json.decode(data, type=QueueHeader), json.decode(data, type=_Document).tasks
+    except DecodeError as error:
+        raise CorruptQueue(QUEUE, offset=0, why=f"the edit cannot be taken: {error}") from None
+    _check_edit(tasks, header)
+    tasks.sort(key=lambda task: task.number)
+    fold_logs(files, header, QueueState(json.decode(data, type=_Document).tasks))
+    aside.keep(QUEUE)
+    for name in files.list(PREVIOUS):  # It leads to the queue.json as it was before the edit.
+        aside.keep(f"{PREVIOUS}/{name}")
+    _write_queue(files, header, tasks)
+    for name in files.list(PREVIOUS):
+        files.unlink(f"{PREVIOUS}/{name}")
+    done.append(f"{QUEUE} was taken as it was edited ({len(tasks)} tasks); the files as they were are in {aside.folder}/")
+
+
+def _check_edit(tasks: list[StoredTask], header: QueueHeader) -> None:
+    ids: set[str] = set()
+    numbers: set[int] = set()
+    for task in tasks:
+        wrong = (
+            "there are two tasks of this id" if task.id in ids
+            else f"there are two tasks of number {task.number}" if task.number in numbers
+            else f"its number {task.number} is not between 1 and last_task, {header.last_task}" if not 0 < task.number <= header.last_task
+            else ""
+        )  # fmt: skip
+        if wrong:
+            raise CorruptQueue(QUEUE, offset=0, why=f"the edit cannot be taken: task {task.id}: {wrong}; new tasks are to be published")
+        ids.add(task.id)
+        numbers.add(task.number)
+
+
+def _write_queue(files: Files, header: QueueHeader, tasks: list[StoredTask]) -> None:
+    with suppress(FileNotFoundError):
+        files.unlink(DRAFT)
+    writer = QueueWriter(files, DRAFT, header)
+    try:
+        for task in tasks:
+            writer.add(encode_task(task), 1)
+        writer.finish()
+    finally:
+        writer.close()
+    files.rename(DRAFT, QUEUE)
+    files.sync_folder()
+
+
+def _give_up(files: Files, aside: _Aside, done: list[str], at_ms: int) -> list[str]:
+    """Keep what is whole, and nothing else. Everything that was there stays aside."""
+    had: Salvage = salvage(files)
+    old = [QUEUE, *(segment.name for kind in LogKind for segment in segments_of(files, kind))]
+    old += [f"{PREVIOUS}/{name}" for name in files.list(PREVIOUS)]
+    for name in old:
+        aside.keep(name)
+    _write_queue(files, replace(had.header, saved_ms=at_ms), sorted(had.state.tasks.values(), key=lambda task: task.number))
+    for name in old[1:]:
+        with suppress(FileNotFoundError):
+            files.unlink(name)
+    done.append(f"{len(had.state.tasks)} tasks were kept in a new {QUEUE}; all files as they were are in {aside.folder}/")
+    return had.lost

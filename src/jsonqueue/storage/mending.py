@@ -1,0 +1,98 @@
+"""Damage to a segment that can be undone without loss: one wrong byte in the fixed part of a line, or in the segment's first line.
+
+The fixed part has a checksum of its own, and the payload behind it another: if putting one byte right makes both fit, and number and length
+as well, the line is what was written. (One wrong byte in a payload is not guessed at: a single checksum is too little to be sure.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+from zlib import crc32
+
+from jsonqueue.storage.codec import HEADER, Bad, TailState, read_head, read_segment_head, scan, tail_state
+from jsonqueue.storage.segments import LogKind, Segment
+
+__all__ = ["Flaw", "flaw_of", "mended"]
+
+
+class Flaw(NamedTuple):
+    """Where the sound part of a segment ends, though the file goes on."""
+
+    offset: int
+    batch: int
+    why: str
+    torn: bool
+    """Whether it is only the remains of a write that never became a batch."""
+
+
+def flaw_of(data: bytes, segment: Segment) -> Flaw | None:
+    """The first flaw in the bytes of a segment, taken by itself; None when it is sound from its first byte to its last."""
+    try:
+        head = read_segment_head(data, segment.kind)
+        if (head.first, head.epoch) != (segment.first, segment.epoch):
+            raise Bad(f"it was written as batch {head.first} on, epoch {head.epoch}: the name was changed")
+    except Bad as bad:
+        return _judged(data, 0, bad, segment.first - 1)
+    progress = segment.kind is LogKind.PROGRESS
+    found = scan(data, head.size, number=head.first, epoch=0, chain=int(head.chain, 16), progress=progress)
+    if found.bad is None:
+        return None
+    return _judged(data, found.end, found.bad, head.first + len(found.batches))
+
+
+def _judged(data: bytes, offset: int, bad: Bad, number: int) -> Flaw:
+    torn = tail_state(data[offset:], offset, bad, number=number) is TailState.TORN
+    return Flaw(offset, number, bad.why, torn)
+
+
+def mended(data: bytes, segment: Segment) -> bytes | None:
+    """The segment with all that can be put right put right; None when something cannot, or nothing has to be."""
+    fixed = data
+    while (flaw := flaw_of(fixed, segment)) is not None and not flaw.torn:
+        better = _mend_first_line(fixed, segment) if flaw.offset == 0 else _mend_line(fixed, segment, flaw)
+        if better is None:
+            return None
+        fixed = better
+    return None if fixed is data else fixed
+
+
+def _mend_first_line(data: bytes, segment: Segment) -> bytes | None:
+    line, newline, rest = data.partition(b"\n")
+    for candidate in _one_byte_off(line + newline, len(line)):
+        with suppress(Bad):
+            head = read_segment_head(candidate, segment.kind)
+            if (head.first, head.epoch) == (segment.first, segment.epoch):
+                return candidate + rest
+    return None
+
+
+def _mend_line(data: bytes, segment: Segment, flaw: Flaw) -> bytes | None:
+    end = data.find(b"\n", flaw.offset + HEADER) + 1
+    if not end:
+        return None
+    payload = data[flaw.offset + HEADER : end]
+    sums = {crc32(payload, chain) for chain in _chains_before(data, segment, flaw.offset)}
+    for candidate in _one_byte_off(data[flaw.offset : flaw.offset + HEADER], HEADER):
+        with suppress(Bad):
+            head = read_head(candidate, 0)
+            if head.number == flaw.batch and head.length == len(payload) and head.chain in sums:
+                return data[: flaw.offset] + candidate + data[flaw.offset + HEADER :]
+    return None
+
+
+def _chains_before(data: bytes, segment: Segment, offset: int) -> Iterator[int]:
+    head = read_segment_head(data, segment.kind)
+    start = int(head.chain, 16)
+    progress = segment.kind is LogKind.PROGRESS
+    batches = scan(data[:offset], head.size, number=head.first, epoch=0, chain=start, progress=progress).batches
+    yield batches[-1].chain if batches else start
+
+
+def _one_byte_off(line: bytes, size: int) -> Iterator[bytes]:
+    """All that ``line`` may have been if one byte of its first ``size`` is wrong."""
+    for at in range(size):
+        for value in range(256):
+            if value != line[at]:
+                yield line[:at] + bytes((value,)) + line[at + 1 :]

@@ -1,0 +1,217 @@
+"""``repair --accept-loss``: the most that can be had from files of which something is lost for good.
+
+Every batch that is whole by itself counts, whatever became of its neighbours; of queue.json, or of the generation before it, every line
+that can be read. Records are facts: where the one before is lost, a task is first put into the state that the next one found it in. What
+could not be kept is listed, one sentence each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from msgspec import DecodeError, json
+from msgspec.structs import replace
+
+from jsonqueue.core.records import Completed, Failed, Leased, Progress, RecordName, decode_progress, decode_published
+from jsonqueue.core.state import BrokenHistory, QueueState, ids_of
+from jsonqueue.core.transitions import TRANSITIONS
+from jsonqueue.errors import StorageError
+from jsonqueue.storage.archive import committed_archive
+from jsonqueue.storage.codec import HEADER, MAGIC, START, Bad, Batch, Position, read_head
+from jsonqueue.storage.files import Files
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueReader, decode_block
+from jsonqueue.storage.segments import LogKind, segments_of
+
+__all__ = ["Salvage", "salvage"]
+
+
+class Salvage(NamedTuple):
+    """What was had."""
+
+    state: QueueState
+    header: QueueHeader
+    """For the queue.json to be written: everything is folded, nothing is left in the logs."""
+    lost: list[str]
+
+
+def salvage(files: Files) -> Salvage:
+    """All that can be read. Changes nothing."""
+    lost: list[str] = []
+    header, state = _base(files, lost)
+    published = _whole_batches(files, LogKind.PUBLISHED, header.published_through.number, lost)
+    progress = _whole_batches(files, LogKind.PROGRESS, header.progress_through.number, lost)
+    last_task = _fold(state, header, published, progress, lost)
+    ends = [batches[-1] if batches else None for batches in (published, progress)]
+    return Salvage(state, _header_after(files, header, ends[0], ends[1], last_task), lost)
+
+
+# ── queue.json ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _base(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueState]:
+    """The newest generation that is whole; failing that, the lines of queue.json that can be read."""
+    for name in (QUEUE, f"{PREVIOUS}/{QUEUE}"):
+        try:
+            found = _whole_queue(files, name)
+        except (StorageError, DecodeError):
+            continue
+        if found is not None:
+            return found
+    if files.identity(QUEUE) is None:
+        return QueueHeader(), QueueState()
+    return _lines_of_queue(files, lost)
+
+
+def _whole_queue(files: Files, name: str) -> tuple[QueueHeader, QueueState] | None:
+    reader = QueueReader.open(files, name)
+    if reader is None:
+        return None
+    with reader:
+        state = QueueState(task for block in reader.blocks() for task in decode_block(block))
+        return reader.header, state
+
+
+def _lines_of_queue(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueState]:
+    handle = files.open(QUEUE)
+    try:
+        first, *lines = files.read(handle, 0, files.size(handle)).split(b"\n")
+    finally:
+        files.close(handle)
+    state = QueueState()
+    for number, line in enumerate(lines, 2):
+        if line.startswith(b"{"):
+            try:
+                state.tasks.update((task.id, task) for task in decode_block(line.removesuffix(b",")))
+            except DecodeError as error:
+                lost.append(f"{QUEUE}, line {number}: a task that cannot be read ({error}): {_shown(line)}")
+    header = _header_of(first)
+    if header is None:
+        lost.append(f"{QUEUE}, line 1: how far the logs were folded in; all that is in them counts")
+        header = QueueHeader(archive=committed_archive(files))
+    return header, state
+
+
+def _header_of(line: bytes) -> QueueHeader | None:
+    try:
+        return json.decode(line.rpartition(b',"tasks":')[0] + b"}", type=QueueHeader)
+    except DecodeError:
+        return None
+
+
+def _shown(line: bytes) -> str:
+    return line[:80].decode(errors="replace") + ("…" if len(line) > 80 else "")
+
+
+# ── the logs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _whole_batches(files: Files, kind: LogKind, through: int, lost: list[str]) -> list[Batch]:
+    """Every batch after ``through`` that is whole by itself, of the highest epoch where there are several, in order."""
+    found: dict[int, Batch] = {}
+    for segment in segments_of(files, kind, ("", PREVIOUS)):
+        handle = files.open(segment.name)
+        try:
+            data = files.read(handle, 0, files.size(handle))
+        finally:
+            files.close(handle)
+        for batch in _batches_in(data, kind):
+            if batch.number > through and (batch.number not in found or found[batch.number].epoch <= batch.epoch):
+                found[batch.number] = batch
+    if found:
+        lost += [f"{kind} batch {number}" for number in range(through + 1, max(found)) if number not in found]
+    return [found[number] for number in sorted(found)]
+
+
+def _batches_in(data: bytes, kind: LogKind) -> Iterator[Batch]:
+    offset = 0
+    while offset < len(data):
+        end = data.find(b"\n", offset) + 1 or len(data)
+        if data.startswith(MAGIC, offset):
+            batch = _batch_of(data[offset:end], kind)
+            if batch is not None:
+                yield batch
+        offset = end
+
+
+def _batch_of(line: bytes, kind: LogKind) -> Batch | None:
+    """One line, by itself: its chain cannot be checked, but its header's checksum, its length, and that its records make sense."""
+    try:
+        head = read_head(line, 0)
+        records = line[HEADER + 24 : -2]
+        if len(line) != HEADER + head.length or line[HEADER + 19 : HEADER + 24] != b',"b":':
+            return None
+        (decode_published if kind is LogKind.PUBLISHED else decode_progress)(records)
+        at_ms = int(line[HEADER + 6 : HEADER + 19])
+    except (Bad, DecodeError, ValueError):
+        return None
+    if kind is LogKind.PUBLISHED:
+        return Batch(head.number, head.epoch, at_ms, head.rest, START, records, head.chain)
+    return Batch(head.number, head.epoch, at_ms, 0, Position(head.rest >> 32, head.rest & 0xFFFFFFFF), records, head.chain)
+
+
+# ── the fold ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _fold(state: QueueState, header: QueueHeader, published: list[Batch], progress: list[Batch], lost: list[str]) -> int:
+    last_task, coming = header.last_task, list(reversed(published))
+    for batch in progress:
+        while coming and coming[-1].number <= batch.after.number:
+            last_task = _publish(state, coming.pop(), last_task)
+        for record in decode_progress(batch.records):
+            _apply(state, record, batch, lost)
+    while coming:
+        last_task = _publish(state, coming.pop(), last_task)
+    return max([last_task, *(task.number for task in state.tasks.values())])
+
+
+def _publish(state: QueueState, batch: Batch, last_task: int) -> int:
+    tasks = decode_published(batch.records)
+    for number, task in enumerate(tasks, batch.first_task):
+        if task.id not in state.tasks:
+            state.publish([task], first=number, at_ms=batch.at_ms)
+    return max(last_task, batch.first_task + len(tasks) - 1)
+
+
+def _apply(state: QueueState, record: Progress, batch: Batch, lost: list[str]) -> None:
+    name = RecordName(str(record.__struct_config__.tag))
+    expected = TRANSITIONS[name][0]
+    for place, task_id in enumerate(ids_of(record)):
+        task = state.tasks.get(task_id)
+        if task is None:
+            lost.append(f"task {task_id}: it was {name} (progress batch {batch.number}), but what was published is not there")
+            continue
+        if task.status not in expected:
+            task.status = expected[0]
+        try:
+            state.apply(_alone(record, place), at_ms=batch.at_ms)
+        except BrokenHistory as error:  # pragma: no cover - the status was just made to fit
+            lost.append(str(error))
+
+
+def _alone(record: Progress, place: int) -> Progress:
+    """The part of a record that speaks of one of its tasks."""
+    if isinstance(record, Failed):
+        return record
+    alone = replace(record, ids=[record.ids[place]])
+    if isinstance(alone, Leased):
+        alone.first += place
+    if isinstance(alone, Completed) and alone.results:
+        alone.results = [alone.results[place]]
+    return alone
+
+
+def _header_after(files: Files, header: QueueHeader, published: Batch | None, progress: Batch | None, last_task: int) -> QueueHeader:
+    def chain(batch: Batch | None, before: str) -> str:
+        return f"{batch.chain:08x}" if batch else before
+
+    epochs = [max([header.epoch(kind), *(segment.epoch for segment in segments_of(files, kind, ("", PREVIOUS)))]) for kind in LogKind]
+    return replace(
+        header,
+        published_through=published.position if published else header.published_through,
+        progress_through=progress.position if progress else header.progress_through,
+        chains=(chain(published, header.chains[0]), chain(progress, header.chains[1])),
+        last_task=last_task,
+        epochs=(epochs[0], epochs[1]),
+        closed=True,
+    )
