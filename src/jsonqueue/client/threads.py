@@ -51,6 +51,7 @@ class Threads:
     def __init__(self, session: Session, slots: Sequence[Slot], runners: Sequence[Runner]) -> None:
         self._session = session
         self._runners = runners
+        self._ending = False
         # Daemons: a handler that hangs must not keep the process from ending when its user has lost patience.
         self._threads = [
             threading.Thread(target=self._work, args=(slot, runner), name=f"jsonqueue-worker-{number}", daemon=True)
@@ -67,6 +68,7 @@ class Threads:
 
     def stop(self) -> None:
         """End what still runs, as far as that is possible. The session is closed already."""
+        self._ending = True
         for runner in self._runners:
             runner.close()
         for thread in self._threads:
@@ -78,7 +80,8 @@ class Threads:
             runner.prepare()
             self._loop(slot, runner.run)
         except BaseException as error:  # noqa: BLE001 - no handler's fault (those never raise): the consumer must end and say so
-            self._session.fail(error)
+            if not self._ending:  # a child process that was still starting when it was told to end has not failed
+                self._session.fail(error)
 
     def _loop(self, slot: Slot, run: Callable[[Task[Any]], Verdict]) -> None:
         next_task = self._session.next_task
