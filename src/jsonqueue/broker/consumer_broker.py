@@ -77,6 +77,11 @@ class ConsumerBroker:
         """Recover the log, under a new epoch that is durable before the first delivery. The caller holds the lock."""
         self._log = LogWriter.open(self._files, LogKind.PROGRESS)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of its log: raised at each start."""
+        return self._log.epoch
+
     def close(self) -> None:
         """Nothing is buffered: what was answered is durable, what was not was not."""
         self._log.close()

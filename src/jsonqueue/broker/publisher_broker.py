@@ -111,7 +111,7 @@ class PublisherBroker:
         return {"known_ids": len(self._admission), "published": self._written, "log_bytes": self._log.bytes, "has_room": int(self._room)}
 
     def _store(self, accepted: list[StoredTaskIn], first: int) -> None:
-        self._log.append(encode_records(accepted), at_ms=self._clock.wall_ms(), first_task=first, tasks=len(accepted))
+        self._log.append(encode_records(accepted), at_ms=self._clock.wall_ms(), first_task=first)
         if self._config.durability == "power-cut":
             self._log.sync()  # Nothing below this line runs until the disk has it.
         self._written += len(accepted)
