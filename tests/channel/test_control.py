@@ -56,6 +56,16 @@ def test_the_error_that_ended_a_broker_is_the_error_the_manager_raises():
     assert type(control.error_of(control.failed_by(SyncFailed("no")))) is SyncFailed
 
 
+def test_a_private_kind_of_an_error_arrives_as_the_public_one():
+    """What a module refines for itself is still what it is."""
+
+    class EditedQueue(CorruptQueue):
+        pass
+
+    error = EditedQueue("queue.json", offset=0, why="edited")
+    assert type(control.error_of(control.failed_by(error))) is CorruptQueue
+
+
 @pytest.mark.parametrize("name", ["NoSuchError", "annotations", "ClassVar"])
 def test_an_error_that_is_not_known_here_is_a_storage_error(name):
     """A name from the wire is looked up among our errors, and only there."""

@@ -170,8 +170,9 @@ def _decoded(decode: Callable[[bytes], _M], frame: bytes) -> _M:
 
 
 def failed_by(error: JsonQueueError) -> Failed:
-    """An error in the words in which :func:`error_of` finds it again."""
-    return Failed(type(error).__name__, error.message, error.hint)
+    """An error in the words in which :func:`error_of` finds it again, or the nearest of its bases that is public."""
+    kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    return Failed(kind.__name__, error.message, error.hint)
 
 
 def error_of(news: Failed) -> JsonQueueError:
