@@ -75,7 +75,7 @@ class MemoryFiles:
 
     def write(self, handle: int, data: bytes) -> int:
         inode = self._handles[handle]
-        self._refuse_poisoned(inode)
+        self._refuse_poisoned(handle)
         self._step(f"write {self._name_of(inode)} {len(data)}")
         fits = data[: self.room]
         if data and not fits:
@@ -97,8 +97,8 @@ class MemoryFiles:
 
     def sync(self, handle: int) -> None:
         inode = self._handles[handle]
-        self._refuse_poisoned(inode)
-        with self._poisons(inode):
+        self._refuse_poisoned(handle)
+        with self._poisons(handle):
             self._step(f"sync {self._name_of(inode)}")
         inode.durable = bytes(inode.volatile)
 
@@ -183,15 +183,15 @@ class MemoryFiles:
         self.fail(self.operations, operation)
 
     @contextmanager
-    def _poisons(self, inode: _Inode) -> Iterator[None]:
+    def _poisons(self, handle: int) -> Iterator[None]:
         try:
             yield
         except SyncFailed:
-            self._poisoned.add(inode.number)
+            self._poisoned.add(handle)
             raise
 
-    def _refuse_poisoned(self, inode: _Inode) -> None:
-        if inode.number in self._poisoned:
+    def _refuse_poisoned(self, handle: int) -> None:
+        if handle in self._poisoned:
             raise SyncFailed("an earlier fsync of this file failed; it takes no more writes")
 
     def _number(self) -> int:
