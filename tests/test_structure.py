@@ -19,6 +19,7 @@ from types import ModuleType
 import pytest
 
 import jsonqueue
+from jsonqueue import errors
 from jsonqueue.config import Config
 from jsonqueue.core.records import RecordName
 from jsonqueue.core.transitions import mermaid
@@ -132,7 +133,23 @@ def test_every_module_says_what_it_exports() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["BrokerManager", "Config", "Consumer", "Event", "EventOwner", "EventType", "Publisher", "Task", "TaskHandle", "TaskIn", "TaskStatus"],
+    [
+        "BrokerManager",
+        "Config",
+        "Consumer",
+        "ConsumerBroker",
+        "Event",
+        "EventOwner",
+        "EventType",
+        "Publisher",
+        "PublisherBroker",
+        "Task",
+        "TaskHandle",
+        "TaskIn",
+        "TaskStatus",
+        "WaitingQueue",
+        *errors.__all__,
+    ],
 )
 def test_the_names_users_hold_come_from_the_front_door(name: str) -> None:
     """`from jsonqueue import …` is all that a user needs."""
@@ -141,8 +158,8 @@ def test_the_names_users_hold_come_from_the_front_door(name: str) -> None:
 
 
 def test_functions_fit_on_a_screen_and_files_in_an_evening() -> None:
-    """No function over 60 lines, half of them under 10; no file over 450."""
-    long = {str(path.relative_to(TOP)): lines for path in MODULES if (lines := path.read_text().count("\n")) > 450}
+    """No function over 60 lines, half of them under 10; no file over 500."""
+    long = {str(path.relative_to(TOP)): lines for path in MODULES if (lines := path.read_text().count("\n")) > 500}
     assert not long
     sizes = {}
     for path in MODULES:

@@ -1,7 +1,8 @@
-"""Both real brokers, the real storage code and checkpoints, on a disk in memory: a world that a seed drives and that can end at any operation.
+"""Both real brokers, the real storage code and checkpoints, on a disk in memory: a world driven by a seed, which can end at any operation.
 
-Publishers retry what was not acknowledged, consumers complete, fail, or die; brokers are killed one by one or together, the power fails in the
-middle of any disk operation, an fsync reports an error. After each restart :meth:`World.judge` compares what is there with what was promised.
+Publishers retry what was not acknowledged, consumers complete, fail, or die; brokers are killed one by one or together, the power fails in
+the middle of any disk operation, an fsync reports an error. After each restart :meth:`World.judge` compares what is there with what was
+promised.
 """
 
 from __future__ import annotations

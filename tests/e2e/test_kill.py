@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from e2e.cast import Cast
 
+from e2e.cast import Cast
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.errors import JsonQueueError
 from jsonqueue.task import Outcome

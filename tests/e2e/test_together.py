@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e.cast import Cast
 
+from e2e.cast import Cast
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.errors import TaskFailed
 

@@ -117,4 +117,3 @@ def dead_replay(settings: Settings, task_ids: tuple[str, ...], every: bool) -> i
         raise click.UsageError("name the dead letters to replay, or say --all")
     require_queue(settings.queue_dir)
     return print_changed(settings.console, caller_of(settings.queue_dir).replay(_checked(task_ids)), "replayed")
-

@@ -101,7 +101,7 @@ def _panel(status: ManagerStatus) -> Any:
     grid.add_row("settings", Text(_changed(status.config)))
     grid.add_row("", "")
     for label, line in (
-        ("publish", f"jsonqueue{here} publish '{{\"url\": \"https://example.org\"}}'"),
+        ("publish", f'jsonqueue{here} publish \'{{"url": "https://example.org"}}\''),
         ("consume", f"jsonqueue{here} work --exec 'jq .data.url'"),
         ("look", f"jsonqueue{here} status"),
         ("stop", f"Ctrl-C here, or jsonqueue{here} stop"),

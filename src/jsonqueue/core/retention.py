@@ -33,9 +33,7 @@ class Retention:
         """Ids of tasks past their retention; they are forgotten here."""
         config, ended, retired = self._config, self._ended, []
         oldest_ms = now_ms - config.finished_keep_ms
-        while ended and (
-            ended[0][0] <= oldest_ms or len(ended) > config.finished_keep_max or self._bytes > config.finished_keep_bytes
-        ):
+        while ended and (ended[0][0] <= oldest_ms or len(ended) > config.finished_keep_max or self._bytes > config.finished_keep_bytes):
             _, size, task_id = ended.popleft()
             self._bytes -= size
             retired.append(task_id)
