@@ -47,7 +47,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 def printable_lines(text: str) -> list[str]:
     """A text of several lines, such as a traceback, each line made printable. Only ``\\n`` ends a line; tabs become spaces."""
-    return [printable(line.replace("\t", "    ")) for line in text.rstrip("\n").replace("\r\n", "\n").split("\n")]
+    return [printable(line.replace("\t", "    ")) for line in text.replace("\r\n", "\n").rstrip("\n").split("\n")]
 
 
 def json_text(value: Any, *, indent: bool = False) -> str:

@@ -16,12 +16,12 @@ __all__ = ["main"]
 
 def main() -> None:
     """Work through standard input; each line is ``[id, data]``."""
-    speaker = Speaker()
     totals = Totals()
-    for task in [DemoTask(*orjson.loads(line)) for line in sys.stdin.buffer]:
-        totals.add(task.where, task.direct())
-        speaker.say(done=totals.tasks)
-    speaker.say(urgent=True, done=totals.tasks, totals=asdict(totals))
+    with Speaker() as speaker:
+        for task in [DemoTask(*orjson.loads(line)) for line in sys.stdin.buffer]:
+            totals.add(task.where, task.direct())
+            speaker.say(done=totals.tasks)
+        speaker.say(totals=asdict(totals))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Performance:
         with View(self._console) as view, BrokerManager(self._queue_dir, _CONFIG) as manager:
             if leftovers:
                 caller_of(self._queue_dir).cancel(leftovers, reason="left by a demo that was interrupted")
-            played = self._play(source, view)
+            played = self._play(source, view, manager)
             if keep:
                 manager.checkpoint()
             else:
@@ -89,9 +89,9 @@ class Performance:
 
     # ── through the queue ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _play(self, source: Source, view: View) -> Played:
+    def _play(self, source: Source, view: View, manager: BrokerManager) -> Played:
         with Stage() as stage:
-            played = Played(source, stage, time.monotonic())
+            played = Played(source, stage, manager)
             for number in range(1, self._workers_wanted + 1):
                 played.workers.append(stage.start(f"worker-{number}", "worker", str(self._queue_dir), f"demo-{number}"))
             for number in range(self._publishers_wanted):
@@ -136,7 +136,7 @@ class Performance:
             title=f"{count(len(played.source.tasks))} {played.source.things} of {played.source.title}",
             total=len(played.source.tasks),
             published=played.published,
-            in_progress=sum(worker.said.get("held", 0) for worker in played.workers),
+            in_progress=played.counted().get("in_progress", 0),
             completed=min(played.done, len(played.source.tasks)),
             publish_rate=publish.of(played.published, now),
             complete_rate=complete.of(played.done, now),
@@ -191,10 +191,11 @@ class Performance:
 class Played:
     """What is going on, or has gone on, in the queue's half of the demo."""
 
-    def __init__(self, source: Source, stage: Stage, began: float) -> None:
+    def __init__(self, source: Source, stage: Stage, manager: BrokerManager) -> None:
         self.source = source
         self.stage = stage
-        self.began = self.ended = began
+        self._manager = manager
+        self.began = self.ended = time.monotonic()
         self.publishers: list[Child] = []
         self.workers: list[Child] = []
         self.fallen: list[Child] = []
@@ -204,6 +205,12 @@ class Played:
         """This worker is dead."""
         self.workers.remove(worker)
         self.fallen.append(worker)
+
+    def counted(self) -> dict[str, int]:
+        """What the ConsumerBroker counts: tasks ready, in progress ... Empty when it is not running (any more)."""
+        if not self._manager.running:
+            return {}
+        return next((broker.counters for broker in self._manager.status().brokers if "in_progress" in broker.counters), {})
 
     @property
     def published(self) -> int:
@@ -215,8 +222,10 @@ class Played:
 
     @property
     def seems_done(self) -> bool:
-        """Whether it is worth a look into the files."""
-        return self.done >= len(self.source.tasks) and all(publisher.over for publisher in self.publishers)
+        """Whether it is worth a look into the files: all is published, and the broker knows of nothing to do."""
+        counted = self.counted()
+        idle = bool(counted) and not any(counted.get(name) for name in ("ready", "scheduled", "in_progress"))
+        return idle and all(publisher.over for publisher in self.publishers)
 
 
 class Rate:

@@ -16,12 +16,11 @@ __all__ = ["main"]
 
 def main(queue_dir: str) -> None:
     """Publish all of standard input; each line is ``[id, data]``."""
-    speaker = Speaker()
     tasks = [TaskIn(id=task_id, data=data) for task_id, data in map(orjson.loads, sys.stdin.buffer)]
     began = time.monotonic()
-    with Publisher(queue_dir) as publisher:
+    with Speaker() as speaker, Publisher(queue_dir) as publisher:
         done = publisher.publish_many(tasks, batch_max=100, on_progress=lambda answered: speaker.say(published=answered))
-    speaker.say(urgent=True, published=done.published, duplicates=done.duplicates, seconds=time.monotonic() - began)
+        speaker.say(published=done.published, duplicates=done.duplicates, seconds=time.monotonic() - began)
 
 
 if __name__ == "__main__":

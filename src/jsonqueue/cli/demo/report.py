@@ -157,7 +157,7 @@ def commands(outcome: Outcome) -> list[str]:
 def _relative(path: Path) -> str:
     """The path as one would type it here."""
     relative = os.path.relpath(path)
-    shown = relative if not relative.startswith("..") else str(path.resolve())
+    shown = relative if not relative.startswith("..") else os.path.abspath(path)
     return shlex.quote(shown)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import orjson
 
@@ -17,24 +17,47 @@ _EVERY_S = 0.05
 
 
 class Speaker:
-    """Writes one JSON object a line to standard output, at most twenty times a second unless it is urgent."""
+    """Tells the demo how things stand: one JSON object a line on standard output, twenty times a second, when there is news.
+
+    A thread of its own does it. So the work never waits for the demo, and the last news is told however soon it follows the one before.
+    """
 
     def __init__(self) -> None:
-        self._next = 0.0
+        self._said: dict[str, Any] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="speaker", daemon=True)
 
-    def say(self, *, urgent: bool = False, **said: Any) -> None:
-        """Tell the demo. A demo that is gone is told nothing."""
-        now = time.monotonic()
-        if now < self._next and not urgent:
-            return
-        self._next = now + _EVERY_S
-        try:
-            os.write(sys.stdout.fileno(), orjson.dumps(said) + b"\n")
-        except BrokenPipeError:
-            os._exit(0)
+    def say(self, **news: Any) -> None:
+        """Tell this soon."""
+        self._said = {**self._said, **news}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        told: dict[str, Any] = {}
+        over = False
+        while not over:
+            over = self._over.wait(_EVERY_S)
+            if self._said is not told:
+                told = self._said
+                _write(orjson.dumps(told) + b"\n")
 
 
-def when_input_ends(act: Callable[[], None]) -> None:
+def _write(line: bytes) -> None:
+    try:
+        while line:
+            line = line[os.write(sys.stdout.fileno(), line) :]
+    except BrokenPipeError:
+        os._exit(0)  # the demo is gone, and nobody waits for this process
+
+
+def when_input_ends(act: Callable[[], Any]) -> None:
     """Call ``act`` from a thread as soon as standard input ends: the demo has let go, or is dead."""
 
     def wait() -> None:

@@ -1,0 +1,176 @@
+"""What runs in the processes of a benchmark: a queue, a publisher, or a consumer.
+
+``python -m jsonqueue.cli.bench.actors ROLE QUEUE_DIR``. It says ``{}`` when it is ready. Then each line on its standard input is an order
+(``{"do":"publish",…}``) and each line on its standard output the answer. It ends when its standard input does, so none outlives the
+benchmark. Times are of the monotonic clock, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jsonqueue.broker.manager import BrokerManager
+from jsonqueue.cli.bench.figures import Spread, spread_of
+from jsonqueue.client.consumer import Consumer
+from jsonqueue.client.publisher import Publisher
+from jsonqueue.task import Task
+
+__all__ = ["main"]
+
+Order = dict[str, Any]
+
+
+class QueueActor:
+    """The brokers and their manager."""
+
+    def __init__(self, queue_dir: str) -> None:
+        self._queue_dir = queue_dir
+        self._manager: BrokerManager | None = None
+
+    def start(self, order: Order) -> Order:
+        """Start; answers when both brokers are ready."""
+        began = time.monotonic()
+        self._manager = BrokerManager(self._queue_dir)
+        self._manager.start()
+        self._manager.wait_ready(timeout=600)
+        return {"seconds": time.monotonic() - began, **self.status({})}
+
+    def status(self, order: Order) -> Order:
+        """Counters, process ids, checkpoints so far."""
+        assert self._manager is not None
+        status = self._manager.status()
+        counters = {name: value for broker in status.brokers for name, value in broker.counters.items()}
+        pids = [os.getpid(), *(broker.pid for broker in status.brokers)]
+        settled = counters.get("deliveries", 0) - counters.get("in_progress", 0)
+        return {
+            "pids": pids, "settled": settled, "published": counters.get("published", 0), "ready": counters.get("ready", 0),
+            "tasks": counters.get("tasks", 0), "checkpoints": status.checkpoints, "checkpoint_ms": status.checkpoint_took_ms,
+        }  # fmt: skip
+
+    def checkpoint(self, order: Order) -> Order:
+        """Bring queue.json up to date."""
+        assert self._manager is not None
+        began = time.monotonic()
+        self._manager.checkpoint(timeout=600)
+        return {"began": began, "ended": time.monotonic()}
+
+    def stop(self, order: Order) -> Order:
+        """A clean stop, folding everything into queue.json."""
+        began = time.monotonic()
+        if self._manager is not None:
+            self._manager.stop()
+        return {"seconds": time.monotonic() - began}
+
+
+class PublisherActor:
+    """A publisher, connected before it is told to begin."""
+
+    def __init__(self, queue_dir: str) -> None:
+        self._publisher = Publisher(queue_dir, timeout=600)
+
+    def bulk(self, order: Order) -> Order:
+        """Publish ``tasks`` in batches."""
+        began = time.monotonic()
+        self._publisher.publish_many(_payloads(order["tasks"]), batch_max=order.get("batch_max", 1000))
+        return {"began": began, "ended": time.monotonic()}
+
+    def singly(self, order: Order) -> Order:
+        """Publish ``tasks`` one by one, each durable before the next; ``every_s``: at this pace. Payloads say when they were sent."""
+        publish, clock = self._publisher.publish, time.monotonic_ns
+        every_s, took_ns = order.get("every_s", 0.0), []
+        began = time.monotonic()
+        for n in range(order["tasks"]):
+            sent = clock()
+            publish({"n": n, "data": _FILL, "sent": sent})
+            took_ns.append(clock() - sent)
+            if every_s:
+                time.sleep(every_s)
+        return {"began": began, "ended": time.monotonic(), "took": _in_ms(took_ns)}
+
+
+class ConsumerActor:
+    """A consumer with one worker."""
+
+    def __init__(self, queue_dir: str) -> None:
+        self._queue_dir = queue_dir
+        self._consumer: Consumer | None = None
+        self._waited_ns: list[tuple[int, int]] = []
+
+    def start(self, order: Order) -> Order:
+        """Connect and begin to work: at nothing, for ``work_s`` a task, or noting how long each task was on its way (``stamped``)."""
+        self._consumer = Consumer(self._queue_dir, self._handler(order), name="bench")
+        self._consumer.start()
+        return {}
+
+    def _handler(self, order: Order) -> Callable[[Task[Any]], object]:
+        if order.get("stamped"):
+            return self._note
+        if order.get("work_s"):
+            return lambda task: time.sleep(order["work_s"])
+        return _nothing
+
+    def _note(self, task: Task[Any]) -> None:
+        now = time.monotonic_ns()
+        self._waited_ns.append((now, now - task.data["sent"]))
+
+    def forget(self, order: Order) -> Order:
+        """What was noted so far was for warming up."""
+        self._waited_ns.clear()
+        return {}
+
+    def waits(self, order: Order) -> Order:
+        """How long the tasks were on their way that came between ``since`` and ``until`` (monotonic seconds)."""
+        since, until = order.get("since", 0.0) * 1e9, order.get("until", 1e18) * 1e9
+        return {"waited": _in_ms([waited for at, waited in self._waited_ns if since <= at <= until])}
+
+    def stop(self, order: Order) -> Order:
+        """Drain and leave."""
+        assert self._consumer is not None
+        self._consumer.stop()
+        return {"completed": self._consumer.stats.completed}
+
+
+_FILL = "x" * 64
+
+
+def _payloads(tasks: int) -> Iterator[dict[str, Any]]:
+    return ({"n": n, "data": _FILL} for n in range(tasks))
+
+
+def _nothing(task: Task[Any]) -> None:
+    """The handler whose cost is none."""
+
+
+def _in_ms(values_ns: list[int]) -> Spread:
+    return spread_of([value / 1e6 for value in values_ns])
+
+
+_ROLES: dict[str, Callable[[str], QueueActor | PublisherActor | ConsumerActor]] = {
+    "queue": QueueActor,
+    "publisher": PublisherActor,
+    "consumer": ConsumerActor,
+}
+
+
+def main() -> None:
+    """Take orders until there are no more."""
+    role, queue_dir = sys.argv[1:]
+    actor = _ROLES[role](queue_dir)
+    _say({})
+    for line in sys.stdin.buffer:
+        order = json.loads(line)
+        _say(getattr(actor, order["do"])(order))
+
+
+def _say(answer: Order) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

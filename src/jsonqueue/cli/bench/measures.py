@@ -1,0 +1,276 @@
+"""What is measured, and how. Each measure plays on a stage of its own and returns its figures.
+
+A time begins when the first process is told to go, and ends when the queue says that all is durable: connecting is in it, starting the
+processes is not. "One by one" means that each publish returns, durable, before the next begins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonqueue.cli.bench.figures import Figure
+from jsonqueue.cli.bench.stage import Actor, Stage, cpu_s, folder_bytes, memory_bytes, sync_ms, written_bytes
+
+__all__ = ["MATRIX", "MEASURES", "Measuring", "matrix"]
+
+MATRIX = ((50, 4), (500, 8), (1000, 16))
+"""(tasks, workers)."""
+
+_SINGLE_SHARE = 50
+"""One by one, so many times fewer tasks are published."""
+_LATENCY_TASKS = 1000
+_WORK_S = 0.010
+_FAN_OUT = (1, 2, 4, 8, 16)
+_BACKLOGS = (1_000, 10_000, 100_000, 1_000_000)
+
+
+class Measuring:
+    """The options, and who hears of the progress."""
+
+    def __init__(self, folder: Path, *, tasks: int, workers: int, batches: tuple[bool, ...], say: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.tasks = tasks
+        self.workers = workers
+        self.batches = batches
+        self.say = say
+
+    @property
+    def singles(self) -> int:
+        """How many tasks are published one by one."""
+        return max(50, self.tasks // _SINGLE_SHARE)
+
+    def figure(self, measure: str, name: str, value: float, unit: str, *, x: float | None = None, **detail: Any) -> Figure:
+        """A figure, and beside it what the disk does now."""
+        return Figure(measure, name, value, unit, sync_ms(self.folder), x, [], detail)
+
+
+def publish(run: Measuring) -> list[Figure]:
+    """How fast tasks get in."""
+    return [_publish_bulk(run) if batch else _publish_singly(run) for batch in run.batches]
+
+
+def _publish_bulk(run: Measuring) -> Figure:
+    run.say(f"publishing {run.tasks:,} tasks in batches")
+    with Stage(run.folder) as stage:
+        before = written_bytes(stage.pids)
+        seconds = stage.fill(run.tasks)
+        after = written_bytes(stage.pids)
+    each = None if before is None or after is None else round((after - before) / run.tasks, 1)
+    return run.figure("publish", "in batches, 1 publisher", run.tasks / seconds, "tasks/s", bytes_written_per_task=each)
+
+
+def _publish_singly(run: Measuring) -> Figure:
+    run.say(f"publishing {run.singles:,} tasks one by one, {run.workers} publishers at once")
+    with Stage(run.folder) as stage:
+        publishers = stage.actors("publisher", run.workers)
+        seconds, told = _all_at_once(publishers, "singly", tasks=run.singles)
+    name = f"one by one, {run.workers} publisher{'s' * (run.workers > 1)}"
+    return run.figure("publish", name, run.workers * run.singles / seconds, "tasks/s", took_ms=told[0]["took"])
+
+
+def drain(run: Measuring) -> list[Figure]:
+    """How fast tasks get done, by handlers that do nothing; their results are stored and durable."""
+    run.say(f"{run.workers} consumers drain {run.tasks:,} tasks")
+    with Stage(run.folder) as stage:
+        stage.fill(run.tasks)
+        before = written_bytes(stage.pids)
+        seconds = _drained(stage, run.workers, run.tasks)
+        after = written_bytes(stage.pids)
+    each = None if before is None or after is None else round((after - before) / run.tasks, 1)
+    return [run.figure("drain", f"{run.workers} consumers", run.tasks / seconds, "tasks/s", bytes_written_per_task=each)]
+
+
+def both(run: Measuring) -> list[Figure]:
+    """Publishing and consuming at the same time."""
+    return [_both(run, batch) for batch in run.batches]
+
+
+def _both(run: Measuring, batch: bool) -> Figure:
+    tasks = run.tasks if batch else run.singles * run.workers
+    run.say(f"publishing and consuming {tasks:,} tasks at once, {'in batches' if batch else 'one by one'}")
+    with Stage(run.folder) as stage:
+        publishers = stage.actors("publisher", 1 if batch else run.workers)
+        consumers = stage.actors("consumer", 2)
+        began = time.monotonic()
+        for consumer in consumers:
+            consumer.ask("start")
+        for publisher in publishers:
+            publisher.tell("bulk" if batch else "singly", tasks=tasks // len(publishers))
+        ended = stage.await_settled(tasks)
+        for publisher in publishers:
+            publisher.hear()
+        _stop_all(consumers)
+    name = "in batches" if batch else f"one by one, {run.workers} publisher{'s' * (run.workers > 1)}"
+    return run.figure("both", f"{name}, 2 consumers", tasks / (ended - began), "tasks/s")
+
+
+def latency(run: Measuring) -> list[Figure]:
+    """From the call of publish to the start of the handler, on an idle machine; the task is durable before it is handed out."""
+    run.say(f"{_LATENCY_TASKS:,} tasks, one at a time, a few milliseconds apart")
+    with Stage(run.folder) as stage:
+        publisher, consumer = stage.actors("publisher", 1)[0], stage.actors("consumer", 1)[0]
+        consumer.ask("start", stamped=True)
+        publisher.ask("singly", tasks=100)
+        consumer.ask("forget")
+        publisher.ask("singly", tasks=_LATENCY_TASKS, every_s=0.003)
+        waited = consumer.ask("waits")["waited"]
+        idle = _idle_cpu(stage, consumer)
+        figures = [run.figure("latency", share, waited[share], "ms", max_ms=waited["max"]) for share in ("p50", "p99")]
+        if idle is not None:
+            figures.append(run.figure("latency", "CPU while idle, all processes", idle, "%"))
+    return figures
+
+
+def _idle_cpu(stage: Stage, consumer: Actor) -> float | None:
+    pids = [*stage.pids, consumer.pid]
+    time.sleep(2.5)  # the last checkpoint passes
+    before = cpu_s(pids)
+    time.sleep(5)
+    after = cpu_s(pids)
+    return None if before is None or after is None else 100 * (after - before) / 5
+
+
+def backlog(run: Measuring) -> list[Figure]:
+    """The same work on an ever longer queue: does it stay as fast?"""
+    figures: list[Figure] = []
+    for size in (size for size in _BACKLOGS if size <= max(run.tasks, _BACKLOGS[0])):
+        figures += _with_backlog(run, size)
+    return figures
+
+
+def _with_backlog(run: Measuring, size: int) -> list[Figure]:
+    some = min(run.tasks, 50_000)
+    run.say(f"publishing and draining {some:,} tasks with {size:,} waiting")
+    with Stage(run.folder) as stage:
+        stage.fill(size)
+        publish_s = stage.fill(some)
+        consumers = stage.actors("consumer", run.workers)
+        began = time.monotonic()
+        for consumer in consumers:
+            consumer.ask("start")
+        drain_s = stage.await_settled(some) - began
+        # More may have been done by the time this was seen, never less; what is counted is what was waited for.
+        _stop_all(consumers)
+        waits = _dispatch_during_checkpoint(stage)
+    return [
+        run.figure("backlog", "publish in batches", some / publish_s, "tasks/s", x=size),
+        run.figure("backlog", f"drain, {run.workers} consumers", some / drain_s, "tasks/s", x=size),
+        run.figure("backlog", "urgent task during a checkpoint, p99", waits["p99"], "ms", x=size, p50_ms=waits["p50"], count=waits["count"]),
+    ]
+
+
+def _dispatch_during_checkpoint(stage: Stage) -> dict[str, float]:
+    """One task at a time, on a queue that is otherwise at rest, while queue.json is rewritten."""
+    publisher, consumer = stage.actors("publisher", 1)[0], stage.actors("consumer", 1)[0]
+    while stage.status()["ready"]:
+        stage.queue.ask("checkpoint")
+        break
+    publisher.tell("urgent", seconds=3.0)
+    consumer.ask("start", stamped=True)
+    time.sleep(0.5)
+    span = stage.queue.ask("checkpoint")
+    publisher.hear()
+    told: dict[str, float] = consumer.ask("waits", since=span["began"], until=span["ended"])["waited"]
+    return told
+
+
+def restart(run: Measuring) -> list[Figure]:
+    """How long until a queue with many waiting tasks serves again, after a clean stop and after a crash; and what they take up."""
+    with Stage(run.folder) as stage:
+        empty = [memory_bytes(pid) for pid in stage.pids]
+        run.say(f"publishing {run.tasks:,} tasks")
+        stage.fill(run.tasks)
+        full = [memory_bytes(pid) for pid in stage.pids]
+        run.say("killing the manager, and starting again")
+        after_crash = stage.restart(kill=True)
+        run.say("stopping, and starting again")
+        after_stop = stage.restart(kill=False)
+        sizes = folder_bytes(stage.queue_dir)
+    figures = [
+        run.figure("restart", f"{run.tasks:,} waiting, after a crash", after_crash, "s"),
+        run.figure("restart", f"{run.tasks:,} waiting, after a clean stop", after_stop, "s", files=sizes),
+    ]
+    for name, before, after in zip(("manager", "publisher broker", "consumer broker"), empty, full, strict=True):
+        if before and after:
+            figures.append(run.figure("restart", f"memory of the {name}, empty", before / 1e6, "MB"))
+            figures.append(run.figure("restart", f"memory of the {name}, a waiting task", (after - before) / run.tasks, "bytes"))
+    return figures
+
+
+def fan_out(run: Measuring) -> list[Figure]:
+    """Tasks of 10 ms, by more and more consumers: how much of what they could do gets done."""
+    return [_fan_out(run, consumers) for consumers in _FAN_OUT]
+
+
+def _fan_out(run: Measuring, workers: int) -> Figure:
+    tasks = 150 * workers
+    run.say(f"{workers} consumers work on {tasks:,} tasks of 10 ms")
+    with Stage(run.folder) as stage:
+        stage.fill(tasks)
+        seconds = _drained(stage, workers, tasks, work_s=_WORK_S)
+    return run.figure("fan-out", "of the ideal", 100 * tasks * _WORK_S / workers / seconds, "%", x=workers, tasks_per_s=tasks / seconds)
+
+
+def matrix(run: Measuring) -> list[Figure]:
+    """Small loads of 10 ms tasks on ever more workers: how many of them complete, and how fast."""
+    return [figure for tasks, workers in MATRIX for figure in _matrix_row(run, tasks, workers)]
+
+
+def _matrix_row(run: Measuring, tasks: int, workers: int) -> list[Figure]:
+    run.say(f"{tasks:,} tasks, {workers} workers")
+    with Stage(run.folder) as stage:
+        consumers = stage.actors("consumer", workers)
+        for consumer in consumers:
+            consumer.ask("start", work_s=_WORK_S)
+        began = time.monotonic()
+        stage.fill(tasks)
+        seconds = stage.await_settled(tasks) - began
+        completed = sum(told["completed"] for told in _stop_all(consumers))
+    return [
+        run.figure("matrix", f"{tasks} tasks / {workers} workers", tasks / seconds, "tasks/s", seconds=seconds),
+        run.figure("matrix", f"{tasks} tasks / {workers} workers, completed", 100 * completed / tasks, "%"),
+    ]
+
+
+# ── what they share ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _all_at_once(actors: list[Actor], do: str, **order: Any) -> tuple[float, list[dict[str, Any]]]:
+    """Let all of them do it; the seconds from the first's beginning to the last's end, and what they told."""
+    for actor in actors:
+        actor.tell(do, **order)
+    told = [actor.hear() for actor in actors]
+    return max(one["ended"] for one in told) - min(one["began"] for one in told), told
+
+
+def _drained(stage: Stage, workers: int, tasks: int, **order: Any) -> float:
+    """The seconds in which so many consumers settle all of ``tasks``."""
+    consumers = stage.actors("consumer", workers)
+    began = time.monotonic()
+    for consumer in consumers:
+        consumer.tell("start", **order)
+    for consumer in consumers:
+        consumer.hear()
+    ended = stage.await_settled(tasks)
+    _stop_all(consumers)
+    return ended - began
+
+
+def _stop_all(consumers: list[Actor]) -> list[dict[str, Any]]:
+    for consumer in consumers:
+        consumer.tell("stop")
+    return [consumer.hear() for consumer in consumers]
+
+
+MEASURES: dict[str, Callable[[Measuring], list[Figure]]] = {
+    "publish": publish,
+    "drain": drain,
+    "both": both,
+    "latency": latency,
+    "backlog": backlog,
+    "restart": restart,
+    "fan-out": fan_out,
+}

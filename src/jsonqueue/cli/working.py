@@ -1,0 +1,174 @@
+"""``jsonqueue work``: a consumer process that runs a Python function, or any program."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jsonqueue.cli.app import command
+from jsonqueue.cli.console import Console, Settings
+from jsonqueue.cli.live import LiveLine
+from jsonqueue.cli.options import WAIT
+from jsonqueue.cli.serving import Rates
+from jsonqueue.cli.text import count, duration, plural, rate
+from jsonqueue.errors import BrokerUnavailable, InvalidHandler
+
+if TYPE_CHECKING:
+    from jsonqueue.client.consumer import Consumer
+
+__all__ = ["UntilEmpty", "work"]
+
+_PATIENCE_S = 30.0
+_SOON_MS = 60_000
+_SHELL_SIGNS = {"|", ">", ">>", "<", "&&", "||", ";", "&"}
+
+
+@command("work", short_help="Run tasks with a Python function, or with any program.")
+@click.argument("handler", metavar="MODULE:FUNCTION", required=False)
+@click.option("--exec", "program", metavar="COMMAND", help="Run this program for each task instead: the task as JSON on its standard input.")
+@click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True, help="How many tasks at once.")
+@click.option("--name", help="What the consumer is called in the histories of its tasks.")
+@click.option("--timeout", type=WAIT, help="Kill a handler that takes longer than this; its attempt has failed then.")
+@click.option("--isolate", is_flag=True, help="Run the function in child processes, so that a crash there hurts nobody here.")
+@click.option("--until-empty", is_flag=True, help="End when nothing is left to do; what is due within a minute is waited for.")
+def work(settings: Settings, handler: str | None, program: str | None, until_empty: bool, **options: Any) -> int:
+    """Run tasks with a Python function (looked for in the current folder, too), or with any program.
+
+    A function gets the task and returns its result; raising is a failure. A program gets the task's JSON on standard input; its output is
+    the result, exit status 0 means done, 75 try again later, anything else failed. No shell is involved: --exec "sh -c '…'" if you need one.
+
+    Waits for a broker if none is running. SIGINT or SIGTERM drains: what is running may end, the rest goes back.
+
+    \b
+    jsonqueue work thumbnails:make --concurrency 4 --timeout 30
+    jsonqueue work --exec 'jq .data.url' --until-empty
+    """
+    if (handler is None) == (program is None):
+        raise click.UsageError("name a MODULE:FUNCTION, or a program with --exec (one of the two)")
+    consumer = _consumer(settings, handler, program, **options)
+    console = settings.console
+    began = time.monotonic()
+    ending = UntilEmpty(consumer) if until_empty else None
+    if ending:
+        ending.start()
+    notice = threading.Timer(1.0, _tell_if_alone, (console, consumer))
+    notice.daemon = True
+    notice.start()
+    rates = Rates()
+    try:
+        with LiveLine(lambda: _live(consumer, rates), watched=console.watched, every_s=0.5):
+            consumer.run()
+    finally:
+        notice.cancel()
+        _summary(console, consumer, time.monotonic() - began)
+    if ending and ending.error:
+        raise ending.error
+    return 0
+
+
+def _consumer(
+    settings: Settings, handler: str | None, program: str | None, *, concurrency: int, name: str | None, timeout: float | None, isolate: bool
+) -> Consumer:
+    from jsonqueue.client.consumer import Consumer
+    from jsonqueue.client.program import Program
+
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    given = Program(program) if program is not None else handler
+    assert given is not None
+    if isinstance(given, Program) and _SHELL_SIGNS.intersection(given.arguments):
+        raise InvalidHandler(f"--exec {program!r} needs a shell, and none is involved", hint="""start one: --exec "sh -c '…'\"""")
+    return Consumer(settings.queue_dir, given, name=name, concurrency=concurrency, timeout=timeout, isolate=isolate)
+
+
+def _tell_if_alone(console: Console, consumer: Consumer) -> None:
+    if not consumer.stats.connections:
+        console.note(f"No broker is running on {consumer.queue_dir} yet: waiting for one (jsonqueue serve --queue {consumer.queue_dir}).")
+
+
+def _live(consumer: Consumer, rates: Rates) -> str:
+    stats = consumer.stats
+    speed = rates.since_last({"completed": stats.completed}, time.monotonic_ns() // 1_000_000)["completed"]
+    parts = [consumer.name, f"{count(stats.completed)} completed ({rate(speed)})"]
+    if stats.failed:
+        parts.append(plural(stats.failed, "failed attempt"))
+    if not stats.connections:
+        parts.append("waiting for a broker")
+    return " · ".join(parts)
+
+
+def _summary(console: Console, consumer: Consumer, seconds: float) -> None:
+    stats = consumer.stats
+    if console.as_json:
+        console.json({"completed": stats.completed, "failed": stats.failed, "returned": stats.returned, "stale": stats.stale})
+        return
+    parts = [f"{plural(stats.completed, 'task')} completed in {duration(seconds * 1000)}"]
+    if stats.failed:
+        parts.append(plural(stats.failed, "failed attempt"))
+    if stats.returned:
+        parts.append(f"{count(stats.returned)} given back unstarted")
+    if stats.stale:
+        parts.append(f"{plural(stats.stale, 'outcome')} too late to count")
+    console.note(", ".join(parts) + ".")
+
+
+class UntilEmpty:
+    """Stops a consumer when nothing is left to do: nothing ready, in progress (with anybody), or due within a minute.
+
+    The broker's counters are asked first, because they cost nothing; only when these say that it is idle are the files looked into.
+    """
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.error: BrokerUnavailable | None = None
+        self._consumer = consumer
+        self._thread = threading.Thread(target=self._run, name="until-empty", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def _run(self) -> None:
+        silent_since = time.monotonic()
+        pause = 0.1
+        while True:
+            time.sleep(pause)
+            try:
+                idle = self._idle()
+                silent_since = time.monotonic()
+            except BrokerUnavailable as error:
+                idle = False
+                if time.monotonic() - silent_since > _PATIENCE_S:
+                    self.error = error
+                    break
+            if idle:
+                began = time.monotonic()
+                if self._empty():
+                    break
+                # Looking into the files of a large queue takes its time: at most a tenth of it goes into looking.
+                pause = max(0.2, 10 * (time.monotonic() - began))
+        self._consumer.stop(None)
+
+    def _idle(self) -> bool:
+        from jsonqueue.channel.registration import operate
+
+        for broker in operate(self._consumer.queue_dir, "status", timeout=5.0).status.brokers:
+            if "in_progress" in broker.counters:
+                return not broker.counters["in_progress"] and not broker.counters.get("ready", 0)
+        return False
+
+    def _empty(self) -> bool:
+        from jsonqueue.cli.reading import load
+        from jsonqueue.task import TaskStatus
+
+        soon = time.time_ns() // 1_000_000 + _SOON_MS
+        for task in load(self._consumer.queue_dir).state.tasks.values():
+            if task.status in {TaskStatus.PENDING, TaskStatus.IN_PROGRESS}:
+                return False
+            if task.status is TaskStatus.SCHEDULED and task.run_at_ms <= soon:
+                return False
+        return True

@@ -1,0 +1,232 @@
+"""status, list, show, result: printed from queues made up for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import msgspec
+import pytest
+from cli.calls import ESCAPES, NOW_MS, a_queue_of, call, ended, task
+
+from jsonqueue.core.state import QueueState
+from jsonqueue.storage.queue_file import encode_task
+from jsonqueue.task import Outcome, TaskStatus
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands look at the clock once, in one way; here it stands still."""
+    frozen = SimpleNamespace(time_ns=lambda: NOW_MS * 1_000_000, sleep=lambda _: None)
+    for module in ("listing", "showing", "status", "changing"):
+        monkeypatch.setattr(f"jsonqueue.cli.{module}.time", frozen)
+
+
+SEVERAL = (
+    task("a-1", data={"n": 1}),
+    task("a-2", TaskStatus.IN_PROGRESS, attempt=1, attempts_max=3, consumer="worker-1@81", started_ms=NOW_MS - 250, token=5),
+    task("b-1", TaskStatus.DEAD, priority=7, reason="out of attempts: ValueError: no", attempt=3, attempts_max=3),
+    task("b-2", TaskStatus.SCHEDULED, run_at_ms=NOW_MS + 60_000),
+    task("b-3", TaskStatus.BLOCKED, after=("a-1",)),
+    task("b-4", TaskStatus.COMPLETED, result={"lines": 10}, finished_ms=NOW_MS - 1_000, history=(ended(Outcome.COMPLETED),)),
+)
+
+
+def test_a_list_shows_what_is_worth_knowing_of_each_task(tmp_path: Path) -> None:
+    """Piped: plain columns, nothing cut away, no colours."""
+    with a_queue_of(tmp_path, *SEVERAL) as queue:
+        called = call("--queue", str(queue), "list")
+    assert called.status == 0
+    assert called.out.splitlines() == [
+        "ID   STATUS       PRIO  TRIES    AGE  DETAIL",
+        'a-1  pending         0      0  5.0 s  {"n":1}',
+        "a-2  in_progress     0    1/3  5.0 s  worker-1@81, for 250 ms",
+        "b-1  dead            7    3/3  5.0 s  out of attempts: ValueError: no",
+        "b-2  scheduled       0      0  5.0 s  in 1 min",
+        "b-3  blocked         0      0  5.0 s  waits for a-1",
+        "b-4  completed       0      0  5.0 s  null",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        (["--status", "dead", "--status", "blocked"], ["b-1", "b-3"]),
+        (["--id-prefix", "a-"], ["a-1", "a-2"]),
+        (["--priority", "7"], ["b-1"]),
+        (["--newest", "--limit", "2"], ["b-4", "b-3"]),
+        (["--limit", "1"], ["a-1"]),
+        (["--limit", "0"], ["a-1", "a-2", "b-1", "b-2", "b-3", "b-4"]),
+    ],
+)
+def test_a_list_is_filtered(tmp_path: Path, options: list[str], ids: list[str]) -> None:
+    """With --json each line is a task as it stands in queue.json."""
+    with a_queue_of(tmp_path, *SEVERAL) as queue:
+        called = call("list", "--queue", str(queue), "--json", *options)
+    assert [json.loads(line)["id"] for line in called.out.splitlines()] == ids
+
+
+def test_a_list_says_how_many_it_left_out(tmp_path: Path) -> None:
+    with a_queue_of(tmp_path, *SEVERAL) as queue:
+        assert "4 more tasks" in call("list", "--queue", str(queue), "--limit", "2").err
+        assert call("list", "--queue", str(queue), "--id-prefix", "zzz").err == "No tasks.\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("command", [["list"], ["show", "evil"], ["result", "evil"], ["list", "--json"], ["show", "evil", "--json"]])
+def test_nothing_from_a_task_reaches_the_terminal_as_it_is(tmp_path: Path, command: list[str], terminal: bool) -> None:
+    """Payload, result, reason, error, consumer: each is somebody else's text. Markup of rich's in it stays text as well."""
+    evil = task(
+        "evil", TaskStatus.COMPLETED, data={"x": ESCAPES + "[bold red]markup[/]"}, result=ESCAPES, finished_ms=NOW_MS, reason=ESCAPES,
+        history=(ended(Outcome.FAILED, error=ESCAPES), ended(Outcome.COMPLETED, attempt=2)),
+    )  # fmt: skip
+    dead = task("evil-2", TaskStatus.DEAD, reason=ESCAPES)
+    with a_queue_of(tmp_path, evil, dead) as queue:
+        called = call("--queue", str(queue), *command, terminal=terminal, environment={"NO_COLOR": "1"})
+    for text in (called.out, called.err):
+        for line in text.split("\n"):
+            assert line.replace("\x1b[1m", "").replace("\x1b[0m", "").isprintable(), repr(line)
+    assert not any(line.startswith("Error: forged") for line in called.out.splitlines())
+
+
+def test_a_terminal_gets_a_table_that_fits(tmp_path: Path) -> None:
+    """Narrow or wide, no line is longer than the terminal."""
+    with a_queue_of(tmp_path, *SEVERAL, task("x" * 60, data="y" * 500)) as queue:
+        for columns in (80, 120):
+            called = call("list", "--queue", str(queue), terminal=True, columns=columns, environment={"NO_COLOR": "1"})
+            assert max(len(line) for line in called.out.replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()) <= columns
+
+
+def test_a_tasks_whole_life_is_shown(tmp_path: Path) -> None:
+    """Payload, result, and each attempt with its error, oldest first."""
+    lived = task(
+        "t", TaskStatus.COMPLETED, data={"url": "x"}, result=[1], finished_ms=NOW_MS - 500, number=12, attempt=2, attempts_max=3,
+        history=(
+            ended(Outcome.FAILED, error="Traceback:\n  line\nValueError: no"),
+            ended(Outcome.COMPLETED, attempt=2, started_ms=NOW_MS - 1_000),
+        ),
+    )  # fmt: skip
+    with a_queue_of(tmp_path, lived) as queue:
+        out = call("show", "t", "--queue", str(queue)).out
+    assert "as number 12 of this queue" in out
+    assert '  "url": "x"' in out
+    steps = out.partition("history\n")[2]
+    assert [word for word in ("published", "attempt 1", "failed after 35 ms", "ValueError: no", "attempt 2", "completed after 35 ms") if word in steps]
+    assert steps.index("published") < steps.index("attempt 1") < steps.index("ValueError: no") < steps.index("attempt 2")
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        (SEVERAL[1], "in progress  attempt 1, worker-1@81, for 250 ms"),
+        (SEVERAL[3], "due  in 1 min"),
+        (SEVERAL[2], "dead  out of attempts"),
+    ],
+)
+def test_what_has_not_ended_tells_where_it_stands(tmp_path: Path, shown: object, words: str) -> None:
+    with a_queue_of(tmp_path, *SEVERAL) as queue:
+        assert words in call("show", shown.id, "--queue", str(queue)).out  # type: ignore[attr-defined]
+
+
+def test_a_task_past_its_retention_is_found_in_the_archive(tmp_path: Path) -> None:
+    """The newest archive is asked first; a line that a cut-off checkpoint left behind is none."""
+    old = task("old", TaskStatus.COMPLETED, data=1, result="kept", finished_ms=NOW_MS)
+    with a_queue_of(tmp_path, task("new")) as queue:
+        (queue / "archive").mkdir()
+        (queue / "archive" / "2026-10.jsonl").write_bytes(encode_task(old) + b"\n" + encode_task(task("torn", TaskStatus.DEAD)))
+        assert "completed, in archive/2026-10.jsonl" in call("show", "old", "--queue", str(queue)).out
+        assert call("result", "old", "--queue", str(queue)).out == '"kept"\n'
+        missing = call("show", "torn", "--queue", str(queue))
+    assert (missing.status, missing.out) == (66, "")
+    assert missing.err.startswith("Error: no task 'torn' in ")
+
+
+@pytest.mark.parametrize(
+    ("task_id", "status", "out", "err"),
+    [
+        ("b-4", 0, '{"lines":10}\n', ""),
+        ("b-1", 1, "", "task b-1 is dead: out of attempts"),
+        ("a-1", 75, "", "task a-1 is pending: it has no result yet"),
+        ("zzz", 66, "", "no task 'zzz'"),
+    ],
+)
+def test_a_result_is_json_or_an_exit_status(tmp_path: Path, task_id: str, status: int, out: str, err: str) -> None:
+    with a_queue_of(tmp_path, *SEVERAL) as queue:
+        called = call("result", task_id, "--queue", str(queue))
+    assert (called.status, called.out) == (status, out)
+    assert err in called.err
+
+
+def test_a_result_of_null_is_a_result(tmp_path: Path) -> None:
+    with a_queue_of(tmp_path, task("none", TaskStatus.COMPLETED, finished_ms=NOW_MS)) as queue:
+        assert call("result", "none", "--queue", str(queue)).out == "null\n"
+
+
+def test_waiting_for_a_result_asks_the_broker(tmp_path: Path) -> None:
+    """With a timeout the handle is asked for as long; its answer is printed."""
+    asked = []
+
+    class Handle:
+        def __init__(self, *given: object) -> None:
+            asked.append(given)
+
+        def result(self, timeout: float | None) -> object:
+            asked.append(timeout)
+            return {"done": True}
+
+    with a_queue_of(tmp_path, *SEVERAL) as queue, mock.patch("jsonqueue.client.handle.TaskHandle", Handle):
+        assert call("result", "a-1", "--timeout", "2", "--queue", str(queue)).out == '{"done":true}\n'
+    assert asked == [(tmp_path, "a-1"), 2.0]
+
+
+def test_status_counts_what_is_there(tmp_path: Path) -> None:
+    """As JSON, for a script, from the files alone."""
+    with a_queue_of(tmp_path, *SEVERAL) as queue:
+        (queue / "published-1-1.jsonl").write_text("x" * 100)
+        seen = json.loads(call("status", "--json", "--queue", str(queue)).out)
+    assert not seen["running"]
+    assert seen["tasks"] == 6
+    assert seen["by_status"] == {
+        "blocked": 1, "scheduled": 1, "pending": 1, "in_progress": 1, "completed": 1, "dead": 1, "cancelled": 0,
+    }  # fmt: skip
+    assert seen["published_last_minute"] == 6
+    assert seen["completed_last_minute"] == 1
+    assert seen["oldest_pending_ms"] == NOW_MS - 5_000
+    assert seen["files"]["log_bytes"] == 100
+    assert seen["files"]["queue_json_bytes"] == 2
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_status_tells_a_person_the_same(tmp_path: Path, terminal: bool) -> None:
+    with a_queue_of(tmp_path, *SEVERAL) as queue:
+        out = call("status", "--queue", str(queue), terminal=terminal, environment={"NO_COLOR": "1"}).out
+    for words in ("not running", "waiting for 5.0 s", "6 published (0.1/s), 1 completed", "queue.json"):
+        assert words in out
+    assert ("╭" in out) is terminal
+
+
+def test_dead_letters_are_listed_alone(tmp_path: Path) -> None:
+    with a_queue_of(tmp_path, *SEVERAL) as queue:
+        assert [line.split()[0] for line in call("dead", "list", "--queue", str(queue)).out.splitlines()] == ["ID", "b-1"]
+        assert "out of attempts" in call("dead", "show", "b-1", "--queue", str(queue)).out
+        alive = call("dead", "show", "a-1", "--queue", str(queue))
+    assert (alive.status, alive.err.splitlines()[0]) == (66, "Error: task a-1 is no dead letter, but pending")
+
+
+def test_looking_makes_no_queue(tmp_path: Path) -> None:
+    """A folder that is not there, or holds no queue, is an answer, and stays as it is."""
+    for command in (["status"], ["list"], ["show", "x"], ["result", "x"], ["dead", "list"], ["verify"], ["repair"], ["checkpoint"], ["cancel", "x"]):
+        for folder in (tmp_path / "nowhere", tmp_path):
+            called = call("--queue", str(folder), *command)
+            assert called.status == 66, command
+            assert "--queue DIR names another folder" in called.err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_state_keeps_the_order_in_which_tasks_were_published() -> None:
+    """What `list` and `--newest` rest on."""
+    state = QueueState([task("z"), task("a")])
+    assert [*state.tasks] == ["z", "a"]
+    assert msgspec.json.encode(state.tasks["z"]).startswith(b'{"id":"z"')
