@@ -74,5 +74,5 @@ def a_queue_of(folder: Path, *tasks: StoredTask) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     (folder / "queue.json").write_text("{}")
     loaded = Loaded(QueueState(tasks), Position(0, 0), Position(0, 0), len(tasks), None)  # type: ignore[arg-type]
-    with mock.patch("jsonqueue.storage.recovery.inspect", lambda _: loaded):
+    with mock.patch("jsonqueue.storage.recovery.inspect", return_value=loaded):
         yield folder

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli.calls import ESCAPES
 from msgspec import Raw
 
+from cli.calls import ESCAPES
 from jsonqueue.cli.text import clip, count, duration, json_text, moment, plural, printable, printable_lines, rate, size
 
 

@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "repair": ("mending:repair", "Mend damaged files; loses nothing unless told to."),
     "checkpoint": ("serving:checkpoint", "Bring queue.json up to date now."),
     "stop": ("serving:stop", "Ask the running brokers to drain and stop."),
+    "bench": ("bench.command:bench", "Measure how fast the queue is here, on this disk."),
     "completion": ("completion:completion", "Print the script that completes commands in a shell."),
 }
 """Name → (where it lives, its line in the overview). In the order of the overview."""
@@ -132,7 +133,8 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        position = self._own_options(args)
+        # A shell that asks for completions has typed only a part, to which nothing must be added.
+        position = None if ctx.resilient_parsing else self._own_options(args)
         if position is not None:
             args = [*args[:position], _DEFAULT, *args[position:]]
         return super().parse_args(ctx, args)

@@ -161,7 +161,6 @@ class Stream:
                 tasks.append(task)
                 numbers.append(line.number)
         refused: set[int] = set()
-        already = self.published + self.duplicates
         try:
             done = self.publisher.publish_many(tasks)
             self.published += done.published
@@ -171,8 +170,9 @@ class Stream:
         except PublishUnknown as error:
             self.published += error.published
             raise
-        if not self.quiet and self.published + self.duplicates > already:
-            self._print_ids([task for place, task in enumerate(tasks) if place not in refused])
+        stored = [task for place, task in enumerate(tasks) if place not in refused]
+        if stored and not self.quiet:
+            self._print_ids(stored)
 
     def _task(self, line: Line, ids: Any) -> TaskIn[Any] | None:
         try:

@@ -153,17 +153,17 @@ def _live(manager: BrokerManager, rates: Rates) -> str:
 
     status = manager.status()
     counters = {name: number for broker in status.brokers for name, number in broker.counters.items()}
-    each_second = rates.since_last(counters, status.up_ms)
-    parts = [f"up {duration(status.up_ms)}"]
-    parts += [f"{count(counters[name])} {name.replace('_', ' ')}{_speed(each_second[name])}" for name in sorted(counters)[:5]]
-    parts.append(plural(sum(broker.peers for broker in status.brokers), "client"))
+    each_second = rates.since_last({name: counters.get(name, 0) for name in ("published", "deliveries")}, status.up_ms)
+    parts = [f"{broker.role.replace('_', ' ')} {broker.state}" for broker in status.brokers if broker.state != "ready"]
+    parts += [f"{count(counters.get(name, 0))} {title}" for name, title in _SHOWN.items() if counters.get(name) or name == "ready"]
+    parts += [f"{rate(each_second['published'])} in, {rate(each_second['deliveries'])} out"]
     parts.append(f"queue.json {size(sizes(Path(status.queue_dir)).queue_json)}")
-    parts += [f"{broker.role.replace('_', ' ')} {broker.state}" for broker in status.brokers if broker.state != "ready"]
+    parts.append(f"up {duration(status.up_ms)}")
     return " · ".join(parts)
 
 
-def _speed(each_second: float) -> str:
-    return f" ({rate(each_second)})" if each_second else ""
+_SHOWN = {"ready": "ready", "in_progress": "in progress", "scheduled": "scheduled", "consumers": "consumers"}
+"""Counters of the ConsumerBroker that say how the queue stands."""
 
 
 def _farewell(console: Console, queue_dir: Path) -> None:

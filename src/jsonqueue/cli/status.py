@@ -207,7 +207,7 @@ def _status_bar(seen: Overview) -> Any:
 
 
 def _lines(seen: Overview, *, with_tasks: bool = True) -> Iterator[tuple[str, str]]:
-    yield "brokers", _brokers(seen)
+    yield from _brokers(seen)
     if with_tasks:
         yield "tasks", count(seen.tasks)
         for name in TaskStatus:
@@ -234,13 +234,14 @@ def _queue_json(seen: Overview) -> str:
     return text
 
 
-def _brokers(seen: Overview) -> str:
+def _brokers(seen: Overview) -> Iterator[tuple[str, str]]:
     if seen.manager is None:
-        return f"held by {printable(seen.held_by)}, which does not answer" if seen.held_by else "not running"
-    parts = [f"running since {duration(seen.manager.up_ms)}, manager pid {seen.manager.pid}"]
+        yield "brokers", f"held by {printable(seen.held_by)}, which does not answer" if seen.held_by else "not running"
+        return
+    yield "brokers", f"running for {duration(seen.manager.up_ms)}, manager pid {seen.manager.pid}"
     for broker in seen.manager.brokers:
         restarts = f", {plural(broker.restarts, 'restart')}" if broker.restarts else ""
-        parts.append(f"{broker.role.replace('_', ' ')} {broker.state}, pid {broker.pid}, {plural(broker.peers, 'client')}{restarts}")
+        who = f"pid {broker.pid}, {plural(broker.peers, 'client')}{restarts}"
+        yield f"  {broker.role.removesuffix('_broker')}", f"{broker.state}, {who}"
     if seen.manager.durability != "power-cut":
-        parts.append(f"relaxed durability: {seen.manager.durability}")
-    return "; ".join(parts)
+        yield "durability", f"{seen.manager.durability}: relaxed, the last moments may be missing after a power cut"

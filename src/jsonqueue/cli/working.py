@@ -15,7 +15,7 @@ from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.live import LiveLine
 from jsonqueue.cli.options import WAIT
 from jsonqueue.cli.serving import Rates
-from jsonqueue.cli.text import count, duration, plural, rate
+from jsonqueue.cli.text import count, duration, plural, printable, rate
 from jsonqueue.errors import BrokerUnavailable, InvalidHandler
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _SHELL_SIGNS = {"|", ">", ">>", "<", "&&", "||", ";", "&"}
 
 @command("work", short_help="Run tasks with a Python function, or with any program.")
 @click.argument("handler", metavar="MODULE:FUNCTION", required=False)
-@click.option("--exec", "program", metavar="COMMAND", help="Run this program for each task instead: the task as JSON on its standard input.")
+@click.option("--exec", "program", metavar="COMMAND", help="Run this program for each task, with the task's JSON on its standard input.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True, help="How many tasks at once.")
 @click.option("--name", help="What the consumer is called in the histories of its tasks.")
 @click.option("--timeout", type=WAIT, help="Kill a handler that takes longer than this; its attempt has failed then.")
@@ -39,8 +39,8 @@ _SHELL_SIGNS = {"|", ">", ">>", "<", "&&", "||", ";", "&"}
 def work(settings: Settings, handler: str | None, program: str | None, until_empty: bool, **options: Any) -> int:
     """Run tasks with a Python function (looked for in the current folder, too), or with any program.
 
-    A function gets the task and returns its result; raising is a failure. A program gets the task's JSON on standard input; its output is
-    the result, exit status 0 means done, 75 try again later, anything else failed. No shell is involved: --exec "sh -c '…'" if you need one.
+    A function gets the task and returns its result; raising is a failure. A program gets the task's JSON on standard input; its output
+    is the result, exit status 0 means done, 75 try again later, anything else failed. No shell is involved (--exec "sh -c '…'" starts one).
 
     Waits for a broker if none is running. SIGINT or SIGTERM drains: what is running may end, the rest goes back.
 
@@ -71,9 +71,7 @@ def work(settings: Settings, handler: str | None, program: str | None, until_emp
     return 0
 
 
-def _consumer(
-    settings: Settings, handler: str | None, program: str | None, *, concurrency: int, name: str | None, timeout: float | None, isolate: bool
-) -> Consumer:
+def _consumer(settings: Settings, handler: str | None, program: str | None, **options: Any) -> Consumer:
     from jsonqueue.client.consumer import Consumer
     from jsonqueue.client.program import Program
 
@@ -83,12 +81,12 @@ def _consumer(
     assert given is not None
     if isinstance(given, Program) and _SHELL_SIGNS.intersection(given.arguments):
         raise InvalidHandler(f"--exec {program!r} needs a shell, and none is involved", hint="""start one: --exec "sh -c '…'\"""")
-    return Consumer(settings.queue_dir, given, name=name, concurrency=concurrency, timeout=timeout, isolate=isolate)
+    return Consumer(settings.queue_dir, given, **options)
 
 
 def _tell_if_alone(console: Console, consumer: Consumer) -> None:
     if not consumer.stats.connections:
-        console.note(f"No broker is running on {consumer.queue_dir} yet: waiting for one (jsonqueue serve --queue {consumer.queue_dir}).")
+        console.note(f"No broker is running on {printable(str(consumer.queue_dir))} yet; waiting for one (jsonqueue serve starts it).")
 
 
 def _live(consumer: Consumer, rates: Rates) -> str:

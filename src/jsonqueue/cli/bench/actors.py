@@ -18,7 +18,7 @@ from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.cli.bench.figures import Spread, spread_of
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.publisher import Publisher
-from jsonqueue.task import Task
+from jsonqueue.task import Task, TaskIn
 
 __all__ = ["main"]
 
@@ -74,9 +74,10 @@ class PublisherActor:
         self._publisher = Publisher(queue_dir, timeout=600)
 
     def bulk(self, order: Order) -> Order:
-        """Publish ``tasks`` in batches."""
+        """Publish ``tasks`` in batches; ``delay_s``: to be run that much later."""
+        given = _delayed(order["tasks"], order["delay_s"]) if order.get("delay_s") else _payloads(order["tasks"])
         began = time.monotonic()
-        self._publisher.publish_many(_payloads(order["tasks"]), batch_max=order.get("batch_max", 1000))
+        self._publisher.publish_many(given)
         return {"began": began, "ended": time.monotonic()}
 
     def singly(self, order: Order) -> Order:
@@ -140,6 +141,11 @@ _FILL = "x" * 64
 
 def _payloads(tasks: int) -> Iterator[dict[str, Any]]:
     return ({"n": n, "data": _FILL} for n in range(tasks))
+
+
+def _delayed(tasks: int, delay_s: float) -> Iterator[TaskIn[Any]]:
+    run_at_ms = int(1000 * (time.time() + delay_s))
+    return (TaskIn(data=data, run_at_ms=run_at_ms) for data in _payloads(tasks))
 
 
 def _nothing(task: Task[Any]) -> None:

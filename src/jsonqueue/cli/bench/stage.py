@@ -18,7 +18,7 @@ from typing import Any, Self
 from jsonqueue.cli.bench.figures import percentile
 from jsonqueue.errors import JsonQueueError
 
-__all__ = ["Actor", "Stage", "folder_bytes", "memory_bytes", "sync_ms", "written_bytes"]
+__all__ = ["Actor", "Stage", "cpu_s", "folder_bytes", "memory_bytes", "sync_ms", "written_bytes"]
 
 _END_S = 20.0
 _POLL_S = 0.01
@@ -149,19 +149,19 @@ class Stage:
         """How the queue stands."""
         return self.queue.ask("status")
 
-    def fill(self, tasks: int) -> float:
+    def fill(self, tasks: int, *, delay_s: float = 0.0) -> float:
         """Publish so many tasks from one process, in batches; the seconds it took."""
         (publisher,) = self.actors("publisher", 1)
-        told = publisher.ask("bulk", tasks=tasks)
+        told = publisher.ask("bulk", tasks=tasks, delay_s=delay_s)
         self.dismiss([publisher])
         seconds: float = told["ended"] - told["began"]
         return seconds
 
-    def await_settled(self, tasks: int) -> float:
-        """Wait until so many deliveries are settled; the time it was seen."""
-        while self.status()["settled"] < tasks:
+    def await_settled(self, tasks: int) -> tuple[float, int]:
+        """Wait until so many deliveries are settled, durably; the time it was seen, and how many they were."""
+        while (settled := self.status()["settled"]) < tasks:
             time.sleep(_POLL_S)
-        return time.monotonic()
+        return time.monotonic(), settled
 
 
 def _environment() -> dict[str, str]:

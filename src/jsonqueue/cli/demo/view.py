@@ -136,7 +136,7 @@ def _bar(done: int, total: int, width: int, colour: str) -> Text:
     bar = Text("━" * (halves // 2), style=colour)
     if halves % 2:
         bar.append("╸")
-    return bar.append("━" * (width - len(bar)), style="grey30")
+    return bar.append("─" * (width - len(bar)), style="grey30")
 
 
 def _worker_lines(workers: Sequence[WorkerLine], width: int) -> list[Text]:

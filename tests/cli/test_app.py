@@ -1,0 +1,200 @@
+"""What all commands share: how a run ends, what it says then, and how little it loads."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from cli.calls import call
+from jsonqueue.cli import app
+from jsonqueue.cli.app import COMMANDS, cli
+from jsonqueue.cli.console import Settings
+from jsonqueue.errors import JsonQueueError, ManagerRunning
+
+
+class Failing(list[BaseException]):
+    """What the command `fail` raises, and the settings it was called with."""
+
+    settings: Settings
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
+    """A command that raises what is in the list."""
+    errors = Failing()
+
+    @app.command("fail")
+    def fail(settings: Settings) -> None:
+        errors.settings = settings
+        raise errors[0]
+
+    found = app.LazyGroup.get_command
+    monkeypatch.setattr(app.LazyGroup, "get_command", lambda self, ctx, name: fail if name == "fail" else found(self, ctx, name))
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ManagerRunning("q", holder="process 812"), 75, "Error: q is already served by process 812\nHint:  one BrokerManager serves"),
+        (JsonQueueError("a \x1b[31mlie\nError: forged"), 1, "Error: a \\x1b[31mlie\\nError: forged\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 74, "Error: /x: permission denied\n"),
+        (ValueError("oops"), 70, "Error: unexpected ValueError: oops\nHint:  this is a bug in jsonqueue; JSONQUEUE_DEBUG=1 shows where\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (SystemExit(143), 143, ""),
+    ],
+)
+def test_every_end_is_one_sentence_and_a_status(failing: Failing, error: BaseException, status: int, said: str) -> None:
+    """On standard error, never with a traceback, and nothing of it can forge a line of its own."""
+    failing.append(error)
+    called = call("fail")
+    assert (called.status, called.out) == (status, "")
+    assert called.err.lstrip("\n").startswith(said)
+    assert "Traceback" not in called.err
+
+
+def test_with_debug_the_traceback_comes_through(failing: Failing) -> None:
+    failing.append(ValueError("oops"))
+    with pytest.raises(ValueError, match="oops"):
+        call("fail", environment={"JSONQUEUE_DEBUG": "1"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lisst"], "no command 'lisst'. Did you mean 'list'?"),
+        (["publish", "1", "--priorty", "2"], "--priority"),
+        (["--wrokers", "2"], "Did you mean '--workers'?"),
+        (["list", "--status", "pendng"], "'pendng' is not one of"),
+        (["publish", "1", "--delay", "soon"], "'soon' is no wait"),
+        (["dead", "replay"], "name the dead letters to replay, or say --all"),
+        (["work"], "name a MODULE:FUNCTION, or a program with --exec"),
+        (["publish", "1", "--tasks"], "--tasks reads standard input"),
+    ],
+)
+def test_wrong_usage_is_told_with_a_suggestion(arguments: list[str], said: str) -> None:
+    """Exit status 2. An unknown option without a command is one of the demo's."""
+    called = call(*arguments)
+    assert (called.status, called.out) == (2, "")
+    assert said.replace("'", "") in called.err.replace("'", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "queue", "as_json"),
+    [
+        (["fail"], "queue_data", False),
+        (["--queue", "here", "fail"], "here", False),
+        (["fail", "--queue", "here", "--json"], "here", True),
+        (["--json", "--queue=a", "fail", "--queue", "b"], "b", True),
+    ],
+)
+def test_shared_options_stand_before_or_behind_the_command(failing: Failing, arguments: list[str], queue: str, as_json: bool) -> None:
+    failing.append(JsonQueueError("seen"))
+    call(*arguments)
+    assert (failing.settings.queue_dir, failing.settings.as_json) == (Path(queue), as_json)
+
+
+def test_the_environment_names_the_queue_and_the_option_overrules_it(tmp_path: Path) -> None:
+    for arguments, named in ((["status"], "from-env"), (["status", "--queue", "from-option"], "from-option")):
+        assert call(*arguments, environment={"JSONQUEUE_DIR": "from-env"}).err.startswith(f"Error: {named} does not exist")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "position"),
+    [
+        ([], 0),
+        (["--json"], 1),
+        (["--queue", "q"], 2),
+        (["--queue", "q", "--workers", "2"], 2),
+        (["--input", "x"], 0),
+        (["list"], None),
+        (["--json", "list"], None),
+        (["--help"], None),
+        (["--version"], None),
+    ],
+)
+def test_options_without_a_command_belong_to_the_demo(arguments: list[str], position: int | None) -> None:
+    assert isinstance(cli, app.LazyGroup)
+    assert cli._own_options(arguments) == position
+
+
+def test_every_command_is_there_and_explains_itself() -> None:
+    """The overview needs no import of them; each has a help text, and each option a sentence."""
+    overview = call("--help").out
+    context = click.Context(cli)
+    for name, (_, line) in COMMANDS.items():
+        assert f"  {name}" in overview
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.help
+        assert line.endswith(".")
+        for parameter in command.params:
+            assert not isinstance(parameter, click.Option) or parameter.help, f"{name} {parameter.name}"
+        assert call(name, "--help").status == 0
+
+
+def test_the_version_is_the_installed_one() -> None:
+    try:
+        installed = f"jsonqueue {importlib.metadata.version('jsonqueue')}"
+    except importlib.metadata.PackageNotFoundError:
+        installed = "jsonqueue, not installed"
+    assert call("--version").out == installed + "\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_the_script_of_the_shell(shell: str) -> None:
+    assert "_JSONQUEUE_COMPLETE" in call("completion", shell).out
+
+
+def test_a_shell_is_told_commands_and_options() -> None:
+    """What the script asks when somebody presses the tab key."""
+    words = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "_JSONQUEUE_COMPLETE": "bash_complete", "COMP_WORDS": "jsonqueue pub", "COMP_CWORD": "1"}
+    run = [sys.executable, "-c", "from jsonqueue.cli.app import run; run()"]
+    assert subprocess.run(run, env=words, capture_output=True, text=True, check=False).stdout == "plain,publish\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["publish", "--help"], ["publish", "{broken"], ["list", "--help"]])
+def test_a_command_loads_only_what_it_needs(arguments: list[str]) -> None:
+    """A publish in a shell loop should not wait for rich and asyncio to be imported."""
+    code = "import sys; from jsonqueue.cli.app import run; run(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, env=_environment())
+    assert not {"rich", "asyncio", "jsonqueue.broker.manager"} & {*done.stderr.split()}
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """`jsonqueue list | head -1`: quiet, and the status of a program that SIGPIPE ended."""
+    code = "import sys; sys.stdout.reconfigure(write_through=True); from jsonqueue.cli.app import run; sys.exit(run(['--help']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False, env=_environment())
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    """Both ways in."""
+    for module in ("jsonqueue", "jsonqueue.main"):
+        done = subprocess.run([sys.executable, "-m", module, "nonsense"], capture_output=True, text=True, check=False, env=_environment())
+        assert (done.returncode, "no command" in done.stderr) == (2, True)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_errors_are_json_free_text_whatever_is_asked_for(failing: Failing) -> None:
+    """Standard output stays clean for the program that reads it."""
+    failing.append(JsonQueueError("no"))
+    called = call("--json", "fail")
+    assert called.out == ""
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(called.err)

@@ -1,0 +1,252 @@
+"""publish: what is typed, what is piped in, and what is said about it. Real queue folders, no broker."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from cli.calls import call
+from jsonqueue.cli import lines
+from jsonqueue.cli.lines import Line, LineGroups
+from jsonqueue.cli.options import MOMENT, RETRY, WAIT, WAIT_OR_MOMENT
+from jsonqueue.errors import InvalidTask
+from jsonqueue.retry import Exponential, Linear
+from jsonqueue.storage.recovery import inspect
+from jsonqueue.task import StoredTask
+
+
+def stored(queue: Path) -> dict[str, StoredTask]:
+    return inspect(queue).state.tasks
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Path:
+    return tmp_path / "queue"
+
+
+Feed = Callable[[bytes], None]
+
+
+@pytest.fixture
+def feed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Feed]:
+    """Let standard input be a file with this text."""
+    with (tmp_path / "input").open("w+b") as file:
+
+        def put(text: bytes) -> None:
+            file.write(text)
+            file.seek(0)
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(file))
+
+        yield put
+
+
+@pytest.mark.parametrize("data", ['{"a": [1, 2]}', "0", '""', "[]", "null", "12345678901234567890.5e3", '"\\u001b"', " [1,\n 2] "])
+def test_data_is_stored_as_the_json_it_is(queue: Path, data: str) -> None:
+    """Falsy payloads are payloads, and a figure keeps all its digits."""
+    called = call("publish", data, "--queue", str(queue))
+    assert (called.status, called.err) == (0, "")
+    (task,) = stored(queue).values()
+    assert task.id == called.out.strip()
+    assert json.loads(bytes(task.data)) == json.loads(data)
+    assert b"\n" not in bytes(task.data)
+
+
+def test_a_figure_keeps_its_digits(queue: Path) -> None:
+    call("publish", "123456789012345678901234567890", "--id", "n", "--queue", str(queue))
+    assert bytes(stored(queue)["n"].data) == b"123456789012345678901234567890"
+
+
+@pytest.mark.parametrize("data", ["{a: 1}", "hello", "", "NaN", "[1", "{'a': 1}"])
+def test_what_is_no_json_is_refused_with_a_way_out(queue: Path, data: str) -> None:
+    """It is not guessed to be a string: `publish true` and `publish yes` would be different things."""
+    called = call("publish", data, "--queue", str(queue))
+    assert (called.status, called.out) == (65, "")
+    assert "--text" in called.err
+    assert not queue.exists() or not stored(queue)
+
+
+def test_text_is_a_string(queue: Path) -> None:
+    call("publish", "--text", "it's {plain}", "--id", "t", "--queue", str(queue))
+    assert bytes(stored(queue)["t"].data) == b'"it\'s {plain}"'
+
+
+def test_an_id_is_published_once(queue: Path) -> None:
+    """The second publish says so, and exits with 0: what was wanted is so."""
+    assert json.loads(call("publish", "1", "--id", "x", "--queue", str(queue), "--json").out) == {"id": "x", "duplicate": False}
+    again = call("publish", "2", "--id", "x", "--queue", str(queue), "--json")
+    assert (again.status, json.loads(again.out)) == (0, {"id": "x", "duplicate": True})
+    assert "already" in again.err
+    assert bytes(stored(queue)["x"].data) == b"1"
+
+
+def test_options_travel_with_the_task(queue: Path) -> None:
+    for needed in ("a", "b"):
+        call("publish", "0", "--id", needed, "--queue", str(queue))
+    call(
+        "publish", "1", "--id", "x", "--priority", "-5", "--run-at", "2030-01-02T03:04:05Z", "--deadline", "2031-01-01T00:00Z",
+        "--attempts-max", "7", "--retry", "linear", "--after", "a", "--after", "b", "--queue", str(queue),
+    )  # fmt: skip
+    task = stored(queue)["x"]
+    assert (task.priority, task.attempts_max, task.retry, task.after) == (-5, 7, Linear(), ("a", "b"))
+    assert (task.run_at_ms, task.deadline_ms) == (1_893_553_445_000, 1_924_992_000_000)
+
+
+def test_lines_are_published_in_order(queue: Path, feed: Feed) -> None:
+    """Blank lines are none; the last needs no line feed; each id printed belongs to its line."""
+    feed(b'{"n": 1}\n\n2\r\n"three"')
+    called = call("publish", "--priority", "3", "--queue", str(queue))
+    assert called.status == 0
+    assert called.err.startswith("3 tasks published in ")
+    tasks = stored(queue)
+    assert [bytes(tasks[task_id].data) for task_id in called.out.split()] == [b'{"n":1}', b"2", b'"three"']
+    assert {task.priority for task in tasks.values()} == {3}
+
+
+def test_a_bad_line_is_named_and_the_others_are_published(queue: Path, feed: Feed) -> None:
+    """Nothing before it is lost, nor behind it; the exit status tells."""
+    feed(b"1\n{oops\n2\n" + b'"' + b"x" * 1_100_000 + b'"\n3\n')
+    called = call("publish", "--queue", str(queue))
+    assert called.status == 65
+    complaints = called.err.splitlines()
+    assert complaints[0].startswith("line 2: not JSON")
+    assert complaints[1].startswith("line 4: ")
+    assert complaints[2].startswith("3 tasks published in ")
+    assert complaints[2].endswith("2 bad lines left out.")
+    tasks = stored(queue)
+    assert [bytes(tasks[task_id].data) for task_id in called.out.split()] == [b"1", b"2", b"3"]
+
+
+def test_only_so_many_bad_lines_are_named(queue: Path, feed: Feed) -> None:
+    """A file of the wrong kind must not scroll everything away."""
+    feed(b"no\n" * 500)
+    called = call("publish", "--queue", str(queue))
+    assert called.status == 65
+    assert len(called.err.splitlines()) == 21
+    assert "500 bad lines left out" in called.err
+
+
+def test_whole_tasks_bring_their_own_options(queue: Path, feed: Feed) -> None:
+    """--tasks: each line is what a TaskIn is; one with an unknown member is named."""
+    feed(b'{"id":"a","data":{"x": 1.50},"priority":9}\n{"data":0,"after":["a"]}\n{"id":"a","data":2}\n{"dta":1}\n')
+    called = call("publish", "--tasks", "--queue", str(queue))
+    assert called.status == 65
+    tasks = stored(queue)
+    assert (bytes(tasks["a"].data), tasks["a"].priority) == (b'{"x":1.50}', 9)
+    assert [task.after for task in tasks.values()] == [(), ("a",)]
+    assert called.err.splitlines()[0].startswith("line 4: not a task")
+    assert "2 tasks published" in called.err
+    assert "1 duplicate left out" in called.err
+
+
+def test_an_id_is_for_one_task(queue: Path, feed: Feed) -> None:
+    feed(b"1\n")
+    assert call("publish", "--id", "x", "--queue", str(queue)).status == 2
+
+
+def test_a_person_gets_the_summary_and_not_a_million_ids(queue: Path, feed: Feed) -> None:
+    feed(b"1\n2\n")
+    called = call("publish", "--queue", str(queue), terminal=True)
+    assert called.out == ""
+    assert "2 tasks published" in called.err
+
+
+# ── lines ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_lines_that_drip_are_handed_on_at_once() -> None:
+    """The reader of a pipe gets what is there, without waiting for more; a line that comes in pieces is one line."""
+    reader, writer = os.pipe()
+    groups = iter(LineGroups(reader))
+    os.write(writer, b"1\n2\n3")
+    assert next(groups) == [Line(1, b"1"), Line(2, b"2")]
+    os.write(writer, b"3\n")
+    assert next(groups) == [Line(3, b"33")]
+    os.write(writer, b"4")
+    os.close(writer)
+    assert next(groups) == [Line(4, b"4")]
+    assert [*groups] == []
+    os.close(reader)
+
+
+def test_a_stream_is_read_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast it comes, a group has its limits, and every line is in exactly one."""
+    monkeypatch.setattr(lines, "_GROUP_LINES", 100)
+    monkeypatch.setattr(lines, "_READ_BYTES", 256)
+    reader, writer = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writer, "wb") as stream:
+            stream.writelines(b"%d\n" % number for number in range(5_000))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    groups = [*LineGroups(reader)]
+    thread.join()
+    os.close(reader)
+    assert [line.text for group in groups for line in group] == [b"%d" % number for number in range(5_000)]
+    assert max(map(len, groups)) < 100 + 256
+
+
+def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """/dev/zero is no list of tasks."""
+    monkeypatch.setattr(lines, "_LINE_BYTES_MAX", 1000)
+    (tmp_path / "zeros").write_bytes(b"1\n" + bytes(5_000))
+    with (tmp_path / "zeros").open("rb") as file, pytest.raises(InvalidTask, match="line 2 is longer"):
+        [*LineGroups(file.fileno())]
+
+
+# ── options ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("typed", "seconds"), [("90", 90), ("1.5h", 5400), ("1h30m", 5400), ("2d", 172_800), ("250ms", 0.25), ("10 m", 600), ("0", 0)]
+)
+def test_a_wait_is_read_as_it_is_said(typed: str, seconds: float) -> None:
+    assert WAIT.convert(typed, None, None) == seconds
+
+
+@pytest.mark.parametrize("typed", ["soon", "5 weeks", "-3", "", "1h x"])
+def test_what_is_no_wait_is_refused(typed: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no wait"):
+        WAIT.convert(typed, None, None)
+
+
+def test_a_moment_has_a_zone_or_is_the_readers_own() -> None:
+    assert MOMENT.convert("2026-11-30T14:00Z", None, None) == datetime(2026, 11, 30, 14, tzinfo=UTC)
+    assert MOMENT.convert("2026-11-30T14:00", None, None).tzinfo is not None
+    assert WAIT_OR_MOMENT.convert("2026-11-30T14:00Z", None, None) == datetime(2026, 11, 30, 14, tzinfo=UTC)
+    assert WAIT_OR_MOMENT.convert("10m", None, None) == 600
+    with pytest.raises(click.BadParameter, match="is no date and time"):
+        MOMENT.convert("tomorrow", None, None)
+
+
+def test_a_retry_policy_is_a_name_or_json() -> None:
+    assert RETRY.convert("exponential", None, None) == Exponential()
+    assert RETRY.convert('{"kind":"linear","step_ms":5}', None, None) == Linear(step_ms=5)
+    for typed in ("sometimes", '{"kind":"linear","step_ms":-1}'):
+        with pytest.raises(click.BadParameter, match="as JSON it reads"):
+            RETRY.convert(typed, None, None)
+
+
+def test_refusals_that_are_not_listed_print_no_ids(monkeypatch: pytest.MonkeyPatch, queue: Path, feed: Feed) -> None:
+    """Of more refusals than are listed it is not known which; rather no id than one of a task that is not stored."""
+    from jsonqueue.errors import Rejection, TasksRejected
+
+    def refuse(self: Any, tasks: Any) -> None:
+        raise TasksRejected((Rejection(0, "a", "no"),), count=3, published=7, duplicates=0)
+
+    monkeypatch.setattr("jsonqueue.client.publisher.Publisher.publish_many", refuse)
+    feed(b"1\n" * 10)
+    called = call("publish", "--queue", str(queue))
+    assert (called.status, called.out) == (65, "")
+    assert "7 tasks published" in called.err
+    assert "3 bad lines" in called.err
