@@ -158,6 +158,12 @@ class Mark(Event, tag="mark"):
     epoch: int
 
 
+def _in_parallel(*lists: list[Any]) -> None:
+    """What a sender lists side by side is of one length, or it is no event: a ValueError in here becomes a :class:`BadFrame`."""
+    if len({len(items) for items in lists}) > 1:
+        raise ValueError("lists that run in parallel are of different lengths")
+
+
 # ── consumer and ConsumerBroker ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -175,6 +181,9 @@ class Join(Event, tag="join"):
     """Tasks it still holds from an earlier Pipe ..."""
     tokens: list[int] = []
     """... and their tokens, in the same order."""
+
+    def __post_init__(self) -> None:
+        _in_parallel(self.ids, self.tokens)
 
 
 class Welcome(Event, tag="welcome"):
@@ -219,6 +228,9 @@ class Complete(Event, tag="complete"):
     results: list[Raw]
     want: int
 
+    def __post_init__(self) -> None:
+        _in_parallel(self.ids, self.tokens, self.results)
+
 
 class Failure(Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True):
     """How one task went wrong."""
@@ -255,6 +267,9 @@ class Return(Event, tag="return"):
     tokens: list[int]
     want: int
 
+    def __post_init__(self) -> None:
+        _in_parallel(self.ids, self.tokens)
+
 
 class Heartbeat(Event, tag="heartbeat"):
     """Still alive, and still holding these."""
@@ -265,6 +280,9 @@ class Heartbeat(Event, tag="heartbeat"):
     ids: list[str]
     tokens: list[int]
     want: int
+
+    def __post_init__(self) -> None:
+        _in_parallel(self.ids, self.tokens)
 
 
 class Settled(Event, tag="settled"):
@@ -383,5 +401,5 @@ class decoder_for:  # noqa: N801 - reads as the function it is
     def __call__(self, frame: bytes | bytearray | memoryview) -> Any:
         try:
             return self._decode(frame)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadFrame(f"not an event that a {self._owner} may send: {error}") from None

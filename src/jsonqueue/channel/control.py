@@ -165,7 +165,7 @@ def decode_news(frame: bytes) -> News:
 def _decoded(decode: Callable[[bytes], _M], frame: bytes) -> _M:
     try:
         return decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadFrame(f"not a control message: {error}") from None
 
 

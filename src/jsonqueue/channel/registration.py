@@ -349,14 +349,14 @@ _answer_decoder: msgspec.json.Decoder[Registered | Refused | Report] = msgspec.j
 def _decode_request(frame: bytes) -> Register | Operate:
     try:
         return _request_decoder.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadFrame(f"not a request: {error}") from None
 
 
 def _decode_answer(frame: bytes) -> Registered | Refused | Report:
     try:
         return _answer_decoder.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadFrame(f"not an answer of a manager: {error}") from None
 
 
