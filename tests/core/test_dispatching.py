@@ -450,6 +450,18 @@ def test_a_dependant_that_was_cancelled_is_not_woken(stage: Stage) -> None:
     stage.check()
 
 
+def test_a_replayed_dependant_does_not_wait_twice(stage: Stage) -> None:
+    """It died of one task it waited for and waits again for the other, which never ended: that one's end counts once."""
+    stage.publish(given("a", attempts_max=1), "b", given("c", after=("a", "b")))
+    stage.fail(1, _failure(assigned(stage.join(1))[0]), want=0)
+    assert stage.task("c").status == "dead"
+    stage.replay("a")
+    stage.replay("c")
+    assert stage.task("c").status == "blocked"
+    assert whats(stage.cancel("b")) == ["cancelled", "died"]
+    stage.check()
+
+
 # ── callers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -13,7 +13,8 @@ class Dependencies:
     """The blocked tasks, by what they wait for."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, list[StoredTask]] = {}
+        # By id within: a task that is replayed waits for the same again, and must not wait twice for what never ended meanwhile.
+        self._waiting: dict[str, dict[str, StoredTask]] = {}
         self._missing: dict[str, int] = {}
 
     def __bool__(self) -> bool:
@@ -38,7 +39,7 @@ class Dependencies:
             return ""
         self._missing[task.id] = len(missing)
         for needed in missing:
-            self._waiting.setdefault(needed, []).append(task)
+            self._waiting.setdefault(needed, {})[task.id] = task
         return None
 
     def completed(self, task_id: str) -> list[StoredTask]:
@@ -59,5 +60,5 @@ class Dependencies:
         return hopeless
 
     def _still_blocked(self, task_id: str) -> list[StoredTask]:
-        waiting = self._waiting.pop(task_id, ())
-        return [task for task in waiting if task.status is TaskStatus.BLOCKED and task.id in self._missing]
+        waiting = self._waiting.pop(task_id, {})
+        return [task for task in waiting.values() if task.status is TaskStatus.BLOCKED and task.id in self._missing]
