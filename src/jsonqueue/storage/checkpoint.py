@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from msgspec import DecodeError
 from msgspec.structs import replace
 
 from jsonqueue.config import Config
@@ -27,7 +26,7 @@ from jsonqueue.core.records import Progress, Retired, decode_progress
 from jsonqueue.core.state import BrokenHistory, QueueState, begin, ids_of
 from jsonqueue.errors import CorruptQueue, StorageError
 from jsonqueue.storage.archive import Archive
-from jsonqueue.storage.codec import Batch, Position
+from jsonqueue.storage.codec import UNREADABLE, Batch, Position
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.log import log_bytes, log_end
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueReader, QueueWriter, decode_block, encode_task
@@ -197,7 +196,7 @@ class _Folding:
             self._mixed.add(place)
             found = [line for line in lines if line[7 : line.index(b'"', 7)] in self._touched_bytes]
             tasks = decode_block(b"\n".join(found).removesuffix(b","))
-        except (DecodeError, ValueError) as error:
+        except (*UNREADABLE, ValueError) as error:
             raise self._present.unreadable(error) from None
         self._state.tasks.update([(task.id, task) for task in tasks])
 
@@ -306,7 +305,7 @@ def highest_epoch(files: Files, kind: LogKind, header: QueueHeader, folders: Seq
 def _records(batch: Batch) -> list[Progress]:
     try:
         return decode_progress(batch.records)
-    except DecodeError as error:
+    except UNREADABLE as error:
         raise damaged(LogKind.PROGRESS, batch, str(error)) from None
 
 

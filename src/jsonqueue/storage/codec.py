@@ -48,6 +48,7 @@ __all__ = [
     "HEADER",
     "MAGIC",
     "START",
+    "UNREADABLE",
     "VERSION",
     "Bad",
     "Batch",
@@ -62,6 +63,9 @@ __all__ = [
     "scan",
     "tail_state",
 ]
+
+UNREADABLE = (DecodeError, UnicodeDecodeError, RecursionError)
+"""All that a decoder raises at bytes that are not what they should be."""
 
 VERSION = 1
 MAGIC = b'{"h":"'
@@ -248,7 +252,7 @@ def read_segment_head(data: bytes, kind: str) -> SegmentHead:
     try:
         told = json.decode(data[: HEADER + head.length], type=SegmentHead)
         chain = int(told.chain, 16)
-    except (DecodeError, ValueError):
+    except (*UNREADABLE, ValueError):
         raise Bad("its first line is not a segment header") from None
     if crc32(payload, chain) != head.chain or told.jsonqueue != kind:
         raise Bad("the checksum of its first line does not fit" if told.jsonqueue == kind else f"it belongs to the log {told.jsonqueue!r}")

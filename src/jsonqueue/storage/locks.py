@@ -103,7 +103,7 @@ def holder(queue_dir: str | Path, name: LockName) -> str:
     """Who holds a lock, by what its file says: ``process 812 (jsonqueue serve)``. Empty when nobody who lives claims to."""
     try:
         told = json.decode(_path_of(queue_dir, name).read_bytes(), type=_Holder)
-    except (OSError, DecodeError):
+    except (OSError, DecodeError, UnicodeDecodeError):
         return ""
     if not _is_alive(told):
         return ""

@@ -267,10 +267,11 @@ class LogReader:
         for _ in range(_PATIENCE):
             before = segments_of(self._files, self.kind)
             try:
-                if self._handle >= 0 and (batches := self._read(upto)) is not None:
-                    return batches
-                self._seek()
-                if (batches := self._read(upto)) is not None:
+                batches = self._read(upto)
+                if batches is None:
+                    self._seek()
+                    batches = self._read(upto)
+                if batches is not None:
                     return batches
             except FileNotFoundError:
                 continue  # The writer restarted, or a checkpoint passed, just now.
@@ -289,6 +290,8 @@ class LogReader:
         """The batches up to ``upto`` from where it stands; None, and nothing moved, when they are not all there."""
         batches: list[Batch] = []
         at, handle = self._at, self._handle
+        if handle < 0:
+            return None
         try:
             while at.number < upto.number:
                 moved = self._read_segment(handle, at, upto.number, batches)

@@ -21,11 +21,11 @@ import re
 from collections.abc import Iterator
 from zlib import crc32
 
-from msgspec import DecodeError, Struct, json
+from msgspec import Struct, json
 from msgspec.structs import replace
 
 from jsonqueue.errors import CorruptQueue, StorageError, UnsupportedFormat
-from jsonqueue.storage.codec import START, Position
+from jsonqueue.storage.codec import START, UNREADABLE, Position
 from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.segments import CHUNK, End, LogKind
 from jsonqueue.task import StoredTask
@@ -216,7 +216,7 @@ class QueueReader:
         """Tell a file that somebody edited from one that the disk damaged: the former is still JSON."""
         try:
             told = json.decode(self._files.read(self._handle, 0, self.size), type=_Told)
-        except DecodeError:
+        except UNREADABLE:
             return CorruptQueue(self.name, offset=offset, why=why)
         if told.format == FORMAT and told.version > VERSION:
             return newer(self.name, told.version)
@@ -231,7 +231,7 @@ def header_in(data: bytes) -> QueueHeader | None:
         return None
     try:
         return _header_decoder.decode(data[:end] + b"}")
-    except DecodeError:
+    except UNREADABLE:
         return None
 
 

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from msgspec import DecodeError, Struct, json
+from msgspec import Struct, json
 
 from jsonqueue.core.records import decode_progress, decode_published
 from jsonqueue.core.state import BrokenHistory, QueueState
 from jsonqueue.errors import CorruptQueue
-from jsonqueue.storage.codec import Batch, Position
+from jsonqueue.storage.codec import UNREADABLE, Batch, Position
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.log import consistently, require_log
@@ -76,7 +76,7 @@ def _load_ids(files: Files) -> KnownIds:
             for block in reader.blocks():
                 try:
                     numbers.update([(task.id, task.number) for task in _ids_decoder.decode(b"[%b]" % block)])
-                except DecodeError as error:
+                except UNREADABLE as error:
                     raise reader.unreadable(error) from None
     last_task = header.last_task
     for batches, _ in walk(files, LogKind.PUBLISHED, header.through(LogKind.PUBLISHED)):
@@ -138,7 +138,7 @@ def _load_queue(files: Files) -> tuple[QueueHeader, QueueState]:
         for block in reader.blocks():
             try:
                 tasks = decode_block(block)
-            except DecodeError as error:
+            except UNREADABLE as error:
                 raise reader.unreadable(error) from None
             state.tasks.update([(task.id, task) for task in tasks])
         if len(state.tasks) != reader.count:
@@ -172,7 +172,7 @@ class Fold:
         try:
             for record in decode_progress(batch.records):
                 self.state.apply(record, at_ms=batch.at_ms)
-        except (BrokenHistory, DecodeError) as error:
+        except (BrokenHistory, *UNREADABLE) as error:
             raise damaged(LogKind.PROGRESS, batch, str(error)) from error
         self.progress = batch.position
 
@@ -199,7 +199,7 @@ def published_tasks(batch: Batch, last_task: int) -> list[StoredTaskIn]:
     """The tasks of a published batch, whose first must follow ``last_task``."""
     try:
         tasks = decode_published(batch.records)
-    except DecodeError as error:
+    except UNREADABLE as error:
         raise damaged(LogKind.PUBLISHED, batch, str(error)) from None
     if batch.first_task != last_task + 1:
         raise damaged(LogKind.PUBLISHED, batch, f"its first task has number {batch.first_task} where {last_task + 1} belongs")

@@ -12,13 +12,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from msgspec import DecodeError, Struct, json
+from msgspec import Struct, json
 from msgspec.structs import replace
 
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.core.state import QueueState
 from jsonqueue.errors import CorruptQueue, StorageError, UnsupportedFormat
 from jsonqueue.storage.checkpoint import DRAFT, Cut, rebuild
+from jsonqueue.storage.codec import UNREADABLE
 from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.folder import load_config, open_folder
 from jsonqueue.storage.locks import LockName, hold
@@ -137,7 +138,7 @@ def _flaws(files: Files) -> Iterator[Finding]:
     for name in (f"{PREVIOUS}/{QUEUE}",):
         try:
             _read_queue(files, name)
-        except (StorageError, DecodeError) as error:
+        except (StorageError, *UNREADABLE) as error:
             yield Finding(name, 0, None, f"{error}", "old-damage", harmless=True, options="the next checkpoint replaces it")
 
 
@@ -275,7 +276,7 @@ def _accept_edit(files: Files, aside: _Aside, done: list[str]) -> None:
     data = _bytes_of(files, QUEUE)
     try:
         header, tasks = json.decode(data, type=QueueHeader), json.decode(data, type=_Document).tasks
-    except DecodeError as error:
+    except UNREADABLE as error:
         raise CorruptQueue(QUEUE, offset=0, why=f"the edit cannot be taken: {error}") from None
     _check_edit(tasks, header)
     tasks.sort(key=lambda task: task.number)

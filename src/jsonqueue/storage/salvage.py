@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from msgspec import DecodeError, json
+from msgspec import json
 from msgspec.structs import replace
 
 from jsonqueue.core.records import Completed, Failed, Leased, Progress, RecordName, decode_progress, decode_published
@@ -18,7 +18,7 @@ from jsonqueue.core.state import BrokenHistory, QueueState, ids_of
 from jsonqueue.core.transitions import TRANSITIONS
 from jsonqueue.errors import StorageError
 from jsonqueue.storage.archive import committed_archive
-from jsonqueue.storage.codec import HEADER, MAGIC, START, Bad, Batch, Position, read_head
+from jsonqueue.storage.codec import HEADER, MAGIC, START, UNREADABLE, Bad, Batch, Position, read_head
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueReader, decode_block
 from jsonqueue.storage.segments import LogKind, segments_of
@@ -54,7 +54,7 @@ def _base(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueState]:
     for name in (QUEUE, f"{PREVIOUS}/{QUEUE}"):
         try:
             found = _whole_queue(files, name)
-        except (StorageError, DecodeError):
+        except (StorageError, *UNREADABLE):
             continue
         if found is not None:
             return found
@@ -83,7 +83,7 @@ def _lines_of_queue(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueSt
         if line.startswith(b"{"):
             try:
                 state.tasks.update((task.id, task) for task in decode_block(line.removesuffix(b",")))
-            except DecodeError as error:
+            except UNREADABLE as error:
                 lost.append(f"{QUEUE}, line {number}: a task that cannot be read ({error}): {_shown(line)}")
     header = _header_of(first)
     if header is None:
@@ -95,7 +95,7 @@ def _lines_of_queue(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueSt
 def _header_of(line: bytes) -> QueueHeader | None:
     try:
         return json.decode(line.rpartition(b',"tasks":')[0] + b"}", type=QueueHeader)
-    except DecodeError:
+    except UNREADABLE:
         return None
 
 
@@ -143,7 +143,7 @@ def _batch_of(line: bytes, kind: LogKind) -> Batch | None:
             return None
         (decode_published if kind is LogKind.PUBLISHED else decode_progress)(records)
         at_ms = int(line[HEADER + 6 : HEADER + 19])
-    except (Bad, DecodeError, ValueError):
+    except (Bad, *UNREADABLE, ValueError):
         return None
     if kind is LogKind.PUBLISHED:
         return Batch(head.number, head.epoch, at_ms, head.rest, START, records, head.chain)

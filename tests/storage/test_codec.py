@@ -1,0 +1,172 @@
+"""Which bytes are a batch: every prefix, every flipped bit and every torn sector of a log."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+
+import pytest
+
+from jsonqueue.storage.codec import (
+    HEADER,
+    Bad,
+    Batch,
+    NewerVersion,
+    Position,
+    TailState,
+    encode_batch,
+    encode_segment_head,
+    read_head,
+    read_segment_head,
+    rest_of,
+    scan,
+    tail_state,
+)
+
+FIRST, EPOCH, CHAIN = 5, 3, 0xC0FFEE
+RECORDS = [b'[{"id":"a","data":" @ @ "}]', b"[]", b'[{"id":"b","data":"' + b"x" * 700 + b'"}]', b'[{"id":"c","data":0}]']
+
+
+def segment(records: list[bytes] = RECORDS) -> tuple[bytes, list[int]]:
+    """A segment, and where its lines end."""
+    data, chain = encode_segment_head("published", first=FIRST, epoch=EPOCH, chain=CHAIN), CHAIN
+    ends = [len(data)]
+    for number, record in enumerate(records, FIRST):
+        line, chain = encode_batch(record, number=number, epoch=EPOCH, rest=number * 10, at_ms=17, chain=chain)
+        data += line
+        ends.append(len(data))
+    return data, ends
+
+
+def read(data: bytes) -> tuple[list[Batch], TailState]:
+    """A reader of one segment: its batches, and what lies behind them."""
+    try:
+        head = read_segment_head(data, "published")
+    except Bad as bad:
+        return [], tail_state(data, 0, bad, number=FIRST - 1)
+    if (head.first, head.epoch) != (FIRST, EPOCH):
+        return [], TailState.DAMAGED
+    found = scan(data, head.size, number=FIRST, epoch=0, chain=int(head.chain, 16), progress=False)
+    return found.batches, tail_state(data[found.end :], found.end, found.bad, number=FIRST + len(found.batches))
+
+
+DATA, ENDS = segment()
+WHOLE, _ = read(DATA)
+
+
+def test_a_line_is_json_and_says_what_the_format_says() -> None:
+    """Every line is valid JSON of the documented shape, with every field at its offset."""
+    line, chain = encode_batch(b"[1]", number=7, epoch=1, rest=0x318, at_ms=1_763_000_000_000, chain=0)
+    assert re.fullmatch(rb'\{"h":"01000000010000000000070{17}318000000[0-9a-f]{18}","t":1763000000000,"b":\[1\]\}\n', line)
+    assert json.loads(line)["b"] == [1]
+    assert read_head(line, 0) == (1, 1, 7, 0x318, len(line) - HEADER, chain)
+    assert json.loads(DATA[: ENDS[0]]) == {"h": DATA[6:72].decode(), "jsonqueue": "published", "version": 1, "chain": "00c0ffee"}
+
+
+def test_what_is_written_is_read() -> None:
+    """Numbers, epochs, times and records come back as they were given."""
+    assert [(batch.number, batch.epoch, batch.at_ms, batch.first_task, batch.records) for batch in WHOLE] == [
+        (number, EPOCH, 17, number * 10, records) for number, records in enumerate(RECORDS, FIRST)
+    ]
+    assert WHOLE[0].position == Position(FIRST, EPOCH)
+    line, _ = encode_batch(b"[]", number=1, epoch=9, rest=rest_of(Position(812, 4)), at_ms=0, chain=0)
+    assert scan(line, 0, number=1, epoch=9, chain=0, progress=True).batches[0].after == Position(812, 4)
+
+
+def test_a_batch_is_one_line_whatever_its_records_are() -> None:
+    """Newlines between the tokens of somebody's JSON become spaces."""
+    line, _ = encode_batch(b'[{"id":\n"a"}\n]', number=1, epoch=1, rest=1, at_ms=0, chain=0)
+    assert line.count(b"\n") == 1
+    assert scan(line, 0, number=1, epoch=1, chain=0, progress=False).batches[0].records == b'[{"id": "a"} ]'
+
+
+def test_every_prefix_is_the_batches_that_are_whole() -> None:
+    """Wherever a write was cut off, what came before counts, and what is left of it is torn."""
+    for size in range(len(DATA)):
+        batches, state = read(DATA[:size])
+        whole = sum(end <= size for end in ENDS[1:])
+        assert batches == WHOLE[:whole], size
+        assert state is (TailState.CLEAN if size in {0, *ENDS} else TailState.TORN), size
+
+
+def test_no_flipped_bit_goes_unnoticed() -> None:
+    """Not one of them costs a batch in silence: it is damage, or it changes nothing."""
+    for bit in range(8 * len(DATA)):
+        damaged = bytearray(DATA)
+        damaged[bit // 8] ^= 1 << bit % 8
+        _, state = read(bytes(damaged))
+        assert state is TailState.DAMAGED, bit
+
+
+@pytest.mark.parametrize("before", range(0, 512, 64))
+def test_every_subset_of_torn_sectors_is_torn(before: int) -> None:
+    """The last batch reached the disk in part, in any order of sectors: it is cut away, and nothing before it is."""
+    data, ends = segment([b'["%b"]' % (b"x" * before), b'["%b"]' % (b"y" * 3000)])
+    start = ends[-2]
+    pieces = [(max(at, start), min(at + 512, len(data))) for at in range(start // 512 * 512, len(data), 512)]
+    whole, _ = read(data)
+    for kept in itertools.product((True, False), repeat=len(pieces)):
+        torn = bytearray(data)
+        for (begin, end), keep in zip(pieces, kept, strict=True):
+            if not keep:
+                torn[begin:end] = bytes(end - begin)
+        batches, state = read(bytes(torn))
+        assert (batches, state) == ((whole, TailState.CLEAN) if all(kept) else (whole[:1], TailState.TORN)), kept
+
+
+def test_damage_before_a_later_batch_is_never_taken_for_a_torn_write() -> None:
+    """A sector of NULs in the middle of a log was durable once."""
+    damaged = bytearray(DATA)
+    damaged[ENDS[2] : ENDS[2] + 600] = bytes(600)
+    assert read(bytes(damaged))[1] is TailState.DAMAGED
+
+
+def test_a_payload_that_looks_like_a_later_batch_is_only_a_payload() -> None:
+    """What stands inside a line is not a line, and what only looks like a header is none."""
+    later, _ = encode_batch(b"[]", number=99, epoch=EPOCH, rest=0, at_ms=0, chain=0)
+    data, ends = segment([b"[%b]" % later.strip(), b"[]"])
+    assert read(data[: ends[1] - 3])[1] is TailState.TORN
+    broken = bytearray(data[: ends[1]] + b'{"h":"' + b"0" * 66)
+    assert read(bytes(broken))[1] is TailState.DAMAGED
+    torn = bytearray(data[: ends[1] - 1]) + b"\n" + b'{"h":"' + b"0" * 66
+    assert tail_state(bytes(600) + bytes(torn[ends[1] - 10 :]), 512, Bad("?"), number=9) is TailState.TORN
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"number": 8}, "number 8 where 5 belongs"),
+        ({"epoch": 2}, "epoch 2 is lower"),
+        ({"chain": 1}, "does not continue"),
+    ],
+)
+def test_a_line_that_does_not_continue_its_predecessor_is_damage(change: dict[str, int], why: str) -> None:
+    """Lost, swapped and stale batches show."""
+    line, _ = encode_batch(b"[]", **{"number": 5, "epoch": 3, "rest": 0, "at_ms": 0, "chain": CHAIN, **change})
+    found = scan(line, 0, number=5, epoch=3, chain=CHAIN, progress=False)
+    assert found.bad is not None
+    assert why in found.bad.why
+    assert tail_state(line, 0, found.bad, number=5) is TailState.DAMAGED
+
+
+def test_a_newer_version_is_told_from_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of a later format is whole; it is just not ours to read, nor to cut away."""
+    monkeypatch.setattr("jsonqueue.storage.codec.VERSION", 2)
+    line, _ = encode_batch(b"[]", number=5, epoch=3, rest=0, at_ms=0, chain=CHAIN)
+    head = encode_segment_head("published", first=5, epoch=3, chain=CHAIN)
+    monkeypatch.undo()
+    found = scan(line, 0, number=5, epoch=3, chain=CHAIN, progress=False)
+    assert isinstance(found.bad, NewerVersion)
+    assert tail_state(line[:80], 0, found.bad, number=5) is TailState.DAMAGED
+    with pytest.raises(NewerVersion):
+        read_segment_head(head, "published")
+
+
+def test_a_segment_header_belongs_to_its_log() -> None:
+    """A file of the other log under this one's name is refused; so is a first line that is no header."""
+    with pytest.raises(Bad, match="belongs to the log 'progress'"):
+        read_segment_head(encode_segment_head("progress", first=1, epoch=1, chain=0), "published")
+    line, _ = encode_batch(b"[]", number=1, epoch=1, rest=0, at_ms=0, chain=0)
+    with pytest.raises(Bad, match="not a segment header"):
+        read_segment_head(line, "published")

@@ -1,0 +1,433 @@
+"""The two logs: one writes, others follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jsonqueue.core.records import encode_records
+from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, SyncFailed, UnsupportedFormat
+from jsonqueue.storage import codec
+from jsonqueue.storage.checkpoint import final_checkpoint
+from jsonqueue.storage.codec import START, Position
+from jsonqueue.storage.files import Files
+from jsonqueue.storage.log import LogKind, LogReader, LogWriter, consistently, log_bytes
+from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.queue_file import QUEUE
+from jsonqueue.storage.recovery import load_ids, load_state
+from storage.history import AT_MS, CONFIG, Queue, contents, tasks_in
+
+PUB = LogKind.PUBLISHED
+
+
+def name(first: int, epoch: int, kind: str = "published") -> str:
+    return f"{kind}-{first:012d}-{epoch:08d}.jsonl"
+
+
+def write(writer: LogWriter, *ids: str, sync: bool = True, first: int | None = None) -> int:
+    number = writer.append(encode_records(tasks_in(*ids)), at_ms=AT_MS, first_task=first or writer.position.number + 1)
+    if sync:
+        writer.sync()
+    return number
+
+
+def numbers(batches: list[codec.Batch]) -> list[int]:
+    return [batch.number for batch in batches]
+
+
+@pytest.fixture
+def files() -> MemoryFiles:
+    return MemoryFiles()
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_start_copies_the_newest_segment_byte_by_byte(files: MemoryFiles) -> None:
+    """The batches go, as they are, into a file of a raised epoch; the old file is let go."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    write(writer, "b")
+    writer.close()
+    old = files.get(name(1, 1)).split(b"\n", 1)
+    writer = LogWriter.open(files, PUB)
+    new = files.get(name(1, 2)).split(b"\n", 1)
+    assert new[1] == old[1]
+    assert new[0] != old[0]
+    assert (writer.epoch, writer.position) == (2, Position(2, 1))
+    assert write(writer, "c") == 3
+    assert writer.position == Position(3, 2)
+    assert files.list() == [name(1, 2)]
+
+
+def test_a_torn_tail_is_left_behind_as_evidence(files: MemoryFiles) -> None:
+    """It never became a batch: the copy goes on before it, the file that holds it stays."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    files.put(name(1, 1), files.get(name(1, 1)) + b'{"h":"01000')
+    writer = LogWriter.open(files, PUB)
+    assert writer.position == Position(1, 1)
+    assert files.list() == [name(1, 1), name(1, 2)]
+    write(writer, "b")
+    assert load_ids(files).numbers == {"a": 1, "b": 2}
+
+
+def test_numbers_go_on_where_queue_json_leaves_off(files: MemoryFiles) -> None:
+    """With no log left the next number is the one after the last that was folded, and the epoch is above all that ever were."""
+    queue = Queue(files)
+    queue.publish("a")
+    queue.checkpoint()
+    for left in [left for left in files.list() if left.startswith("published")]:
+        files.unlink(left)
+    with pytest.raises(CorruptQueue, match="all files of this log are missing"):
+        LogWriter.open(files, PUB)
+    queue = Queue(other := MemoryFiles())
+    queue.publish("a")
+    queue.close()
+    final_checkpoint(other, config=CONFIG, at_ms=AT_MS)
+    writer = LogWriter.open(other, PUB)
+    assert (writer.position.number, writer.epoch) == (1, 2)
+    assert write(writer, "b") == 2
+
+
+def test_rotating_twice_makes_one_segment(files: MemoryFiles) -> None:
+    """Nothing since the header: nothing to seal, and no second file of the same name."""
+    writer = LogWriter.open(files, PUB)
+    assert not writer.rotate()
+    write(writer, "a")
+    assert writer.rotate()
+    assert not writer.rotate()
+    assert files.list() == [name(1, 1), name(2, 1)]
+    assert writer.bytes == len(files.get(name(2, 1)))
+    assert log_bytes(files) == sum(len(files.get(each)) for each in files.list())
+
+
+def test_a_segment_is_sealed_whole(files: MemoryFiles) -> None:
+    """What was appended and not yet synced is durable before anything stands behind it."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a", sync=False)
+    writer.rotate()
+    write(writer, "b")
+    files.crash()
+    assert sorted(load_ids(files).numbers) == ["a", "b"]
+
+
+def test_a_batch_without_room_is_cut_back_and_may_be_tried_again(files: MemoryFiles) -> None:
+    """The next one stands where it would have stood, and nothing of it is left."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    files.room = 100
+    with pytest.raises(DiskFull):
+        write(writer, "b")
+    assert writer.position.number == 1
+    files.room = 1 << 20
+    assert write(writer, "c") == 2
+    assert load_ids(files).numbers == {"a": 1, "c": 2}
+
+
+def test_a_rotation_without_room_leaves_the_old_segment_in_use(files: MemoryFiles) -> None:
+    """Whether the header does not fit at all, or only in part."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    for room in (0, 50):
+        files.room = room
+        with pytest.raises(DiskFull):
+            writer.rotate()
+        assert files.list() == [name(1, 1)]
+    files.room = 1 << 20
+    write(writer, "b")
+    assert writer.rotate()
+    write(writer, "c")
+    assert len(load_ids(files).numbers) == 3
+
+
+def test_a_failed_sync_is_final(files: MemoryFiles) -> None:
+    """It is never tried again: the writer takes nothing any more."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a", sync=False)
+
+    def fail(number: int, operation: str) -> None:
+        raise SyncFailed("EIO")
+
+    files.fail = fail
+    with pytest.raises(SyncFailed):
+        writer.sync()
+    files.fail = lambda number, operation: None
+    for action in (writer.sync, writer.rotate, lambda: write(writer, "b")):
+        with pytest.raises(SyncFailed, match="takes no more writes: EIO"):
+            action()
+    writer.close()
+    writer.close()
+
+
+def test_a_rotation_whose_sync_fails_is_final(files: MemoryFiles) -> None:
+    """The new segment may or may not be there: only a restart can tell."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+
+    def fail(number: int, operation: str) -> None:
+        if operation.startswith("sync_folder"):
+            raise SyncFailed("EIO")
+
+    files.fail = fail
+    with pytest.raises(SyncFailed):
+        writer.rotate()
+    with pytest.raises(SyncFailed):
+        write(writer, "b")
+
+
+def test_a_cut_back_that_fails_is_final(files: MemoryFiles) -> None:
+    """With the remains of a batch in place nothing may be written behind it."""
+    writer = LogWriter.open(files, PUB)
+    files.room = 10
+
+    def fail(number: int, operation: str) -> None:
+        if operation.startswith("truncate"):
+            raise StorageError("EIO")
+
+    files.fail = fail
+    with pytest.raises(StorageError):
+        write(writer, "a")
+    with pytest.raises(SyncFailed):
+        write(writer, "b")
+
+
+def test_a_file_without_a_header_never_held_a_batch(files: MemoryFiles) -> None:
+    """A rotation cut short leaves one; the log goes on in the segment before, under an epoch above its."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    files.put(name(2, 7), b"")
+    writer = LogWriter.open(files, PUB)
+    assert (writer.epoch, writer.position.number) == (8, 1)
+    write(writer, "b")
+    assert load_ids(files).last_task == 2
+
+
+@pytest.mark.parametrize("damage", ["header", "name", "gap", "chain"])
+def test_a_log_that_does_not_hang_together_is_refused(files: MemoryFiles, damage: str) -> None:
+    """A start over it would build on sand; nothing is written."""
+    writer = LogWriter.open(files, PUB)
+    for task_id in "abc":
+        write(writer, task_id)
+        writer.rotate()
+    data = files.get(name(2, 1))
+    if damage == "header":
+        files.put(name(2, 1), data.replace(b'"version"', b'"Version"'))
+    elif damage == "name":
+        files.rename(name(2, 1), name(2, 2))
+    elif damage == "gap":
+        files.unlink(name(2, 1))
+    else:
+        end = data.index(b"\n") + 1
+        files.put(name(2, 1), codec.encode_segment_head("published", first=2, epoch=1, chain=7) + data[end:])
+    before = files.list()
+    for read in (lambda: LogWriter.open(files, PUB), lambda: load_ids(files)):
+        with pytest.raises(CorruptQueue) as caught:
+            read()
+        assert caught.value.file.startswith("published-")
+    assert files.list() == before
+
+
+def test_a_newer_format_is_named(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what to do, and touches nothing."""
+    monkeypatch.setattr("jsonqueue.storage.codec.VERSION", 2)
+    write(LogWriter.open(files, PUB), "a")
+    monkeypatch.undo()
+    with pytest.raises(UnsupportedFormat, match="version 2") as caught:
+        load_ids(files)
+    assert "upgrade" in caught.value.hint
+
+
+def test_leftovers_of_a_clean_stop_cut_short_are_not_a_log(files: MemoryFiles) -> None:
+    """Of the segments that a clean stop deletes any may survive a power cut."""
+    queue = Queue(files)
+    queue.publish("a")
+    queue.pub.rotate()
+    queue.publish("b")
+    queue.close()
+    survivor = files.get(name(1, 1))
+    final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+    files.put(name(1, 1), survivor)
+    queue.open()
+    assert queue.pub.position == Position(2, 1)
+    queue.publish("c")
+    assert sorted(queue.check().state.tasks) == ["a", "b", "c"]
+
+
+def test_a_log_that_became_shorter_than_what_was_folded_is_refused(files: MemoryFiles) -> None:
+    """queue.json knows of a batch that the running log does not reach."""
+    queue = Queue(files)
+    queue.publish("a")
+    queue.publish("b")
+    data = files.get(name(1, 1))
+    queue.checkpoint()
+    for left in [left for left in files.list() if left.startswith("published")]:
+        files.unlink(left)
+    lines = data.split(b"\n")
+    files.put(name(1, 1), b"\n".join(lines[:2]) + b"\n")
+    with pytest.raises(CorruptQueue, match="ends before batch 2"):
+        load_ids(files)
+    # Another batch of the same number is not the one that was folded.
+    files.unlink(name(1, 1))
+    other = LogWriter.open(MemoryFiles(), PUB)
+    write(other, "x")
+    write(other, "y")
+    files.put(name(1, 1), other._files.get(name(1, 1)))  # type: ignore[attr-defined]
+    with pytest.raises(CorruptQueue, match="not the batch of that number"):
+        load_ids(files)
+
+
+# ── following ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_reader_goes_no_further_than_it_is_told(files: MemoryFiles) -> None:
+    """What lies behind the mark might vanish in a power cut."""
+    writer = LogWriter.open(files, PUB)
+    for task_id in "abcd":
+        write(writer, task_id)
+    reader = LogReader(files, PUB, START)
+    assert numbers(reader.read_through(Position(2, 1))) == [1, 2]
+    assert reader.read_through(Position(2, 1)) == []
+    assert reader.read_through(Position(1, 1)) == []
+    assert numbers(reader.read_through(Position(4, 1))) == [3, 4]
+    assert reader.position == Position(4, 1)
+    reader.close()
+    reader.close()
+
+
+def test_a_reader_follows_through_rotations(files: MemoryFiles) -> None:
+    """Several segments in one read, or one at a time; also when it starts in the middle."""
+    writer = LogWriter.open(files, PUB)
+    reader, late = LogReader(files, PUB, START), LogReader(files, PUB, Position(2, 1))
+    for round_ in range(3):
+        write(writer, f"a{round_}")
+        writer.rotate()
+        write(writer, f"b{round_}")
+        if round_ != 1:
+            got = numbers(reader.read_through(writer.position))
+            assert got == ([1, 2] if round_ == 0 else [3, 4, 5, 6])
+    assert numbers(late.read_through(Position(4, 1))) == [3, 4]
+    assert numbers(late.read_through(Position(6, 1))) == [5, 6]
+
+
+def test_a_reader_follows_through_restarts_of_the_writer(files: MemoryFiles) -> None:
+    """The file it stood in is gone; the batches it has not read stand in the copy."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    write(writer, "b")
+    reader = LogReader(files, PUB, START)
+    assert numbers(reader.read_through(Position(1, 1))) == [1]
+    writer = LogWriter.open(files, PUB)
+    write(writer, "c")
+    writer.rotate()
+    write(writer, "d")
+    writer = LogWriter.open(files, PUB)
+    write(writer, "e")
+    assert [batch.position for batch in reader.read_through(writer.position)] == [(2, 1), (3, 2), (4, 2), (5, 3)]
+
+
+def test_a_reader_takes_the_writers_word_over_a_stale_file(files: MemoryFiles) -> None:
+    """A batch that was lost, and another that got its number under a later epoch: the mark says which one counts."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    reader = LogReader(files, PUB, START)
+    reader.read_through(writer.position)
+    stale = files.get(name(1, 1))
+    write(writer, "lost", sync=False)
+    files.put(name(1, 1), stale)  # the page was dropped after a failed sync; the reader's handle still sees it
+    writer = LogWriter.open(files, PUB)
+    write(writer, "b")
+    assert b'"b"' in reader.read_through(Position(2, 2))[0].records
+
+
+def test_a_reader_that_read_what_vanished_says_so(files: MemoryFiles) -> None:
+    """Its own position stands in another batch now: whatever rests on that is void."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    stale = files.get(name(1, 1))
+    write(writer, "lost", sync=False)
+    reader = LogReader(files, PUB, START)
+    reader.read_through(Position(2, 1))
+    files.put(name(1, 1), stale)
+    writer = LogWriter.open(files, PUB)
+    write(writer, "b")
+    write(writer, "c")
+    with pytest.raises(CorruptQueue, match="the log was rewritten"):
+        reader.read_through(Position(3, 2))
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_a_reader_is_not_fobbed_off(files: MemoryFiles, there: int) -> None:
+    """A batch that was announced and is not there is corruption, not something to wait for."""
+    if there:
+        write(LogWriter.open(files, PUB), "a")
+    with pytest.raises(CorruptQueue, match="announced"):
+        LogReader(files, PUB, START).read_through(Position(2, 1))
+    with pytest.raises(CorruptQueue, match="announced"):
+        LogReader(files, PUB, Position(5, 1)).read_through(Position(6, 1))
+
+
+def test_a_reader_starts_where_a_segment_begins(files: MemoryFiles) -> None:
+    """The segments before may be gone by then."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    writer.rotate()
+    write(writer, "b")
+    files.unlink(name(1, 1))
+    assert numbers(LogReader(files, PUB, Position(1, 1)).read_through(Position(2, 1))) == [2]
+
+
+def test_a_batch_larger_than_a_chunk_is_read(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are a matter of speed."""
+    monkeypatch.setattr("jsonqueue.storage.segments.CHUNK", 64)
+    monkeypatch.setattr("jsonqueue.storage.log.CHUNK", 64)
+    queue = Queue(files)
+    queue.publish("a", size=3000)
+    queue.publish("b", "c")
+    queue.open()
+    assert sorted(load_ids(files).numbers) == ["a", "b", "c"]
+    assert numbers(LogReader(files, PUB, START).read_through(Position(2, 1))) == [1, 2]
+
+
+def test_segments_that_vanish_while_they_are_read_are_read_again(files: MemoryFiles) -> None:
+    """A checkpoint or a restart that passes is no corruption, neither for a start nor for a reader."""
+    queue = Queue(files)
+    queue.publish("a")
+    expected = contents(queue.load())
+    racing = _Racing(files, lambda: (queue.checkpoint(), queue.close(), queue.open()))
+    assert contents(load_state(racing)) == expected
+    assert racing.raced
+    queue.publish("b")
+    racing = _Racing(files, lambda: (queue.close(), queue.open()))
+    assert numbers(LogReader(racing, PUB, Position(1, 1)).read_through(queue.pub.position)) == [2]
+    assert racing.raced
+
+
+class _Racing:
+    """Files on which something happens between the listing of the segments and the opening of one."""
+
+    def __init__(self, files: Files, happen: Callable[[], object]) -> None:
+        self._files, self._happen, self.raced = files, happen, False
+
+    def open(self, name: str, *, create: bool = False) -> int:
+        if not self.raced and name.startswith("published"):
+            self.raced = True
+            self._happen()
+        return self._files.open(name, create=create)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+
+def test_files_that_never_come_to_rest_are_not_read_for_ever(files: MemoryFiles) -> None:
+    """It gives up, and says why."""
+
+    def read() -> None:
+        files.put(QUEUE, files.get(QUEUE) + b" ")
+        raise FileNotFoundError
+
+    files.put(QUEUE, b"")
+    with pytest.raises(StorageError, match="change faster"):
+        consistently(files, read)
