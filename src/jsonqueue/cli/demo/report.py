@@ -186,6 +186,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "workers": outcome.workers,
         "queue_file": str(outcome.queue_file.resolve()),
         "queue_bytes": outcome.queue_bytes,
+        "cleared": outcome.cleared,
         "try": commands(outcome),
     }
 
