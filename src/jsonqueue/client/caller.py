@@ -148,6 +148,14 @@ _callers: dict[tuple[int, str], Caller] = {}
 _callers_lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    global _callers_lock  # noqa: PLW0603 - whoever held the old one stayed behind in the parent
+    _callers_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def caller_of(queue_dir: Path) -> Caller:
     """The caller that this process shares for a queue. (After a fork the child gets one of its own.)"""
     key = (os.getpid(), os.path.realpath(queue_dir))

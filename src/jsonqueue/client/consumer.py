@@ -98,10 +98,10 @@ class Consumer:
         The first signal drains: nothing more is started, what is running may end, what is done is acknowledged, unstarted tasks go back. A
         second one, or ``drain_timeout`` seconds, ends at once; what was running then will be delivered again. Raises whatever stopped it.
         """
-        with self._bell.rung_by_signals():
+        with self._bell.hung() as ear, self._bell.rung_by_signals():
             self.start()
             try:
-                self._bell.wait()
+                select.select([ear], [], [])
             finally:
                 self._finish(drain_timeout)
         self._raise_failure()
@@ -222,19 +222,28 @@ class _Bell:
 
     def __init__(self) -> None:
         self.rings = 0
-        # A socket, because a signal handler may do little more than write to one: taking a lock there can deadlock.
-        self._ear, self._rope = socket.socketpair()
-        self._ear.setblocking(False)
-        self._rope.setblocking(False)
+        self._rope: socket.socket | None = None
 
     def ring(self) -> None:
         self.rings += 1
-        with suppress(OSError):  # Nobody has listened for so long that it is full.
-            self._rope.send(b"!")
+        rope = self._rope
+        if rope is not None:
+            with suppress(OSError):  # Full: nobody listens yet. Closed: nobody does any more.
+                rope.send(b"!")
 
-    def wait(self) -> None:
-        """Return at the first ring."""
-        select.select([self._ear], [], [])
+    @contextmanager
+    def hung(self) -> Iterator[socket.socket]:
+        """Within, there is something to listen to; it has rung if it was rung before."""
+        # A socket, because a signal handler may do little more than write to one: taking a lock there can deadlock.
+        ear, self._rope = socket.socketpair()
+        self._rope.setblocking(False)
+        try:
+            if self.rings:
+                self._rope.send(b"!")
+            yield ear
+        finally:
+            ear.close()
+            self._rope.close()
 
     @contextmanager
     def rung_by_signals(self) -> Iterator[None]:

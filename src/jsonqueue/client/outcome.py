@@ -23,6 +23,7 @@ from jsonqueue.task import AnyTask, Task
 
 __all__ = [
     "ERROR_MAX_BYTES",
+    "NULL",
     "Cancel",
     "Current",
     "Retry",

@@ -192,6 +192,8 @@ class Publisher:
 
     def _notice_fork(self) -> None:
         if os.getpid() != self._pid:
+            # Kept, and not closed: to close it would hang up on the parent, whose connection it is.
+            self._inherited = self._exchange
             self._settle_in()
 
 

@@ -82,14 +82,16 @@ class Session:
         self._lease_s = self.config.lease_ms / 1000
         self._beat_at = 0.0
         self._backoff_s = 0.0
-        # Sockets, and not the fds of a pipe: one that was closed says so, where a bare number may be somebody else's by now.
-        self._bell, self._rope = socket.socketpair()
-        self._bell.setblocking(False)
-        self._rope.setblocking(False)
+        self._bell: socket.socket
+        self._rope: socket.socket | None = None
         self._keeper = threading.Thread(target=self._keep, name="jsonqueue-keeper", daemon=True)
 
     def start(self) -> None:
         """Begin to connect."""
+        # Sockets, and not the fds of a pipe: one that was closed says so, where a bare number may be somebody else's by now.
+        self._bell, self._rope = socket.socketpair()
+        self._bell.setblocking(False)
+        self._rope.setblocking(False)
         self._keeper.start()
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -205,6 +207,7 @@ class Session:
             self._post(pipe, again)
         self._stop_runs(hit)
         self.flush()
+        self._ring()  # it may have dozed off under another lease
 
     def _stop_runs(self, runs: list[tuple[Slot, int]]) -> None:
         for slot, token in runs:
@@ -338,6 +341,9 @@ class Session:
     def _join(self, pipe: Pipe, config: Config) -> None:
         with self._sending:
             with self._changed:
+                if self._closed:
+                    pipe.close()
+                    return
                 self.config = config
                 self._pipe = pipe
                 self._holdings.stats.connections += 1
@@ -352,8 +358,10 @@ class Session:
 
     def _ring(self) -> None:
         """Wake the keeper."""
-        with suppress(OSError):  # Full: it rings already. Closed: nobody is there to hear it.
-            self._rope.send(b"!")
+        rope = self._rope
+        if rope is not None:
+            with suppress(OSError):  # Full: it rings already. Closed: nobody is there to hear it.
+                rope.send(b"!")
 
     def _silence(self) -> None:
         with suppress(BlockingIOError):
@@ -365,7 +373,7 @@ class Session:
         """Start nothing more, wait until what runs has ended and the broker knows it; whether that came to pass in time."""
         with self._changed:
             self._stopping = True
-            self._holdings.drain(self._timer(), farewell=self._joined)
+            self._holdings.drain(self._timer(), farewell=self._pipe is not None)
             self._changed.notify_all()
         self.flush()
         self._ring()
@@ -389,7 +397,8 @@ class Session:
         if pipe is not None:
             pipe.close()
         self._ring()
-        if self._keeper.is_alive() and threading.current_thread() is not self._keeper:
+        if self._keeper.is_alive():
             self._keeper.join(_CONNECT_S + 1)
-        self._rope.close()
-        self._bell.close()
+        if self._rope is not None and not self._keeper.is_alive():
+            self._rope.close()
+            self._bell.close()

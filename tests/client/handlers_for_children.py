@@ -1,0 +1,47 @@
+"""What child processes run in the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jsonqueue
+
+
+def double(task: Any) -> Any:
+    return task.data * 2
+
+
+async def double_slowly(task: Any) -> Any:
+    return [task.data * 2, jsonqueue.current().task.id]  # type: ignore[union-attr]
+
+
+def boom(task: Any) -> None:
+    raise ValueError("no luck")
+
+
+def large(task: Any) -> str:
+    return "x" * 2000
+
+
+def leave(task: Any) -> None:
+    os._exit(7)
+
+
+def hang(task: Any) -> None:
+    """Tell who we are, ourselves and a process of our own, and never end."""
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with open(task.data, "w") as file:
+        file.write(f"{os.getpid()} {helper.pid}\n")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+
+class Tools:
+    @staticmethod
+    def halve(task: Any) -> Any:
+        return task.data / 2

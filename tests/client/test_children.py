@@ -1,0 +1,284 @@
+"""Handlers in child processes: real ones, so that what is killed is really dead."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from client import handlers_for_children as handlers
+from client.fakes import PATIENCE_S, FakeBroker, Side, assign, delivered, welcome
+from client.test_consumer import at_work, await_beat
+from jsonqueue.client.children import ChildRunner, says_how
+from jsonqueue.client.consumer import Consumer
+from jsonqueue.client.handlers import Address, address_of
+from jsonqueue.config import Config
+from jsonqueue.errors import InvalidHandler
+from jsonqueue.event import Assign, Complete, EventOwner, Failure, Revoke
+
+
+def runner_for(handler: Callable[[Any], Any], *, timeout: float | None = None) -> ChildRunner:
+    return ChildRunner(address_of(handler), timeout=timeout, config=lambda: Config(payload_max_bytes=1000))
+
+
+@pytest.fixture
+def runners() -> Iterator[Callable[..., ChildRunner]]:
+    made: list[ChildRunner] = []
+
+    def make(handler: Callable[[Any], Any], **options: Any) -> ChildRunner:
+        made.append(runner_for(handler, **options))
+        return made[-1]
+
+    yield make
+    for runner in made:
+        runner.close()
+
+
+def result(runner: ChildRunner, data: bytes = b"21") -> bytes:
+    verdict = runner.run(delivered(1, data))
+    assert isinstance(verdict, Raw), verdict
+    return bytes(verdict)
+
+
+def error(runner: ChildRunner, data: bytes = b"21") -> str:
+    verdict = runner.run(delivered(1, data))
+    assert isinstance(verdict, Failure)
+    assert (verdict.id, verdict.token) == ("t1", 101)
+    return verdict.error
+
+
+def child_of(runner: ChildRunner) -> int:
+    assert runner._process is not None
+    return runner._process.pid
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended: it is no more, or waits to be reaped."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+    return state in "ZX"
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def told(path: Path) -> list[int]:
+    """The pids that ``hang`` wrote."""
+    await_that(lambda: path.exists() and path.read_text().endswith("\n"))
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def test_one_child_runs_many_tasks(runners: Callable[..., ChildRunner]) -> None:
+    """It is started once."""
+    runner = runners(handlers.double)
+    assert result(runner) == b"42"
+    first = child_of(runner)
+    assert result(runner, b'"ab"') == b'"abab"'
+    assert child_of(runner) == first
+
+
+def test_a_coroutine_runs_in_a_child_as_well(runners: Callable[..., ChildRunner]) -> None:
+    assert result(runners(handlers.double_slowly)) == b'[42,"t1"]'
+
+
+def test_a_static_method_is_found_by_its_name(runners: Callable[..., ChildRunner]) -> None:
+    assert result(runners(handlers.Tools.halve)) == b"10.5"
+
+
+def test_an_exception_in_the_child_is_a_failure_with_its_traceback(runners: Callable[..., ChildRunner]) -> None:
+    """And no reason for a new child."""
+    runner = runners(handlers.boom)
+    said = error(runner)
+    assert "in boom" in said
+    assert said.endswith("ValueError: no luck\n")
+    first = child_of(runner)
+    error(runner)
+    assert child_of(runner) == first
+
+
+def test_the_queues_limits_hold_for_a_childs_result(runners: Callable[..., ChildRunner]) -> None:
+    """They are the parent's to know."""
+    assert "2,002 bytes" in error(runners(handlers.large))
+
+
+def test_a_child_that_dies_is_a_failure_and_is_replaced(runners: Callable[..., ChildRunner]) -> None:
+    runner = runners(handlers.leave)
+    assert error(runner) == "its handler's process died: exit status 7"
+    assert error(runner) == "its handler's process died: exit status 7"
+
+
+def test_a_child_is_killed_at_its_time_limit_with_all_it_started(runners: Callable[..., ChildRunner], tmp_path: Path) -> None:
+    """SIGTERM ignored, a process of its own at work: nothing of it is left."""
+    runner = runners(handlers.hang, timeout=0.7)
+    said = error(runner, f'"{tmp_path}/pids"'.encode())
+    assert said == "timed out after 0.7 s, and was killed"
+    await_that(lambda: all(gone(pid) for pid in told(tmp_path / "pids")))
+    assert runner._process is None
+
+
+def test_starting_does_not_count_against_the_time_limit(runners: Callable[..., ChildRunner]) -> None:
+    """A child takes longer to start than this task may."""
+    runner = runners(handlers.double, timeout=1.0)
+    runner.prepare()
+    runner._timeout = 0.5
+    assert result(runner) == b"42"
+
+
+def test_a_revoked_run_is_killed(tmp_path: Path) -> None:
+    """And its place is taken by a new child."""
+    broker = FakeBroker(EventOwner.CONSUMER)
+    with at_work(broker, handlers.hang, isolate=True) as consumer:
+        peer, _ = welcome(broker, lease_ms=100)
+        peer.say(Assign([delivered(1, f'"{tmp_path}/pids"'.encode())]))
+        pids = told(tmp_path / "pids")
+        peer.say(Revoke(["t1"], [101]))
+        await_beat(peer, [])
+        await_that(lambda: all(gone(pid) for pid in pids))
+        await_that(lambda: consumer.stats.stale == 1)
+    broker.close()
+
+
+def test_a_kill_for_another_task_harms_nobody(runners: Callable[..., ChildRunner]) -> None:
+    """By the time it comes, the next task may be running."""
+    runner = runners(handlers.double)
+    runner.prepare()
+    runner.kill(100)
+    assert result(runner) == b"42"
+
+
+def test_a_consumer_in_children_sends_results(tmp_path: Path) -> None:
+    broker = FakeBroker(EventOwner.CONSUMER)
+    with at_work(broker, handlers.double, timeout=20, concurrency=2):
+        peer, _ = welcome(broker)
+        peer.say(assign(1, 2, 3))
+        results: dict[str, bytes] = {}
+        while len(results) < 3:
+            complete = peer.hear(Complete)
+            results.update(zip(complete.ids, map(bytes, complete.results), strict=True))
+        assert results == {"t1": b"2", "t2": b"4", "t3": b"6"}
+    broker.close()
+
+
+def closure() -> Callable[[Any], Any]:
+    def inner(task: Any) -> Any:
+        return task
+
+    return inner
+
+
+class Stateful:
+    def handle(self, task: Any) -> Any:
+        return task
+
+
+@pytest.mark.parametrize("handler", [lambda task: task, closure(), Stateful().handle, functools.partial(handlers.double)])
+def test_what_a_child_could_not_find_is_refused(handler: Any) -> None:
+    """At once, and not in the child."""
+    with pytest.raises(InvalidHandler, match="find it by name"):
+        Consumer("queue_data", handler, isolate=True)
+
+
+def test_a_handler_that_the_child_cannot_load_is_the_callers_to_know() -> None:
+    """start() raises what the child said."""
+    runner = ChildRunner(Address("no_such_module", "f"), timeout=None, config=Config)
+    with pytest.raises(InvalidHandler, match="no module 'no_such_module'"):
+        runner.prepare()
+    broken = ChildRunner(Address("client.fakes", "welcome.no"), timeout=None, config=Config)
+    with pytest.raises(InvalidHandler, match="has no"):
+        broken.prepare()
+
+
+SCRIPT = """
+import sys, threading
+sys.path[:0] = {path}
+from jsonqueue.client.children import ChildRunner
+from jsonqueue.client.handlers import address_of
+from jsonqueue.config import Config
+from client.fakes import delivered
+
+def handler(task):
+    if task.data == "hang":
+        print("hanging", flush=True)
+        threading.Event().wait()
+    return [task.data, __name__]
+
+if __name__ == "__main__":
+    runner = ChildRunner(address_of(handler), timeout=None, config=Config)
+    print(bytes(runner.run(delivered(1))).decode(), runner._process.pid, flush=True)
+    if sys.argv[1:]:
+        runner.run(delivered(2, b'"hang"'))
+    runner.close()
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "a script.py"
+    path.write_text(SCRIPT.format(path=sys.path))
+    return path
+
+
+def test_a_handler_in_the_program_itself_is_found_by_its_file(script: Path) -> None:
+    """Loaded under another name, so that the program does not run twice."""
+    run = subprocess.run([sys.executable, script], capture_output=True, check=True, timeout=PATIENCE_S, text=True)
+    assert run.stdout.startswith('[null,"__jsonqueue_script__"]')
+
+
+def test_a_child_does_not_outlive_its_parent(script: Path) -> None:
+    """Even if the parent is killed and the handler never ends."""
+    with subprocess.Popen([sys.executable, script, "hang"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline().split()[-1])
+        assert parent.stdout.readline() == "hanging\n"
+        assert not gone(child)
+        parent.kill()
+        await_that(lambda: gone(child))
+
+
+def test_an_interactive_function_is_refused() -> None:
+    """There is no file to find it in."""
+    code = (
+        "from jsonqueue.client.handlers import address_of\ndef f(task): ...\ntry: address_of(f)\nexcept ValueError as error: print(error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=PATIENCE_S, text=True, env=environment)
+    assert "interactive session" in run.stdout
+
+
+def test_closing_ends_an_idle_child_in_peace_and_a_busy_one_by_force(tmp_path: Path) -> None:
+    idle = runner_for(handlers.double)
+    result(idle)
+    process = idle._process
+    assert process is not None
+    idle.close()
+    assert process.returncode == 0
+
+    busy = runner_for(handlers.hang)
+    side = Side(lambda: error(busy, f'"{tmp_path}/pids"'.encode()))
+    pids = told(tmp_path / "pids")
+    busy.close()
+    await_that(lambda: all(gone(pid) for pid in pids))
+    assert "died" in side.result()
+
+
+def test_how_a_process_ended_in_words() -> None:
+    assert says_how(3) == "exit status 3"
+    assert says_how(-signal.SIGSEGV) == "killed by SIGSEGV"
+    assert says_how(-99) == "killed by signal 99"

@@ -1,0 +1,532 @@
+"""A Consumer with handlers in threads, against a broker that the test plays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import jsonqueue
+from client.fakes import PATIENCE_S, FakeBroker, Peer, Side, assign, delivered, settle, welcome
+from jsonqueue.client.consumer import Consumer
+from jsonqueue.client.outcome import Cancel, Retry
+from jsonqueue.errors import FolderRefused, InvalidHandler, InvalidTask
+from jsonqueue.event import Assign, Complete, EventOwner, Fail, Heartbeat, Join, Return, Revoke
+from jsonqueue.task import AnyTask
+
+
+@pytest.fixture
+def broker() -> Iterator[FakeBroker]:
+    broker = FakeBroker(EventOwner.CONSUMER)
+    yield broker
+    broker.close()
+
+
+class Gate:
+    """A handler that reports its start and waits to be let on."""
+
+    def __init__(self) -> None:
+        self._started = threading.Semaphore(0)
+        self._open = threading.Semaphore(0)
+        self.seen: list[str] = []
+        self.cancelled: list[bool] = []
+
+    def __call__(self, task: AnyTask) -> Any:
+        self.seen.append(task.id)
+        self._started.release()
+        assert self._open.acquire(timeout=PATIENCE_S)
+        self.cancelled.append(jsonqueue.current().cancelled)
+        return task.data
+
+    def await_start(self) -> None:
+        assert self._started.acquire(timeout=PATIENCE_S)
+
+    def let_on(self, tasks: int = 1) -> None:
+        self._open.release(tasks)
+
+
+@contextmanager
+def at_work(broker: FakeBroker, handler: Any, **options: Any) -> Iterator[Consumer]:
+    """A consumer that is left behind at the end, not drained: the tests of draining do that themselves."""
+    consumer = Consumer("queue_data", handler, connect=broker.connect, **options)
+    consumer.start()
+    try:
+        yield consumer
+    finally:
+        consumer._session.close()
+        consumer.stop(0)
+
+
+def double(task: AnyTask) -> Any:
+    return task.data * 2
+
+
+# ── outcomes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_task_is_run_and_its_result_told(broker: FakeBroker) -> None:
+    """With the token under which it came."""
+    with at_work(broker, double, name="worker") as consumer:
+        peer, join = welcome(broker)
+        assert (join.name, join.pid, join.want, join.ids) == ("worker", os.getpid(), 1, [])
+        peer.say(assign(21))
+        complete = peer.hear(Complete)
+        assert (complete.ids, complete.tokens, [bytes(result) for result in complete.results]) == (["t21"], [121], [b"42"])
+        settle(peer, complete)
+        assert consumer.stats.completed == 1
+
+
+def test_a_raised_exception_is_a_failure(broker: FakeBroker) -> None:
+    """Its traceback travels; the consumer goes on."""
+
+    def handler(task: AnyTask) -> Any:
+        return 10 / task.data
+
+    with at_work(broker, handler):
+        peer, _ = welcome(broker)
+        peer.say(assign(0))
+        (failure,) = peer.hear(Fail).failures
+        peer.say(assign(5))
+        assert peer.hear(Complete).ids == ["t5"]
+        assert (failure.id, failure.token) == ("t0", 100)
+        assert failure.error.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_retry_and_cancel_travel(broker: FakeBroker) -> None:
+    def handler(task: AnyTask) -> Any:
+        raise Retry(2) if task.data == 1 else Cancel("no such thing")
+
+    with at_work(broker, handler):
+        peer, _ = welcome(broker)
+        peer.say(assign(1, 2))
+        later, never = peer.hear(Fail).failures
+        assert later.retry_after_ms == 2000
+        assert (never.cancel, never.error) == (True, "no such thing")
+
+
+def test_a_result_that_is_no_json_is_a_failure(broker: FakeBroker) -> None:
+    with at_work(broker, lambda task: {1, 2}):
+        peer, _ = welcome(broker)
+        peer.say(assign(1))
+        assert "of type set" in peer.hear(Fail).failures[0].error
+
+
+# ── frames ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_outcomes_of_short_tasks_share_a_frame(broker: FakeBroker) -> None:
+    """When the buffer is empty they are told at once, together."""
+    with at_work(broker, double):
+        peer, _ = welcome(broker)
+        peer.say(assign(*range(100)))
+        last = peer.hear(Complete)
+        ids = last.ids
+        while len(ids) < 100:
+            last = peer.hear(Complete)
+            ids += last.ids
+        assert ids == [f"t{number}" for number in range(100)]
+        assert last.request < 20
+
+
+def test_an_outcome_does_not_wait_for_a_long_task_behind_it(broker: FakeBroker) -> None:
+    """The keeper tells it while the handler is busy with the next."""
+    gate = Gate()
+    with at_work(broker, gate):
+        peer, _ = welcome(broker)
+        peer.say(assign(1, 2))
+        gate.await_start()
+        gate.let_on()
+        gate.await_start()
+        assert peer.hear(Complete).ids == ["t1"]
+        gate.let_on()
+        assert peer.hear(Complete).ids == ["t2"]
+
+
+def test_more_is_wanted_once_tasks_are_known_to_be_short(broker: FakeBroker) -> None:
+    with at_work(broker, double):
+        peer, join = welcome(broker)
+        assert join.want == 1
+        peer.say(assign(1))
+        assert peer.hear(Complete).want > 1
+
+
+def test_a_buffer_behind_a_task_that_takes_too_long_is_given_back(broker: FakeBroker) -> None:
+    """Somebody else may have time for it."""
+    gate, time = Gate(), [0.0]
+    with at_work(broker, gate, timer=lambda: time[0]):
+        peer, _ = welcome(broker)
+        peer.say(assign(1, 2, 3))
+        gate.await_start()
+        time[0] = 0.2
+        returned = peer.hear(Return)
+        assert (returned.ids, returned.want) == (["t2", "t3"], 1)
+        gate.let_on()
+        assert peer.hear(Complete).ids == ["t1"]
+    assert gate.seen == ["t1"]
+
+
+def test_several_slots_work_at_once(broker: FakeBroker) -> None:
+    """One waiting worker leads and wakes the others."""
+    gate = Gate()
+    with at_work(broker, gate, concurrency=3):
+        peer, join = welcome(broker)
+        assert join.want == 3
+        for number in range(3):
+            peer.say(assign(number))
+            gate.await_start()
+        gate.let_on(3)
+        assert sorted(completed(peer, 3)) == ["t0", "t1", "t2"]
+
+
+def completed(peer: Peer, tasks: int) -> list[str]:
+    """The ids of so many completed tasks, however their frames were cut."""
+    ids: list[str] = []
+    while len(ids) < tasks:
+        ids += peer.hear(Complete).ids
+    return ids
+
+
+# ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def await_beat(peer: Peer, ids: list[str]) -> None:
+    """Until a heartbeat lists just these: by then the consumer has read all that was said to it."""
+    while peer.hear(Heartbeat).ids != ids:
+        pass
+
+
+def test_heartbeats_go_on_while_the_handler_works(broker: FakeBroker) -> None:
+    """A third of the lease apart, listing what is held."""
+    gate = Gate()
+    with at_work(broker, gate):
+        peer, _ = welcome(broker, lease_ms=150)
+        peer.say(assign(1))
+        gate.await_start()
+        await_beat(peer, ["t1"])
+        assert peer.hear(Heartbeat).tokens == [101]
+        gate.let_on()
+
+
+def test_an_idle_consumer_says_that_it_lives(broker: FakeBroker) -> None:
+    with at_work(broker, double):
+        peer, _ = welcome(broker, lease_ms=100)
+        assert peer.hear(Heartbeat).ids == []
+
+
+def test_a_revoked_task_that_has_not_started_never_does(broker: FakeBroker) -> None:
+    gate = Gate()
+    with at_work(broker, gate):
+        peer, _ = welcome(broker, lease_ms=100)
+        peer.say(assign(1, 2))
+        gate.await_start()
+        peer.say(Revoke(["t2"], [102]))
+        await_beat(peer, ["t1"])
+        peer.say(assign(3))
+        gate.let_on()
+        assert peer.hear(Complete).ids == ["t1"]
+        gate.await_start()
+        gate.let_on()
+        assert peer.hear(Complete).ids == ["t3"]
+
+
+def test_a_running_handler_can_see_that_its_task_was_revoked(broker: FakeBroker) -> None:
+    """A thread cannot be killed, but asked; what it says then is not even sent."""
+    started, never = threading.Event(), threading.Event()
+
+    def handler(task: AnyTask) -> Any:
+        started.set()
+        while task.id == "t1" and not jsonqueue.current().cancelled:
+            never.wait(0.001)
+        return task.data
+
+    with at_work(broker, handler) as consumer:
+        peer, _ = welcome(broker)
+        peer.say(assign(1))
+        assert started.wait(PATIENCE_S)
+        peer.say(Revoke(["t1"], [101]), assign(2))
+        assert peer.hear(Complete).ids == ["t2"]
+        assert consumer.stats.stale == 1
+
+
+# ── connections ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_outcomes_that_were_not_settled_are_told_again(broker: FakeBroker) -> None:
+    """To the next broker, under the same tokens; it is also told what is still held."""
+    gate = Gate()
+    with at_work(broker, gate):
+        peer, _ = welcome(broker)
+        peer.say(assign(1, 2))
+        gate.await_start()
+        gate.let_on()
+        assert peer.hear(Complete).ids == ["t1"]
+        gate.await_start()
+        peer.hang_up()
+        peer, join = welcome(broker)
+        assert sorted(zip(join.ids, join.tokens, strict=True)) == [("t1", 101), ("t2", 102)]
+        again = peer.hear(Complete)
+        assert (again.ids, again.tokens) == (["t1"], [101])
+        settle(peer, again)
+        gate.let_on()
+        assert peer.hear(Complete).ids == ["t2"]
+
+
+def test_it_works_on_while_there_is_no_broker(broker: FakeBroker) -> None:
+    """What it holds gets done, and is told when a broker is back."""
+    gate = Gate()
+    with at_work(broker, gate):
+        peer, _ = welcome(broker)
+        peer.say(assign(1, 2))
+        gate.await_start()
+        broker.up = False
+        peer.hang_up()
+        gate.let_on(2)
+        gate.await_start()
+        broker.up = True
+        peer, join = welcome(broker)
+        assert sorted(join.ids) == ["t1", "t2"]
+        assert completed(peer, 2) == ["t1", "t2"]
+
+
+def test_what_went_to_others_meanwhile_is_dropped(broker: FakeBroker) -> None:
+    """The Welcome says which tokens are stale: unstarted ones are forgotten, a running one is told."""
+    gate = Gate()
+    with at_work(broker, gate):
+        peer, _ = welcome(broker)
+        peer.say(assign(1, 2))
+        gate.await_start()
+        peer.hang_up()
+        peer, _ = welcome(broker, lease_ms=100, stale=[101, 102])
+        await_beat(peer, [])
+        peer.say(assign(3))
+        gate.let_on()
+        gate.await_start()
+        gate.let_on()
+        assert peer.hear(Complete).ids == ["t3"]
+        assert gate.seen == ["t1", "t3"]
+
+
+def test_a_stale_outcome_is_counted_and_harms_nobody(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
+    with at_work(broker, double) as consumer:
+        peer, _ = welcome(broker)
+        peer.say(assign(1))
+        settle(peer, peer.hear(Complete), stale=[101])
+        peer.say(assign(2))
+        settle(peer, peer.hear(Complete))
+        assert consumer.stats.stale == 1
+    assert "too late" in caplog.text
+
+
+def test_a_frame_that_is_none_costs_the_connection_only(broker: FakeBroker) -> None:
+    with at_work(broker, double):
+        peer, _ = welcome(broker)
+        peer.say_bytes(b'{"type":"write"}')
+        peer, _ = welcome(broker)
+        peer.say(assign(1))
+        assert peer.hear(Complete).ids == ["t1"]
+
+
+def test_it_waits_for_a_broker_to_start(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
+    """Consumers may be started first; they say what they wait for, once."""
+    broker.up = False
+    tried = threading.Semaphore(0)
+
+    def connect(timeout: float) -> Any:
+        try:
+            return broker.connect(timeout)
+        finally:
+            tried.release()
+
+    consumer = Consumer("queue_data", double, connect=connect)
+    consumer.start()
+    for _ in range(3):
+        assert tried.acquire(timeout=PATIENCE_S)
+    broker.up = True
+    peer, _ = welcome(broker)
+    peer.say(assign(1))
+    assert peer.hear(Complete).ids == ["t1"]
+    consumer._session.close()
+    consumer.stop(0)
+    assert caplog.text.count("no broker is running") == 1
+
+
+# ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_stopping_finishes_what_runs_and_gives_back_the_rest(broker: FakeBroker) -> None:
+    """And leaves only when the broker has made all of it durable."""
+    gate = Gate()
+    consumer = Consumer("queue_data", gate, connect=broker.connect)
+    consumer.start()
+    peer, _ = welcome(broker)
+    peer.say(assign(1, 2))
+    gate.await_start()
+    side = Side(consumer.stop)
+    returned = peer.hear(Return)
+    assert (returned.ids, returned.want) == (["t2"], 0)
+    peer.say(assign(3))  # it crossed the farewell on its way
+    late = peer.hear(Return)
+    assert late.ids == ["t3"]
+    gate.let_on()
+    complete = peer.hear(Complete)
+    assert complete.ids == ["t1"]
+    settle(peer, returned)
+    settle(peer, late)
+    assert side.running
+    settle(peer, complete)
+    assert side.result() is True
+    assert gate.seen == ["t1"]
+
+
+def test_a_handler_that_does_not_end_is_left_behind(broker: FakeBroker) -> None:
+    """When the time to drain is over; the task will be delivered again."""
+    gate = Gate()
+    consumer = Consumer("queue_data", gate, connect=broker.connect)
+    consumer.start()
+    peer, _ = welcome(broker)
+    peer.say(assign(1))
+    gate.await_start()
+    side = Side(lambda: consumer.stop(0.01))
+    peer.hear(Return)
+    gate.let_on()
+    assert side.result() is False
+
+
+def test_a_consumer_without_a_broker_stops_at_once(broker: FakeBroker) -> None:
+    broker.up = False
+    with Consumer("queue_data", double, connect=broker.connect):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_drains(broker: FakeBroker, number: int) -> None:
+    """run() returns when what was running is done and told."""
+    gate = Gate()
+
+    def play() -> None:
+        peer, _ = welcome(broker)
+        peer.say(assign(1))
+        gate.await_start()
+        os.kill(os.getpid(), number)
+        settle(peer, peer.hear(Return))
+        gate.let_on()
+        settle(peer, peer.hear(Complete))
+
+    side = Side(play)
+    Consumer("queue_data", gate, connect=broker.connect).run()
+    side.result()
+    assert gate.seen == ["t1"]
+
+
+def test_a_second_signal_ends_at_once(broker: FakeBroker) -> None:
+    """Whatever the handler is doing."""
+    gate = Gate()
+
+    def play() -> None:
+        peer, _ = welcome(broker)
+        peer.say(assign(1))
+        gate.await_start()
+        os.kill(os.getpid(), signal.SIGTERM)
+        peer.hear(Return)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    side = Side(play)
+    Consumer("queue_data", gate, connect=broker.connect).run()
+    side.result()
+    gate.let_on()
+
+
+def test_another_thread_ends_run(broker: FakeBroker) -> None:
+    consumer = Consumer("queue_data", double, connect=broker.connect)
+    side = Side(consumer.run)
+    peer, _ = welcome(broker)
+    stopper = Side(consumer.stop)
+    settle(peer, peer.hear(Return))
+    assert stopper.result() is True
+    side.result()
+
+
+def test_an_error_that_waiting_does_not_mend_is_raised() -> None:
+    """A folder that must not be used is no broker that will come back."""
+
+    def connect(timeout: float) -> Any:
+        raise FolderRefused("it is somebody else's")
+
+    with pytest.raises(FolderRefused):
+        Consumer("queue_data", double, connect=connect).run()
+
+
+def test_a_consumer_works_once(broker: FakeBroker) -> None:
+    broker.up = False
+    consumer = Consumer("queue_data", double, connect=broker.connect)
+    consumer.start()
+    consumer.stop()
+    assert consumer.stop() is True
+    with pytest.raises(RuntimeError, match="make a new one"):
+        consumer.start()
+
+
+# ── making one ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        ("double", "names no handler"),
+        (":double", "names no handler"),
+        ("no_such_module:f", "no module 'no_such_module'"),
+        ("jsonqueue.no_such:f", "no module 'jsonqueue.no_such'"),
+        ("json:no_such", "has no 'no_such'"),
+        ("json:__name__", "not a function"),
+    ],
+)
+def test_a_handler_that_is_not_found_is_the_callers_to_know(handler: str, said: str) -> None:
+    with pytest.raises(InvalidHandler, match=said):
+        Consumer("queue_data", handler)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"concurrency": 0}, ValueError), ({"timeout": 0}, ValueError), ({"timeout": -1}, ValueError), ({"name": "a b"}, InvalidTask)],
+)
+def test_a_mistaken_option_is_told(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Consumer("queue_data", double, **options)
+
+
+@pytest.mark.parametrize(
+    ("handler", "name"),
+    [
+        ("json:dumps", "json:dumps"),
+        (double, f"{__name__}.double"),
+        (lambda task: None, f"{__name__}.-lambda"),
+        (Gate(), f"{__name__}.Gate"),
+    ],
+)
+def test_its_name_tells_what_it_does(handler: Any, name: str) -> None:
+    """Unless it is given one."""
+    assert Consumer("queue_data", handler).name == name
+    assert Consumer("queue_data", handler, name="me").name == "me"
+
+
+def test_payloads_arrive_as_values(broker: FakeBroker) -> None:
+    seen: list[Callable[..., Any] | Any] = []
+    with at_work(broker, lambda task: seen.append(task.data)):
+        peer, _ = welcome(broker)
+        peer.say(Assign([delivered(1, b'{"a":[1,2.5,null]}')]))
+        peer.hear(Complete)
+    assert seen == [{"a": [1, 2.5, None]}]
+
+
+def test_the_join_comes_first_on_every_connection(broker: FakeBroker) -> None:
+    with at_work(broker, double):
+        for _ in range(2):
+            peer = broker.accept()
+            assert peer.hear(Join).want == 1
+            assert peer.silent(0.02)  # nothing else before the Welcome
+            peer.hang_up()

@@ -1,0 +1,170 @@
+"""A Consumer with an ``async def`` handler."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import jsonqueue
+from client.fakes import PATIENCE_S, FakeBroker, Side, assign, settle, welcome
+from client.test_consumer import at_work, await_beat, completed
+from jsonqueue.client.consumer import Consumer
+from jsonqueue.client.outcome import Retry
+from jsonqueue.event import Complete, EventOwner, Fail, Return, Revoke
+from jsonqueue.task import AnyTask
+
+
+@pytest.fixture
+def broker() -> Iterator[FakeBroker]:
+    broker = FakeBroker(EventOwner.CONSUMER)
+    yield broker
+    broker.close()
+
+
+class Gate:
+    """A coroutine handler that reports its start and waits to be let on, or to be cancelled."""
+
+    def __init__(self) -> None:
+        self.started = threading.Semaphore(0)
+        self.ended: list[str] = []
+        self._open: asyncio.Event
+        self._loop: asyncio.AbstractEventLoop
+
+    async def __call__(self, task: AnyTask) -> Any:
+        if not hasattr(self, "_open"):
+            self._open, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        self.started.release()
+        try:
+            await self._open.wait()
+        except asyncio.CancelledError:
+            self.ended.append(f"{task.id} cancelled: {jsonqueue.current().cancelled}")
+            raise
+        return task.data
+
+    def await_start(self, runs: int = 1) -> None:
+        for _ in range(runs):
+            assert self.started.acquire(timeout=PATIENCE_S)
+
+    def let_on(self) -> None:
+        self._loop.call_soon_threadsafe(self._open.set)
+
+
+def test_coroutines_run_side_by_side_up_to_the_concurrency(broker: FakeBroker) -> None:
+    """In one thread; the next begins when one has ended."""
+    gate = Gate()
+    with at_work(broker, gate, concurrency=3):
+        peer, join = welcome(broker)
+        assert join.want == 3
+        peer.say(assign(1, 2, 3, 4))
+        gate.await_start(3)
+        assert not gate.started.acquire(timeout=0.02)
+        gate.let_on()
+        assert sorted(completed(peer, 4)) == ["t1", "t2", "t3", "t4"]
+
+
+def test_each_coroutine_knows_its_own_task(broker: FakeBroker) -> None:
+    async def handler(task: AnyTask) -> Any:
+        await asyncio.sleep(0)
+        mine = jsonqueue.current().task
+        assert mine is not None
+        return mine.id == task.id
+
+    with at_work(broker, handler, concurrency=5):
+        peer, _ = welcome(broker)
+        peer.say(assign(*range(50)))
+        results: list[bytes] = []
+        while len(results) < 50:
+            results += [bytes(result) for result in peer.hear(Complete).results]
+        assert set(results) == {b"true"}
+
+
+def test_exceptions_and_retries_are_told(broker: FakeBroker) -> None:
+    async def handler(task: AnyTask) -> Any:
+        if task.data == 1:
+            raise Retry(1)
+        raise SystemExit(task.data)
+
+    with at_work(broker, handler):
+        peer, _ = welcome(broker)
+        peer.say(assign(1))
+        assert peer.hear(Fail).failures[0].retry_after_ms == 1000
+        peer.say(assign(2))
+        assert "SystemExit: 2" in peer.hear(Fail).failures[0].error
+
+
+def test_a_revoked_coroutine_is_cancelled(broker: FakeBroker) -> None:
+    """And its place is free for the next task."""
+    gate = Gate()
+    with at_work(broker, gate) as consumer:
+        peer, _ = welcome(broker, lease_ms=100)
+        peer.say(assign(1))
+        gate.await_start()
+        peer.say(Revoke(["t1"], [101]))
+        await_beat(peer, [])
+        peer.say(assign(2))
+        gate.await_start()
+        gate.let_on()
+        assert peer.hear(Complete).ids == ["t2"]
+        assert gate.ended == ["t1 cancelled: True"]
+        assert consumer.stats.stale == 1
+
+
+def test_a_handler_that_cancels_itself_has_failed(broker: FakeBroker) -> None:
+    async def handler(task: AnyTask) -> Any:
+        raise asyncio.CancelledError
+
+    with at_work(broker, handler):
+        peer, _ = welcome(broker)
+        peer.say(assign(1))
+        assert "cancelled" in peer.hear(Fail).failures[0].error
+
+
+def test_heartbeats_go_on_while_the_loop_is_blocked(broker: FakeBroker) -> None:
+    """The keeper is a thread of its own."""
+    free = threading.Event()
+
+    async def handler(task: AnyTask) -> Any:
+        free.wait(PATIENCE_S)
+
+    with at_work(broker, handler):
+        peer, _ = welcome(broker, lease_ms=100)
+        peer.say(assign(1))
+        await_beat(peer, ["t1"])
+        await_beat(peer, ["t1"])
+        free.set()
+        assert peer.hear(Complete).ids == ["t1"]
+
+
+def test_stopping_waits_for_coroutines(broker: FakeBroker) -> None:
+    gate = Gate()
+    consumer = Consumer("queue_data", gate, connect=broker.connect, concurrency=2)
+    consumer.start()
+    peer, _ = welcome(broker)
+    peer.say(assign(1, 2))
+    gate.await_start(2)
+    side = Side(consumer.stop)
+    settle(peer, peer.hear(Return))
+    gate.let_on()
+    told = 0
+    while told < 2:
+        complete = peer.hear(Complete)
+        told += len(complete.ids)
+        settle(peer, complete)
+    assert side.result() is True
+    assert consumer.stats.completed == 2
+
+
+def test_coroutines_that_do_not_end_are_cancelled(broker: FakeBroker) -> None:
+    """When the time to drain is over."""
+    gate = Gate()
+    consumer = Consumer("queue_data", gate, connect=broker.connect)
+    consumer.start()
+    peer, _ = welcome(broker)
+    peer.say(assign(1))
+    gate.await_start()
+    assert consumer.stop(0.01) is False
+    assert gate.ended == ["t1 cancelled: False"]

@@ -1,0 +1,242 @@
+"""A TaskHandle: results, statuses and changes, against a broker that the test plays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from client.fakes import FakeBroker, Side
+from jsonqueue.client.caller import Caller, caller_of
+from jsonqueue.client.handle import TaskHandle
+from jsonqueue.client.publisher import Publisher
+from jsonqueue.errors import BrokerUnavailable, InvalidTask, ResultTimeout, TaskFailed, TaskNotFound
+from jsonqueue.event import Cancel, Changed, EventOwner, Look, Replay, Result, Watch
+from jsonqueue.task import StoredTask, Task, TaskStatus
+
+
+@pytest.fixture
+def broker() -> Iterator[FakeBroker]:
+    broker = FakeBroker(EventOwner.CALLER)
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def caller(broker: FakeBroker, tmp_path: Path) -> Iterator[Caller]:
+    caller = Caller(tmp_path / "q", connect=broker.connect)
+    yield caller
+    caller.close()
+
+
+@pytest.fixture
+def handle(caller: Caller) -> TaskHandle:
+    return TaskHandle(caller.queue_dir, "a", caller=caller)
+
+
+def ended(status: TaskStatus = TaskStatus.COMPLETED, **fields: Any) -> StoredTask:
+    return Task("a", 1, status, 1, Raw(b'{"n":1}'), **fields)
+
+
+def test_a_result_is_waited_for(broker: FakeBroker, handle: TaskHandle) -> None:
+    """It comes as the value that the handler returned."""
+    side = Side(handle.result)
+    peer = broker.accept()
+    watch = peer.hear(Watch)
+    assert watch.ids == ["a"]
+    assert side.running
+    peer.say(Result(watch.request, "a", ended(result=Raw(b'{"ok":[1]}'))))
+    assert side.result() == {"ok": [1]}
+
+
+def test_a_result_of_nothing_is_none(broker: FakeBroker, handle: TaskHandle) -> None:
+    side = Side(handle.result)
+    peer = broker.accept()
+    peer.say(Result(peer.hear(Watch).request, "a", ended()))
+    assert side.result() is None
+
+
+@pytest.mark.parametrize("status", [TaskStatus.DEAD, TaskStatus.CANCELLED])
+def test_a_task_that_ended_without_a_result_raises(broker: FakeBroker, handle: TaskHandle, status: TaskStatus) -> None:
+    """With the reason."""
+    side = Side(handle.result)
+    peer = broker.accept()
+    peer.say(Result(peer.hear(Watch).request, "a", ended(status, reason="no luck")))
+    with pytest.raises(TaskFailed, match="no luck") as caught:
+        side.result()
+    assert caught.value.status == status
+
+
+def test_an_unknown_task_is_not_found(broker: FakeBroker, handle: TaskHandle) -> None:
+    side = Side(handle.result)
+    peer = broker.accept()
+    peer.say(Result(peer.hear(Watch).request, "a", None))
+    with pytest.raises(TaskNotFound):
+        side.result()
+
+
+def test_patience_ends_and_the_question_stands(broker: FakeBroker, handle: TaskHandle) -> None:
+    """Asking again does not make the broker keep a second watch; its one answer serves."""
+    with pytest.raises(ResultTimeout):
+        handle.result(timeout=0.01)
+    peer = broker.accept()
+    watch = peer.hear(Watch)
+    with pytest.raises(ResultTimeout):
+        handle.result(timeout=0.01)
+    assert peer.silent()
+    peer.say(Result(watch.request, "a", ended(result=Raw(b"7"))))
+    assert handle.result(timeout=5) == 7
+    side = Side(handle.result)
+    assert peer.hear(Watch).request != watch.request
+    handle.queue_dir.mkdir(mode=0o700)
+    broker.up = False
+    peer.hang_up()
+    with pytest.raises(TaskNotFound):  # the folder holds nothing
+        side.result()
+
+
+def test_many_threads_wait_for_one_task_with_one_question(broker: FakeBroker, handle: TaskHandle) -> None:
+    sides = [Side(handle.result) for _ in range(5)]
+    peer = broker.accept()
+    watch = peer.hear(Watch)
+    peer.say(Result(watch.request, "a", ended(result=Raw(b"7"))))
+    for side in sides:
+        while side.running and not peer.silent(0.01):  # one that came too late for the first answer asks for itself
+            peer.say(Result(peer.hear(Watch).request, "a", ended(result=Raw(b"7"))))
+        assert side.result() == 7
+
+
+def test_threads_share_one_connection(broker: FakeBroker, caller: Caller) -> None:
+    """Answers come in any order, each to who waits for it."""
+    sides = {name: Side(TaskHandle(caller.queue_dir, name, caller=caller).result) for name in "abcdef"}
+    peer = broker.accept()
+    watches = [peer.hear(Watch) for _ in sides]
+    for watch in reversed(watches):
+        (name,) = watch.ids
+        peer.say(Result(watch.request, name, Task(name, 1, TaskStatus.COMPLETED, 1, Raw(b"1"), result=Raw(f'"{name}"'.encode()))))
+    assert {name: side.result() for name, side in sides.items()} == {name: name for name in "abcdef"}
+
+
+def test_a_watch_survives_the_broker(broker: FakeBroker, handle: TaskHandle) -> None:
+    """A new broker is asked anew."""
+    side = Side(handle.result)
+    first = broker.accept()
+    first.hear(Watch)
+    first.hang_up()
+    second = broker.accept()
+    second.say(Result(second.hear(Watch).request, "a", ended(result=Raw(b"7"))))
+    assert side.result() == 7
+
+
+def test_status_and_task_look(broker: FakeBroker, handle: TaskHandle) -> None:
+    """The task as it stands now, payload and all."""
+    side = Side(handle.status)
+    peer = broker.accept()
+    peer.say(Result(peer.hear(Look).request, "a", ended(TaskStatus.SCHEDULED)))
+    assert side.result() is TaskStatus.SCHEDULED
+    side = Side(handle.task)
+    peer.say(Result(peer.hear(Look).request, "a", ended(TaskStatus.SCHEDULED, priority=3)))
+    task = side.result()
+    assert (task.data, task.priority, task.result) == ({"n": 1}, 3, None)
+
+
+def test_a_cancel_tells_whether_it_did(broker: FakeBroker, handle: TaskHandle) -> None:
+    """False: it had ended. Not there at all: that is an error."""
+    side = Side(lambda: handle.cancel("not needed"))
+    peer = broker.accept()
+    cancel = peer.hear(Cancel)
+    assert (cancel.ids, cancel.reason) == (["a"], "not needed")
+    peer.say(Changed(cancel.request, ["a"]))
+    assert side.result() is True
+
+    side = Side(handle.cancel)
+    peer.say(Changed(peer.hear(Cancel).request, [], {"a": "already completed"}))
+    peer.say(Result(peer.hear(Look).request, "a", ended()))
+    assert side.result() is False
+
+    side = Side(handle.cancel)
+    peer.say(Changed(peer.hear(Cancel).request, [], {"a": "not in the queue"}))
+    peer.say(Result(peer.hear(Look).request, "a", None))
+    with pytest.raises(TaskNotFound):
+        side.result()
+
+
+def test_a_cancel_whose_answer_got_lost_was_ours(broker: FakeBroker, handle: TaskHandle) -> None:
+    """The second try finds the task cancelled already: by the first one."""
+    side = Side(handle.cancel)
+    first = broker.accept()
+    first.hear(Cancel)
+    first.hang_up()
+    second = broker.accept()
+    second.say(Changed(second.hear(Cancel).request, [], {"a": "already cancelled"}))
+    assert side.result() is True
+
+
+def test_a_dead_letter_is_replayed(broker: FakeBroker, handle: TaskHandle) -> None:
+    side = Side(handle.replay)
+    peer = broker.accept()
+    replay = peer.hear(Replay)
+    peer.say(Changed(replay.request, ["a"]))
+    assert side.result() is True
+
+
+def test_a_frame_that_is_none_costs_the_connection_only(broker: FakeBroker, handle: TaskHandle) -> None:
+    side = Side(handle.status)
+    first = broker.accept()
+    first.hear(Look)
+    first.say_bytes(b"[1")
+    second = broker.accept()
+    second.say(Result(second.hear(Look).request, "a", ended()))
+    assert side.result() is TaskStatus.COMPLETED
+
+
+# ── without a broker ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_a_broker_the_files_tell(tmp_path: Path) -> None:
+    """Status and task are read from them; what needs somebody to act says so at once, or when its time is up."""
+    with Publisher(tmp_path / "q") as publisher:
+        handle = publisher.publish({"n": 1}, id="a")
+    assert handle.status() is TaskStatus.PENDING
+    assert handle.task().data == {"n": 1}
+    with pytest.raises(BrokerUnavailable, match="no broker is running"):
+        handle.result()
+    with pytest.raises(BrokerUnavailable):
+        handle.result(timeout=0.01)
+    with pytest.raises(BrokerUnavailable):
+        handle.cancel()
+    with pytest.raises(TaskNotFound):
+        TaskHandle(tmp_path / "q", "b").status()
+
+
+def test_a_result_waits_for_a_broker_to_start(broker: FakeBroker, tmp_path: Path) -> None:
+    """As long as its timeout lasts."""
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish(1, id="a")
+    broker.up = False
+    caller = Caller(tmp_path / "q", connect=broker.connect)
+    side = Side(lambda: TaskHandle(tmp_path / "q", "a", caller=caller).result(timeout=9))
+    broker.up = True
+    peer = broker.accept()
+    peer.say(Result(peer.hear(Watch).request, "a", ended(result=Raw(b"7"))))
+    assert side.result() == 7
+    caller.close()
+
+
+def test_handles_are_values(tmp_path: Path) -> None:
+    """Equal by queue and id; only a valid id makes one."""
+    assert TaskHandle(tmp_path, "a") == TaskHandle(str(tmp_path), "a", duplicate=True)
+    assert len({TaskHandle(tmp_path, "a"), TaskHandle(tmp_path, "a"), TaskHandle(tmp_path, "b")}) == 2
+    assert repr(TaskHandle("q", "a")) == "TaskHandle('q', 'a')"
+    with pytest.raises(InvalidTask):
+        TaskHandle(tmp_path, "../a")
+
+
+def test_a_process_has_one_caller_for_a_queue(tmp_path: Path) -> None:
+    """However its path is written."""
+    (tmp_path / "q").mkdir()
+    assert caller_of(tmp_path / "q") is caller_of(tmp_path / "." / "q")
+    assert caller_of(tmp_path / "q") is not caller_of(tmp_path)

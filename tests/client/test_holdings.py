@@ -1,0 +1,205 @@
+"""The books of a consumer, without threads and without a wire: times are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from client.fakes import delivered
+from jsonqueue.client.holdings import FRAME_TASKS, Holdings
+from jsonqueue.client.payload import NULL
+from jsonqueue.event import Complete, Event, Fail, Failure, Return
+
+
+def holding(*numbers: int, slots: int = 1) -> Holdings:
+    holdings = Holdings(slots)
+    holdings.assign([delivered(number) for number in numbers], 0.0)
+    return holdings
+
+
+def run(holdings: Holdings, seconds: float, verdict: Any = NULL, *, now: float = 0.0) -> None:
+    """The next task, in the first slot."""
+    slot = holdings.slots[0]
+    assert holdings.take(slot, now) is not None
+    holdings.settle(slot, verdict, now + seconds)
+
+
+def packed(holdings: Holdings, kind: type[Event]) -> Any:
+    (frame,) = holdings.pack()
+    assert isinstance(frame, kind)
+    return frame
+
+
+def test_tasks_start_in_the_order_in_which_they_came() -> None:
+    holdings = holding(1, 2)
+    run(holdings, 0.1)
+    holdings.assign([delivered(3)], 1.0)
+    run(holdings, 0.1)
+    run(holdings, 0.1)
+    assert holdings.take(holdings.slots[0], 1.0) is None
+    assert packed(holdings, Complete).ids == ["t1", "t2", "t3"]
+
+
+@pytest.mark.parametrize(("seconds", "want"), [(0.0, 1024), (0.0001, 101), (0.001, 11), (0.010, 2), (0.011, 1), (5.0, 1)])
+def test_it_wants_ten_milliseconds_of_work_ahead(seconds: float, want: int) -> None:
+    """Short tasks never wait for the wire, long ones are never hoarded."""
+    holdings = holding(1)
+    assert holdings.want == 1
+    run(holdings, seconds)
+    assert holdings.want == want
+
+
+def test_it_wants_more_with_more_slots() -> None:
+    holdings = holding(1, slots=4)
+    assert holdings.want == 4
+    run(holdings, 0.010)
+    assert holdings.want == 8
+
+
+def test_what_it_wants_follows_the_tasks() -> None:
+    """One slow task among many fast ones changes little, many slow ones everything."""
+    holdings = holding(*range(100))
+    run(holdings, 0.0001)
+    run(holdings, 0.010)
+    assert 9 < holdings.want < 101
+    for _ in range(60):
+        run(holdings, 0.010)
+    assert holdings.want == 2
+
+
+def test_outcomes_go_in_frames_and_stay_until_they_are_settled() -> None:
+    """A frame is kept whole, for the case that it must be sent again."""
+    holdings = holding(1, 2)
+    run(holdings, 0.1, Raw(b"7"))
+    run(holdings, 0.1, Failure("t2", 102, "no luck"))
+    complete, fail = holdings.pack()
+    assert isinstance(complete, Complete)
+    assert (complete.ids, complete.tokens, [bytes(result) for result in complete.results]) == (["t1"], [101], [b"7"])
+    assert isinstance(fail, Fail)
+    assert [failure.id for failure in fail.failures] == ["t2"]
+    assert holdings.pack() == []
+    assert list(holdings.unsettled.values()) == [complete, fail]
+    holdings.settled(complete.request, [])
+    holdings.settled(fail.request, [102])
+    assert holdings.idle
+    assert (holdings.stats.completed, holdings.stats.failed, holdings.stats.stale) == (1, 1, 1)
+
+
+def test_a_second_settled_counts_nothing_twice() -> None:
+    holdings = holding(1)
+    run(holdings, 0.1)
+    frame = packed(holdings, Complete)
+    holdings.settled(frame.request, [101])
+    holdings.settled(frame.request, [101])
+    holdings.settled(99, [101])
+    assert holdings.stats.stale == 1
+
+
+def test_a_frame_is_full_at_its_number_of_tasks_and_at_its_bytes() -> None:
+    """Many small results, or few large ones."""
+    holdings = holding(*range(2 * FRAME_TASKS + 1))
+    for _ in range(FRAME_TASKS - 1):
+        run(holdings, 0.0)
+    assert not holdings.frame_full
+    run(holdings, 0.0)
+    assert holdings.frame_full
+    holdings.pack()
+    assert not holdings.frame_full
+    run(holdings, 0.0, Raw(b"1" * 1024 * 1024))
+    assert holdings.frame_full
+
+
+def test_what_gathered_while_there_was_no_wire_is_cut_into_frames() -> None:
+    """None grows beyond its number of tasks or, but for a single result, its bytes."""
+    holdings = holding(*range(600))
+    large = Raw(b'"' + b"x" * 600_000 + b'"')
+    for number in range(600):
+        run(holdings, 0.0, large if number in {10, 11, 12} else NULL)
+    frames: list[Any] = holdings.pack()
+    assert [token for frame in frames for token in frame.tokens] == [100 + number for number in range(600)]
+    assert all(len(frame.ids) <= FRAME_TASKS for frame in frames)
+    assert all(sum(len(bytes(result)) for result in frame.results) < 1024 * 1024 for frame in frames)
+
+
+def test_a_buffer_stuck_behind_a_long_task_is_given_back() -> None:
+    """Others may have time for it. What it took this long is also learned, or the same would come again."""
+    holdings = holding(1, 2, 3)
+    run(holdings, 0.0001)
+    packed(holdings, Complete)
+    assert holdings.take(holdings.slots[0], 10.0) is not None
+    assert not holdings.unstall(10.05)
+    assert holdings.unstall(10.11)
+    frame = packed(holdings, Return)
+    assert (frame.ids, frame.tokens, frame.want) == (["t3"], [103], 1)
+    assert not holdings.unstall(99.0)
+
+
+def test_a_buffer_is_not_stuck_while_a_slot_is_free_or_takes_from_it() -> None:
+    """The wait counts from the last task that was taken."""
+    holdings = holding(1, 2, 3, slots=2)
+    first, second = holdings.slots
+    holdings.take(first, 0.0)
+    assert not holdings.unstall(1.0)
+    holdings.take(second, 1.0)
+    assert not holdings.unstall(1.09)
+    assert holdings.unstall(1.2)
+
+
+def test_what_is_revoked_before_it_started_never_starts() -> None:
+    holdings = holding(1, 2)
+    assert holdings.revoke([101, 999]) == []
+    run(holdings, 0.1)
+    assert packed(holdings, Complete).ids == ["t2"]
+
+
+def test_what_is_revoked_while_it_runs_is_told_and_then_forgotten() -> None:
+    """Whatever the handler says then changes nothing, so it is not even sent."""
+    holdings = holding(1)
+    slot = holdings.slots[0]
+    holdings.take(slot, 0.0)
+    assert holdings.revoke([101]) == [(slot, 101)]
+    assert slot.cancelled
+    assert holdings.leased() == ([], [])
+    holdings.settle(slot, NULL, 1.0)
+    assert holdings.pack() == []
+    assert holdings.stats.stale == 1
+    holdings.assign([delivered(2)], 1.0)
+    holdings.take(slot, 1.0)
+    assert not slot.cancelled
+
+
+def test_a_heartbeat_lists_what_has_no_verdict_on_its_way() -> None:
+    """Ready, running, finished but unsaid; what was said ends its lease by itself. A new Pipe's Join lists that too."""
+    holdings = holding(1, 2, 3, 4, 5)
+    run(holdings, 0.1)
+    said = packed(holdings, Complete)
+    run(holdings, 0.1)
+    run(holdings, 0.1, Failure("t3", 103, "no luck"))
+    holdings.take(holdings.slots[0], 1.0)
+    assert sorted(holdings.leased()[1]) == [102, 103, 104, 105]
+    assert sorted(holdings.held()[0]) == ["t1", "t2", "t3", "t4", "t5"]
+    holdings.settled(said.request, [])
+    holdings.pack()
+    assert sorted(holdings.leased()[1]) == [104, 105]
+    assert sorted(holdings.held()[1]) == [102, 103, 104, 105]
+
+
+def test_a_draining_consumer_gives_back_what_it_has_and_what_still_comes() -> None:
+    """It wants nothing any more, and says so even if it has nothing to give back."""
+    holdings = holding(1)
+    holdings.drain(1.0, farewell=True)
+    frame = packed(holdings, Return)
+    assert (frame.ids, frame.want) == (["t1"], 0)
+    assert not holdings.idle
+    holdings.assign([delivered(2)], 2.0)
+    assert packed(holdings, Return).ids == ["t2"]
+    assert holdings.stats.returned == 2
+
+    empty = Holdings(1)
+    empty.drain(1.0, farewell=True)
+    assert packed(empty, Return).ids == []
+    lonely = Holdings(1)
+    lonely.drain(1.0, farewell=False)
+    assert lonely.idle

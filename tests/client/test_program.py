@@ -1,0 +1,196 @@
+"""Any program as a consumer."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from client.fakes import FakeBroker, Side, assign, delivered, welcome
+from client.test_children import await_that, gone
+from client.test_consumer import at_work
+from jsonqueue.client.program import Program, ProgramRunner
+from jsonqueue.config import Config
+from jsonqueue.errors import InvalidHandler
+from jsonqueue.event import Complete, EventOwner, Failure
+
+
+def runner_for(code: str, *, timeout: float | None = 20, **options: Any) -> ProgramRunner:
+    """Runs Python code, so that the tests need no programs of the machine's."""
+    program = Program([sys.executable, "-S", "-c", f"import sys, os\n{code}"], **options)
+    return ProgramRunner(program, timeout=timeout, config=lambda: Config(payload_max_bytes=200_000))
+
+
+def result(code: str, data: bytes = b"21", **options: Any) -> bytes:
+    verdict = runner_for(code, **options).run(delivered(1, data))
+    assert isinstance(verdict, Raw), verdict
+    return bytes(verdict)
+
+
+def failed(code: str, **options: Any) -> Failure:
+    verdict = runner_for(code, **options).run(delivered(1))
+    assert isinstance(verdict, Failure)
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("output", "kept"),
+    [
+        ("", b"null"),
+        (" \n", b"null"),
+        ("[1, 2]\n", b"[1,2]"),
+        ('{"a" : null}', b'{"a":null}'),
+        ("0", b"0"),
+        ("plain text\n", b'"plain text"'),
+        ("two\nlines\n", b'"two\\nlines"'),
+        ("NaN", b'"NaN"'),
+        ("[1] [2]", b'"[1] [2]"'),
+    ],
+)
+def test_the_output_is_the_result(output: str, kept: bytes) -> None:
+    """JSON if it is JSON, nothing if there is none, else text."""
+    assert result(f"sys.stdout.write({output!r})") == kept
+
+
+def test_output_that_is_no_text_is_kept_as_far_as_it_can_be() -> None:
+    assert result("sys.stdout.buffer.write(bytes([97, 255]))") == '"a\ufffd"'.encode()
+
+
+def test_the_input_is_the_task() -> None:
+    """All of it, as the queue has it."""
+    assert result("import json; t = json.load(sys.stdin); print(t['id'], t['data'], t['attempt'])") == b'"t1 21 1"'
+
+
+def test_the_environment_names_the_task() -> None:
+    """Beside what it was given."""
+    code = "print(os.environ['JSONQUEUE_TASK_ID'], os.environ['JSONQUEUE_ATTEMPT'], os.environ['COLOUR'])"
+    assert result(code, env={"COLOUR": "red"}) == b'"t1 1 red"'
+
+
+def test_it_runs_where_it_was_told_to(tmp_path: Path) -> None:
+    assert result("print(os.getcwd())", cwd=tmp_path) == f'"{tmp_path.resolve()}"'.encode()
+
+
+def test_large_input_and_output_cross(tmp_path: Path) -> None:
+    """Neither side waits for the other with a full pipe."""
+    data = b'"' + b"x" * 150_000 + b'"'
+    code = "for line in iter(lambda: sys.stdin.read(1000), ''): sys.stderr.write(line)\nprint('y' * 190000)"
+    assert len(result(code, data)) == 190_002
+
+
+def test_input_that_nobody_reads_is_no_failure() -> None:
+    assert result("print(1)", b'"' + b"x" * 150_000 + b'"') == b"1"
+
+
+def test_an_exit_status_is_a_failure_with_the_end_of_the_standard_error() -> None:
+    failure = failed("sys.stderr.write('a' * 100000 + 'the end\\n'); sys.exit(3)")
+    assert failure.error.endswith("the end\nexit status 3")
+    assert len(failure.error) < 17_000
+    assert failure.retry_after_ms is None
+
+
+def test_75_means_not_now() -> None:
+    """Tried again after a while, whatever the policy says."""
+    failure = failed("sys.stderr.write('busy'); sys.exit(75)", retry_after=1.5)
+    assert failure.retry_after_ms == 1500
+    assert failure.error.endswith("busy")
+
+
+def test_a_signal_is_a_failure() -> None:
+    assert failed("os.kill(os.getpid(), 11)").error == "killed by SIGSEGV"
+
+
+HELPER = "import subprocess; p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'])\n"
+
+
+def pid_in(error: str) -> int:
+    return int(error.split("pid ")[1].split(maxsplit=1)[0])
+
+
+def test_a_program_is_killed_at_its_time_limit_with_all_it_started() -> None:
+    """What it had said on its standard error is kept."""
+    code = HELPER + "sys.stderr.write(f'pid {p.pid} '); sys.stderr.flush(); import time; time.sleep(600)"
+    failure = failed(code, timeout=0.5)
+    assert failure.error.startswith("timed out after 0.5 s, and was killed\n")
+    await_that(lambda: gone(pid_in(failure.error)))
+
+
+def test_a_program_that_closes_its_output_is_not_done() -> None:
+    """It is done when it ends."""
+    code = "sys.stdout.write('1'); sys.stdout.flush(); os.close(1); os.close(2); import time; time.sleep(600)"
+    assert failed(code, timeout=0.3).error == "timed out after 0.3 s, and was killed"
+
+
+def test_what_a_program_leaves_behind_does_not_hold_up_its_task() -> None:
+    """It keeps the output open, but the program has ended; and then it goes as well."""
+    verdict = result(HELPER + "print(p.pid)")
+    await_that(lambda: gone(int(verdict)))
+
+
+def test_too_much_output_is_a_failure_and_ends_it() -> None:
+    """It is not gathered for as long as the program cares to talk."""
+    assert failed("while True: sys.stdout.write('x' * 10000)").error.startswith("its output is more than 200,000 bytes")
+
+
+def test_output_that_json_cannot_carry_is_a_failure() -> None:
+    """Within the bytes, but beyond the depth."""
+    assert "nested" in failed("print('[' * 100 + ']' * 100)").error
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("no-such-program -v", "no program 'no-such-program'"), ("", "empty"), ("a 'b", "no command")]
+)
+def test_a_command_that_is_none_is_the_callers_to_know(command: str, said: str) -> None:
+    with pytest.raises(InvalidHandler, match=said):
+        Program(command)
+
+
+def test_a_command_is_split_and_not_run_by_a_shell() -> None:
+    assert Program("sh -c 'echo a; echo b'").arguments == ["sh", "-c", "echo a; echo b"]
+    assert Program("sh $HOME").arguments == ["sh", "$HOME"]
+    assert Program("echo a | wc -l", shell=True).arguments == ["/bin/sh", "-c", "echo a | wc -l"]
+    assert repr(Program("sh -c 'a b'")) == "Program(\"sh -c 'a b'\")"
+
+
+def test_a_program_that_cannot_be_started_is_a_failure(tmp_path: Path) -> None:
+    """Of this task; the consumer goes on."""
+    runner = runner_for("", cwd=tmp_path / "nowhere")
+    verdict = runner.run(delivered(1))
+    assert isinstance(verdict, Failure)
+    assert "could not be started" in verdict.error
+
+
+def test_a_kill_ends_the_run_of_that_task_only(tmp_path: Path) -> None:
+    running = threading.Event()
+    runner = runner_for("sys.stderr.write('here'); sys.stderr.flush(); import time; time.sleep(600)")
+    start: Callable[..., Any] = runner._start
+
+    def observed(task: Any) -> Any:
+        process = start(task)
+        running.set()
+        return process
+
+    runner._start = observed  # type: ignore[method-assign]
+    side = Side(lambda: runner.run(delivered(1)))
+    assert running.wait(10)
+    await_that(lambda: runner._process is not None)
+    runner.kill(100)
+    assert side.running
+    runner.close()
+    assert "killed by SIGKILL" in side.result().error
+
+
+def test_a_consumer_runs_programs() -> None:
+    broker = FakeBroker(EventOwner.CONSUMER)
+    program = Program([sys.executable, "-S", "-c", "import sys, json; print(json.load(sys.stdin)['data'] * 2)"])
+    with at_work(broker, program) as consumer:
+        assert consumer.name.startswith("python")
+        peer, _ = welcome(broker)
+        peer.say(assign(21))
+        assert [bytes(one) for one in peer.hear(Complete).results] == [b"42"]
+    broker.close()

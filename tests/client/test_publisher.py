@@ -1,0 +1,312 @@
+"""A Publisher and its three outcomes, against a broker that the test plays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from client.fakes import FakeBroker, Peer, Side
+from jsonqueue.client.flow import WINDOW
+from jsonqueue.client.publisher import Publisher, PublishSummary
+from jsonqueue.config import Config
+from jsonqueue.errors import BrokerUnavailable, InvalidTask, PublishRejected, PublishUnknown, TasksRejected
+from jsonqueue.event import EventOwner, Refusal, Write, Written
+from jsonqueue.storage.locks import hold
+from jsonqueue.storage.recovery import inspect
+from jsonqueue.task import TaskIn, TaskStatus
+
+
+@pytest.fixture
+def broker() -> Iterator[FakeBroker]:
+    broker = FakeBroker(EventOwner.PUBLISHER, Config(payload_max_bytes=100))
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def publisher(broker: FakeBroker, tmp_path: Path) -> Iterator[Publisher]:
+    with Publisher(tmp_path / "q", connect=broker.connect, chance=Random(7), timeout=5) as publisher:
+        yield publisher
+
+
+def acknowledge(peer: Peer, *, duplicates: list[int] | None = None, refused: list[Refusal] | None = None) -> Write:
+    write = peer.hear(Write)
+    peer.say(Written(write.request, 1, duplicates or [], refused or []))
+    return write
+
+
+# ── one ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_publish_returns_once_it_is_acknowledged(broker: FakeBroker, publisher: Publisher) -> None:
+    """Not before: the handle means that the task is durable."""
+    side = Side(lambda: publisher.publish({"a": 1}, id="a", priority=3, attempts_max=5, retry="never", after="b"))
+    peer = broker.accept()
+    write = peer.hear(Write)
+    (task,) = write.tasks
+    assert (task.id, bytes(task.data), task.priority, task.attempts_max, task.after) == ("a", b'{"a":1}', 3, 5, ("b",))
+    assert side.running
+    peer.say(Written(write.request, 1))
+    handle = side.result()
+    assert (handle.id, handle.duplicate) == ("a", False)
+
+
+@pytest.mark.parametrize("data", [0, "", [], None, False])
+def test_a_falsy_payload_is_published(broker: FakeBroker, publisher: Publisher, data: Any) -> None:
+    side = Side(lambda: publisher.publish(data))
+    assert acknowledge(broker.accept()).tasks[0].data is not None
+    side.result()
+
+
+def test_a_whole_task_brings_its_own_options(broker: FakeBroker, publisher: Publisher) -> None:
+    side = Side(lambda: publisher.publish(TaskIn(data=1, id="x", priority=2)))
+    assert acknowledge(broker.accept()).tasks[0].priority == 2
+    assert side.result().id == "x"
+
+
+def test_a_known_id_is_a_duplicate(broker: FakeBroker, publisher: Publisher) -> None:
+    """No error: publishing is idempotent, and the handle is as good as the first one."""
+    side = Side(lambda: publisher.publish(1, id="a"))
+    acknowledge(broker.accept(), duplicates=[0])
+    assert side.result().duplicate
+
+
+def test_a_rejection_says_why(broker: FakeBroker, publisher: Publisher) -> None:
+    """The task is certainly not stored."""
+    side = Side(lambda: publisher.publish(1, id="a"))
+    acknowledge(broker.accept(), refused=[Refusal(0, "the queue is full")])
+    with pytest.raises(PublishRejected, match="the queue is full") as caught:
+        side.result()
+    assert caught.value.task_id == "a"
+
+
+def test_what_is_invalid_never_reaches_the_broker(broker: FakeBroker, publisher: Publisher) -> None:
+    """The limits are those that the queue told at registration."""
+    with pytest.raises(InvalidTask, match="this queue takes 100"):
+        publisher.publish("x" * 100)
+    with pytest.raises(InvalidTask, match="invalid id"):
+        publisher.publish(1, id="a b")
+    assert broker.accept().silent()
+
+
+def test_a_lost_connection_is_bridged_under_the_same_id(broker: FakeBroker, publisher: Publisher) -> None:
+    """Whether the first write was stored nobody knows; the second one settles it. An id of our own cannot be somebody else's duplicate."""
+    side = Side(lambda: publisher.publish(1))
+    first = broker.accept()
+    lost = first.hear(Write)
+    first.hang_up()
+    again = acknowledge(broker.accept(), duplicates=[0])
+    assert again.tasks[0].id == lost.tasks[0].id
+    assert not side.result().duplicate
+
+
+def test_a_broker_that_does_not_answer_leaves_the_outcome_unknown(broker: FakeBroker, tmp_path: Path) -> None:
+    """After the timeout, and not forgotten: the error names the id to publish again."""
+    publisher = Publisher(tmp_path / "q", connect=broker.connect, timeout=0.05)
+    with pytest.raises(PublishUnknown) as caught:
+        publisher.publish(1, id="a")
+    assert caught.value.task_ids == ("a",)
+    assert broker.accept().hear(Write).tasks[0].id == "a"
+
+
+def test_threads_share_one_connection_and_get_their_own_answers(broker: FakeBroker, publisher: Publisher) -> None:
+    """Several writes are in flight at once, answered in any order."""
+    sides = {name: Side(lambda name=name: publisher.publish(1, id=name)) for name in "abcdefgh"}  # type: ignore[misc]
+    peer = broker.accept()
+    writes = [peer.hear(Write) for _ in sides]
+    for write in reversed(writes):
+        peer.say(Written(write.request, 1, [0] if write.tasks[0].id in "aceg" else []))
+    for name, side in sides.items():
+        assert (side.result().id, side.result().duplicate) == (name, name in "aceg")
+
+
+def test_a_forked_child_makes_other_ids_on_a_connection_of_its_own(broker: FakeBroker, tmp_path: Path) -> None:
+    """It would otherwise count on with its parent's prefix, and write between its parent's frames."""
+    publisher = Publisher(tmp_path / "q", connect=broker.connect)
+    side = Side(lambda: publisher.publish(1))
+    mine = acknowledge(broker.accept()).tasks[0].id
+    side.result()
+    publisher._pid = os.getpid() + 1  # as a child sees it
+    side = Side(lambda: publisher.publish(1))
+    theirs = acknowledge(broker.accept()).tasks[0].id
+    side.result()
+    assert mine.partition("-")[0] != theirs.partition("-")[0]
+    publisher._inherited.close()
+    publisher.close()
+
+
+# ── many ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def serve(peer: Peer, batches: int) -> list[Write]:
+    return [acknowledge(peer) for _ in range(batches)]
+
+
+def test_many_tasks_go_in_batches(broker: FakeBroker, publisher: Publisher) -> None:
+    """In order; ids are made up where none are given, and can be asked for afterwards."""
+    told: list[int] = []
+    side = Side(lambda: publisher.publish_many([0, TaskIn(data=1, id="one"), 2, 3, 4], batch_max=2, on_progress=told.append))
+    writes = serve(broker.accept(), 3)
+    assert [bytes(task.data) for write in writes for task in write.tasks] == [b"0", b"1", b"2", b"3", b"4"]
+    summary: PublishSummary = side.result()
+    assert (summary.published, summary.duplicates) == (5, 0)
+    assert list(summary.ids) == [task.id for write in writes for task in write.tasks]
+    assert summary.ids[1] == "one"
+    assert summary.ids[-1] == summary.ids[4:][0]
+    assert told == [2, 4, 5]
+
+
+def test_nothing_at_all_is_published_without_a_word(broker: FakeBroker, publisher: Publisher) -> None:
+    assert publisher.publish_many([]).published == 0
+
+
+def test_several_batches_are_in_flight_and_no_more_are_read_meanwhile(broker: FakeBroker, publisher: Publisher) -> None:
+    """The iterable may be endless: what is read of it is what is in flight, and one batch."""
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(100):
+            read.append(number)
+            yield number
+
+    side = Side(lambda: publisher.publish_many(numbers(), batch_max=1))
+    peer = broker.accept()
+    first = [peer.hear(Write) for _ in range(WINDOW)]
+    assert len(read) == WINDOW
+    for write in first:
+        peer.say(Written(write.request, 1))
+    serve(peer, 100 - WINDOW)
+    assert side.result().published == 100
+
+
+def test_large_payloads_make_small_batches(tmp_path: Path) -> None:
+    """A batch is bounded in bytes, too."""
+    broker = FakeBroker(EventOwner.PUBLISHER)
+    publisher = Publisher(tmp_path / "q", connect=broker.connect)
+    side = Side(lambda: publisher.publish_many(["x" * 600_000] * 4))
+    assert [len(write.tasks) for write in serve(broker.accept(), 2)] == [2, 2]
+    side.result()
+    publisher.close()
+    broker.close()
+
+
+def test_what_was_in_flight_is_sent_again_in_order(broker: FakeBroker, publisher: Publisher) -> None:
+    """Nothing is lost and nothing doubled: the ids are the same."""
+    side = Side(lambda: publisher.publish_many(range(4), batch_max=1))
+    first = broker.accept()
+    writes = [first.hear(Write) for _ in range(4)]
+    first.say(Written(writes[0].request, 1))
+    first.hang_up()
+    again = serve(broker.accept(), 3)
+    assert [write.tasks[0].id for write in again] == [write.tasks[0].id for write in writes[1:]]
+    assert side.result().published == 4
+
+
+def test_bad_tasks_do_not_stop_the_good_ones_and_are_all_named(broker: FakeBroker, publisher: Publisher) -> None:
+    """Some are refused here, some by the broker; each is listed with its place in what was given."""
+    tasks = [1, {2}, TaskIn(data=3, id="no good"), TaskIn(data=4, id="four"), 5]
+    side = Side(lambda: publisher.publish_many(tasks))
+    acknowledge(broker.accept(), refused=[Refusal(1, "it would wait for 'x'")])
+    with pytest.raises(TasksRejected) as caught:
+        side.result()
+    assert [(rejection.index, rejection.reason[:8]) for rejection in caught.value.rejected] == [
+        (1, "the payl"),
+        (2, "invalid "),
+        (3, "it would"),
+    ]
+    assert (caught.value.published, caught.value.count, caught.value.stopped_after) == (2, 3, None)
+
+
+def test_a_queue_that_refuses_a_whole_batch_ends_it(broker: FakeBroker, publisher: Publisher) -> None:
+    """It is full: to read on would only turn the rest into rejections. The error says how far it got."""
+    side = Side(lambda: publisher.publish_many(iter(range(10_000)), batch_max=2))
+    peer = broker.accept()
+    writes = [peer.hear(Write) for _ in range(WINDOW)]
+    peer.say(Written(writes[0].request, 1))
+    writes.append(peer.hear(Write))
+    for write in writes[1:]:
+        peer.say(Written(write.request, 1, [], [Refusal(0, "full"), Refusal(1, "full")]))
+    with pytest.raises(TasksRejected, match="no more were read") as caught:
+        side.result()
+    assert (caught.value.published, caught.value.count) == (2, 2 * WINDOW)
+    assert caught.value.stopped_after == 2 * (WINDOW + 1)
+
+
+def test_duplicates_are_counted(broker: FakeBroker, publisher: Publisher) -> None:
+    side = Side(lambda: publisher.publish_many([TaskIn(data=1, id="a"), TaskIn(data=1, id="a"), 2]))
+    acknowledge(broker.accept(), duplicates=[1])
+    assert side.result()[:2] == (2, 1)
+
+
+def test_an_unknown_outcome_of_many_says_how_many_are_certain(broker: FakeBroker, tmp_path: Path) -> None:
+    publisher = Publisher(tmp_path / "q", connect=broker.connect, timeout=0.3)
+    side = Side(lambda: publisher.publish_many([TaskIn(data=1, id=name) for name in "abc"], batch_max=1))
+    acknowledge(broker.accept())
+    with pytest.raises(PublishUnknown) as caught:
+        side.result()
+    assert caught.value.published == 1
+    assert caught.value.task_ids == ("b", "c")
+
+
+# ── without a broker ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_a_broker_a_publish_appends_by_itself(broker: FakeBroker, publisher: Publisher) -> None:
+    """The folder is made if need be; the task is found in its files."""
+    broker.up = False
+    handle = publisher.publish({"a": 1}, id="a")
+    assert not handle.duplicate
+    assert publisher.publish({"a": 1}, id="a").duplicate
+    assert publisher.publish_many(range(3000), batch_max=100).published == 3000
+    tasks = inspect(publisher.queue_dir).state.tasks
+    assert len(tasks) == 3001
+    assert bytes(tasks["a"].data) == b'{"a":1}'
+    assert handle.status() is TaskStatus.PENDING
+
+
+def test_without_a_broker_the_folders_own_limits_hold(broker: FakeBroker, publisher: Publisher) -> None:
+    """They are read from its jsonqueue.toml."""
+    broker.up = False
+    publisher.publish(1)
+    (publisher.queue_dir / "jsonqueue.toml").write_text("payload_max_bytes = 5\n")
+    with pytest.raises(InvalidTask, match="takes 5"):
+        publisher.publish("123456")
+    assert publisher.publish("123").id
+
+
+def test_a_held_log_and_no_broker_is_said_when_the_time_is_up(broker: FakeBroker, tmp_path: Path) -> None:
+    """Certainly not stored: that is not the unknown outcome."""
+    broker.up = False
+    publisher = Publisher(tmp_path / "q", connect=broker.connect, timeout=0.2)
+    publisher.publish(1)
+    with hold(tmp_path / "q", "published"), pytest.raises(BrokerUnavailable):
+        publisher.publish(2)
+    assert len(inspect(tmp_path / "q").state.tasks) == 1
+
+
+def test_while_somebody_holds_the_log_it_looks_for_a_broker_in_turn(broker: FakeBroker, publisher: Publisher) -> None:
+    """Brokers that are just starting hold the log before they answer."""
+    broker.up = False
+    publisher.publish(1, id="a")
+    with hold(publisher.queue_dir, "published"):
+        side = Side(lambda: publisher.publish(2, id="b"))
+        broker.up = True
+        acknowledge(broker.accept())
+        assert side.result().id == "b"
+    assert list(inspect(publisher.queue_dir).state.tasks) == ["a"]
+
+
+def test_what_was_in_flight_when_the_brokers_went_is_appended(broker: FakeBroker, publisher: Publisher) -> None:
+    """The same ids, by another way."""
+    side = Side(lambda: publisher.publish(1, id="a"))
+    peer = broker.accept()
+    peer.hear(Write)
+    broker.up = False
+    peer.hang_up()
+    side.result()
+    assert list(inspect(publisher.queue_dir).state.tasks) == ["a"]
