@@ -75,7 +75,7 @@ def test_the_queue_file_is_readable_while_the_queue_is_busy(cast: Cast) -> None:
 
 
 def test_a_second_manager_says_who_holds_the_folder_and_writes_nothing(cast: Cast) -> None:
-    manager = cast.serve()
+    manager = cast.serve("flush_interval_ms=600000")  # so that the first one writes nothing meanwhile either
     before = sorted((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in cast.queue_dir.iterdir())
     second = cast.start("serve", stderr=subprocess.PIPE)
     _, errors = second.communicate(timeout=40)
