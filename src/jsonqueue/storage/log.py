@@ -48,16 +48,16 @@ def _generation(files: Files) -> tuple[object, ...]:
 
 def log_end(files: Files, kind: LogKind, header: QueueHeader, *, folders: Sequence[str] = ("",)) -> End:
     """Where the log ends: the last batch that is whole, or where queue.json leaves off. Everything above that is checked on the way."""
-    require_log(files, kind, header)
+    require_log(files, kind, header, folders=folders)
     end = start = header.through(kind)
     for step in walk(files, kind, start, folders=folders):
         end = step.end
     return end
 
 
-def require_log(files: Files, kind: LogKind, header: QueueHeader) -> None:
+def require_log(files: Files, kind: LogKind, header: QueueHeader, *, folders: Sequence[str] = ("",)) -> None:
     """Raise :class:`CorruptQueue` when the log was there at the last checkpoint and is not any more."""
-    if header.epoch(kind) and not header.closed and not segments_of(files, kind):
+    if header.epoch(kind) and not header.closed and not segments_of(files, kind, folders):
         raise CorruptQueue(f"{kind}-*.jsonl", offset=0, why="all files of this log are missing, though the queue was not stopped cleanly")
 
 
@@ -265,10 +265,11 @@ class LogReader:
         if upto.number <= self.position.number:
             return []
         for _ in range(_PATIENCE):
-            before = segments_of(self._files, self.kind)
             try:
+                # Mostly they stand in the segment that is open: then the folder need not be looked at.
                 batches = self._read(upto)
                 if batches is None:
+                    before = segments_of(self._files, self.kind)
                     self._seek()
                     batches = self._read(upto)
                 if batches is not None:

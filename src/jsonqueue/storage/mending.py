@@ -1,17 +1,18 @@
 """Damage to a segment that can be undone without loss: one wrong byte in the fixed part of a line, or in the segment's first line.
 
-The fixed part has a checksum of its own, and the payload behind it another: if putting one byte right makes both fit, and number and length
-as well, the line is what was written. (One wrong byte in a payload is not guessed at: a single checksum is too little to be sure.)
+The fixed part has a checksum of its own, and the payload behind it another: if putting one digit right makes both fit, and number and
+length as well, the line is what was written. (One wrong byte in a payload is not guessed at: a single checksum is too little to be sure.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from operator import ne
 from typing import NamedTuple
 from zlib import crc32
 
-from jsonqueue.storage.codec import HEADER, Bad, TailState, read_head, read_segment_head, scan, tail_state
+from jsonqueue.storage.codec import HEADER, MAGIC, Bad, TailState, encode_segment_head, read_head, read_segment_head, scan, tail_state
 from jsonqueue.storage.segments import LogKind, Segment
 
 __all__ = ["Flaw", "flaw_of", "mended"]
@@ -60,39 +61,51 @@ def mended(data: bytes, segment: Segment) -> bytes | None:
 
 def _mend_first_line(data: bytes, segment: Segment) -> bytes | None:
     line, newline, rest = data.partition(b"\n")
-    for candidate in _one_byte_off(line + newline, len(line)):
-        with suppress(Bad):
-            head = read_segment_head(candidate, segment.kind)
-            if (head.first, head.epoch) == (segment.first, segment.epoch):
-                return candidate + rest
+    line += newline
+    chain = line[_CHAIN]
+    for told in (chain, *_one_digit_off(chain, 0)):
+        with suppress(ValueError):
+            fresh = encode_segment_head(segment.kind, first=segment.first, epoch=segment.epoch, chain=int(told, 16))
+            if len(fresh) == len(line) and sum(map(ne, fresh, line)) == 1:
+                return fresh + rest
     return None
+
+
+_CHAIN = slice(-11, -3)
+"""Where the first line of a segment says which checksum it continues."""
 
 
 def _mend_line(data: bytes, segment: Segment, flaw: Flaw) -> bytes | None:
     end = data.find(b"\n", flaw.offset + HEADER) + 1
-    if not end:
-        return None
-    payload = data[flaw.offset + HEADER : end]
-    sums = {crc32(payload, chain) for chain in _chains_before(data, segment, flaw.offset)}
-    for candidate in _one_byte_off(data[flaw.offset : flaw.offset + HEADER], HEADER):
+    fixed, payload = data[flaw.offset : flaw.offset + HEADER], data[flaw.offset + HEADER : end]
+    if not end or _is_whole(fixed):
+        return None  # The damage is in the payload.
+    chain = crc32(payload, _chain_before(data, segment, flaw.offset))
+    for candidate in (MAGIC + fixed[len(MAGIC) :], *_one_digit_off(fixed, len(MAGIC))):
         with suppress(Bad):
             head = read_head(candidate, 0)
-            if head.number == flaw.batch and head.length == len(payload) and head.chain in sums:
-                return data[: flaw.offset] + candidate + data[flaw.offset + HEADER :]
+            if (head.number, head.length, head.chain) == (flaw.batch, len(payload), chain):
+                return data[: flaw.offset] + candidate + payload + data[end:]
     return None
 
 
-def _chains_before(data: bytes, segment: Segment, offset: int) -> Iterator[int]:
+def _is_whole(fixed: bytes) -> bool:
+    try:
+        read_head(fixed, 0)
+    except Bad:
+        return False
+    return True
+
+
+def _chain_before(data: bytes, segment: Segment, offset: int) -> int:
     head = read_segment_head(data, segment.kind)
-    start = int(head.chain, 16)
-    progress = segment.kind is LogKind.PROGRESS
-    batches = scan(data[:offset], head.size, number=head.first, epoch=0, chain=start, progress=progress).batches
-    yield batches[-1].chain if batches else start
+    chain, progress = int(head.chain, 16), segment.kind is LogKind.PROGRESS
+    batches = scan(data[:offset], head.size, number=head.first, epoch=0, chain=chain, progress=progress).batches
+    return batches[-1].chain if batches else chain
 
 
-def _one_byte_off(line: bytes, size: int) -> Iterator[bytes]:
-    """All that ``line`` may have been if one byte of its first ``size`` is wrong."""
-    for at in range(size):
-        for value in range(256):
-            if value != line[at]:
-                yield line[:at] + bytes((value,)) + line[at + 1 :]
+def _one_digit_off(digits: bytes, start: int) -> Iterator[bytes]:
+    """All that ``digits`` may have been if one of them, from ``start`` on, is wrong."""
+    for at in range(start, len(digits)):
+        for digit in b"0123456789abcdef":
+            yield digits[:at] + bytes((digit,)) + digits[at + 1 :]

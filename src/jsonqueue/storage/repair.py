@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from msgspec import Struct, json
+from msgspec import Raw, Struct, json
 from msgspec.structs import replace
 
 from jsonqueue.clock import Clock, SystemClock
@@ -279,6 +279,9 @@ def _accept_edit(files: Files, aside: _Aside, done: list[str]) -> None:
     except UNREADABLE as error:
         raise CorruptQueue(QUEUE, offset=0, why=f"the edit cannot be taken: {error}") from None
     _check_edit(tasks, header)
+    for task in tasks:  # One task, one line, however the editor laid it out.
+        task.data = Raw(json.format(bytes(task.data), indent=-1))
+        task.result = task.result and Raw(json.format(bytes(task.result), indent=-1))
     tasks.sort(key=lambda task: task.number)
     fold_logs(files, header, QueueState(json.decode(data, type=_Document).tasks))
     aside.keep(QUEUE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
+from zlib import crc32
 
 from msgspec import json
 from msgspec.structs import replace
@@ -18,10 +19,10 @@ from jsonqueue.core.state import BrokenHistory, QueueState, ids_of
 from jsonqueue.core.transitions import TRANSITIONS
 from jsonqueue.errors import StorageError
 from jsonqueue.storage.archive import committed_archive
-from jsonqueue.storage.codec import HEADER, MAGIC, START, UNREADABLE, Bad, Batch, Position, read_head
+from jsonqueue.storage.codec import HEADER, START, UNREADABLE, Bad, Batch, Head, Position, read_head, read_segment_head
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueReader, decode_block
-from jsonqueue.storage.segments import LogKind, segments_of
+from jsonqueue.storage.segments import LogKind, Segment, segments_of
 
 __all__ = ["Salvage", "salvage"]
 
@@ -115,7 +116,7 @@ def _whole_batches(files: Files, kind: LogKind, through: int, lost: list[str]) -
             data = files.read(handle, 0, files.size(handle))
         finally:
             files.close(handle)
-        for batch in _batches_in(data, kind):
+        for batch in _batches_in(data, segment, lost):
             if batch.number > through and (batch.number not in found or found[batch.number].epoch <= batch.epoch):
                 found[batch.number] = batch
     if found:
@@ -123,27 +124,55 @@ def _whole_batches(files: Files, kind: LogKind, through: int, lost: list[str]) -
     return [found[number] for number in sorted(found)]
 
 
-def _batches_in(data: bytes, kind: LogKind) -> Iterator[Batch]:
-    offset = 0
+def _batches_in(data: bytes, segment: Segment, lost: list[str]) -> Iterator[Batch]:
+    offset, before = 0, _chain_before(data, segment)
     while offset < len(data):
         end = data.find(b"\n", offset) + 1 or len(data)
-        if data.startswith(MAGIC, offset):
-            batch = _batch_of(data[offset:end], kind)
-            if batch is not None:
+        line = data[offset:end]
+        head = _head_of(line)
+        if head is not None:
+            batch = _batch_of(line, head, segment.kind)
+            # Only the stored checksum of the batch before can tell; where that is gone as well, the batch is taken at its word.
+            if batch is not None and before.number == batch.number - 1 and crc32(line[HEADER:], before.chain) != batch.chain:
+                lost.append(f"{segment.name}, byte {offset}: {segment.kind} batch {batch.number}, of which something was changed")
+            elif batch is not None:
                 yield batch
+        before = _Before(head.number, head.chain) if head is not None and offset else before
         offset = end
 
 
-def _batch_of(line: bytes, kind: LogKind) -> Batch | None:
-    """One line, by itself: its chain cannot be checked, but its header's checksum, its length, and that its records make sense."""
+class _Before(NamedTuple):
+    """The batch before, by its own header."""
+
+    number: int
+    chain: int
+
+
+def _chain_before(data: bytes, segment: Segment) -> _Before:
+    """What the first line says of the batch before the first one."""
     try:
-        head = read_head(line, 0)
-        records = line[HEADER + 24 : -2]
-        if len(line) != HEADER + head.length or line[HEADER + 19 : HEADER + 24] != b',"b":':
-            return None
+        head = read_segment_head(data, segment.kind)
+    except Bad:
+        return _Before(-1, 0)
+    return _Before(head.first - 1, int(head.chain, 16))
+
+
+def _head_of(line: bytes) -> Head | None:
+    try:
+        return read_head(line, 0)
+    except Bad:
+        return None
+
+
+def _batch_of(line: bytes, head: Head, kind: LogKind) -> Batch | None:
+    """One line, by itself: its length fits, and its records make sense."""
+    records = line[HEADER + 24 : -2]
+    if len(line) != HEADER + head.length or line[HEADER + 19 : HEADER + 24] != b',"b":':
+        return None
+    try:
         (decode_published if kind is LogKind.PUBLISHED else decode_progress)(records)
         at_ms = int(line[HEADER + 6 : HEADER + 19])
-    except (Bad, *UNREADABLE, ValueError):
+    except (*UNREADABLE, ValueError):
         return None
     if kind is LogKind.PUBLISHED:
         return Batch(head.number, head.epoch, at_ms, head.rest, START, records, head.chain)

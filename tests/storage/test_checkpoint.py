@@ -1,0 +1,256 @@
+"""Checkpoints: what they keep, what they let go of, and what they leave for a bad day."""
+
+from __future__ import annotations
+
+import pytest
+
+from jsonqueue.config import Config
+from jsonqueue.errors import CorruptQueue, DiskFull
+from jsonqueue.storage.archive import committed_archive
+from jsonqueue.storage.checkpoint import Cut, checkpoint, final_checkpoint
+from jsonqueue.storage.codec import START, Position
+from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, read_header
+from jsonqueue.storage.recovery import load_state
+from storage.history import AT_MS, CONFIG, Queue, archived, contents
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue(MemoryFiles())
+
+
+def segments(queue: Queue, folder: str = "") -> list[str]:
+    return [name for name in queue.files.list(folder) if name.endswith(".jsonl")]
+
+
+def test_nothing_new_is_nothing_to_do(queue: Queue) -> None:
+    """But the first one makes a queue.json, even of nothing, so that there is one to look at."""
+    done = checkpoint(queue.files, queue.rotate(), config=CONFIG, at_ms=AT_MS)
+    assert (done.tasks, done.folded) == (0, 0)
+    assert queue.files.list() == [*segments(queue), QUEUE][-3:] or QUEUE in queue.files.list()
+    written = queue.files.get(QUEUE)  # type: ignore[attr-defined]
+    again = checkpoint(queue.files, queue.rotate(), config=CONFIG, at_ms=AT_MS + 1)
+    assert again == done
+    assert queue.files.get(QUEUE) == written  # type: ignore[attr-defined]
+
+
+def test_an_old_cut_folds_nothing(queue: Queue) -> None:
+    """A cut that was overtaken by another is not an error."""
+    old = queue.rotate()
+    queue.publish("a")
+    queue.lease("a")
+    queue.checkpoint()
+    done = checkpoint(queue.files, old, config=CONFIG, at_ms=AT_MS)
+    assert (done.folded, done.tasks, done.through_task) == (0, 1, 1)
+
+
+def test_nothing_beyond_the_cut_is_folded(queue: Queue) -> None:
+    """What was published since is not in queue.json, though it is in the file; its segment stays."""
+    queue.publish("a")
+    cut = queue.rotate()
+    queue.publish("b")
+    queue.pub.rotate()
+    queue.publish("c")
+    done = checkpoint(queue.files, cut, config=CONFIG, at_ms=AT_MS)
+    assert (done.tasks, done.through_task) == (1, 1)
+    assert read_header(queue.files).published_through == Position(1, 1)
+    assert segments(queue) == [
+        "progress-000000000001-00000001.jsonl",
+        "published-000000000002-00000001.jsonl",
+        "published-000000000003-00000001.jsonl",
+    ]
+    assert list(queue.check().state.tasks) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "cut", [Cut(START, Position(2, 1)), Cut(START, Position(1, 9)), Cut(Position(1, 1), Position(1, 1)), Cut(START, Position(3, 1))]
+)
+def test_a_cut_that_is_not_in_the_logs_is_refused(queue: Queue, cut: Cut) -> None:
+    """Nothing is written then."""
+    queue.publish("a")
+    if cut.published.number == 2:
+        queue.publish("b")
+        queue.close()
+        queue.open()
+        cut = Cut(START, Position(2, 2))
+    before = queue.files.list()
+    with pytest.raises(CorruptQueue):
+        checkpoint(queue.files, cut, config=CONFIG, at_ms=AT_MS)
+    assert queue.files.list() == before
+
+
+def test_a_segment_in_the_making_is_left_alone(queue: Queue) -> None:
+    """A file that has a name and no header yet is somebody's rotation, not rubbish."""
+    queue.publish("a")
+    cut = queue.rotate()
+    queue.publish("b")
+    queue.files.put("published-000000000003-00000001.jsonl", b"")  # type: ignore[attr-defined]
+    checkpoint(queue.files, cut, config=CONFIG, at_ms=AT_MS)
+    assert "published-000000000003-00000001.jsonl" in queue.files.list()
+
+
+def test_leftovers_are_cleared_even_when_nothing_is_to_be_folded(queue: Queue) -> None:
+    """A checkpoint that was cut short left them."""
+    queue.publish("a")
+    name = segments(queue)[-1]
+    data = queue.files.get(name)  # type: ignore[attr-defined]
+    queue.checkpoint()
+    queue.files.put(name, data)  # type: ignore[attr-defined]
+    queue.checkpoint()
+    assert name not in queue.files.list()
+
+
+def test_evidence_goes_when_a_checkpoint_has_passed_it(queue: Queue) -> None:
+    """A torn segment that was superseded stays until its batches are folded."""
+    queue.publish("a")
+    name = segments(queue)[-1]
+    queue.files.put(name, queue.files.get(name) + b'{"h"')  # type: ignore[attr-defined]
+    queue.open()
+    assert name in queue.files.list()
+    queue.checkpoint()
+    assert name not in queue.files.list()
+
+
+def test_the_previous_generation_leads_to_the_present_one(queue: Queue) -> None:
+    """previous/ and the logs beside queue.json tell the same queue as queue.json does."""
+    for n in range(4):
+        queue.publish(f"a{n}", f"b{n}")
+        queue.lease(f"a{n}")
+        queue.checkpoint()
+        queue.publish(f"c{n}")
+        before = contents(queue.load())
+        files: MemoryFiles = queue.files.copy()  # type: ignore[attr-defined]
+        files.put(QUEUE, files.get(f"{PREVIOUS}/{QUEUE}")) if n else files.unlink(QUEUE)
+        for name in segments(queue, PREVIOUS):
+            files.put(name, files.get(f"{PREVIOUS}/{name}"))
+        assert contents(load_state(files)) == before
+        assert len(segments(queue, PREVIOUS)) <= 4
+
+
+def test_a_final_checkpoint_leaves_queue_json_alone(queue: Queue) -> None:
+    """It holds everything; there are no logs; and doing it again changes nothing."""
+    queue.publish("a", "b")
+    queue.lease("a")
+    queue.checkpoint()
+    queue.complete("a")
+    queue.publish("c")
+    expected = contents(queue.load())
+    queue.close()
+    for _ in range(2):
+        final_checkpoint(queue.files, config=CONFIG, at_ms=AT_MS)
+        assert not segments(queue)
+        assert contents(load_state(queue.files)) == expected
+    assert read_header(queue.files).closed
+
+
+def test_blocks_are_copied_where_nothing_was_touched(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Touched, untouched and mixed blocks, and tasks that leave: the order stays."""
+    monkeypatch.setattr("jsonqueue.storage.queue_file.CHUNK", 600)
+    monkeypatch.setattr("jsonqueue.storage.archive.CHUNK", 200)
+    ids = [f"t{n:02d}" for n in range(40)]
+    queue.publish(*ids)
+    queue.checkpoint()
+    queue.lease("t03", "t04", "t20")
+    queue.complete("t03", "t04", "t20")
+    queue.retire("t03", "t20")
+    expected = contents(queue.load())
+    done = checkpoint(queue.files, queue.rotate(), config=CONFIG, at_ms=AT_MS)
+    assert done.left == {"t03": 4, "t20": 21}
+    assert contents(load_state(queue.files)) == expected
+    assert list(queue.check().state.tasks) == [task_id for task_id in ids if task_id not in done.left]
+    assert archived(queue.files, queue.load()) == ["t03", "t20"]  # type: ignore[arg-type]
+
+
+def _retire_one(queue: Queue, task_id: str, at_ms: int, config: Config = CONFIG) -> None:
+    queue.publish(task_id)
+    queue.lease(task_id)
+    queue.complete(task_id)
+    queue.retire(task_id)
+    checkpoint(queue.files, queue.rotate(), config=config, at_ms=at_ms)
+
+
+def test_the_archive_is_cut_to_what_is_committed(queue: Queue) -> None:
+    """Lines of a checkpoint that never ended are not in it twice."""
+    _retire_one(queue, "a", AT_MS)
+    mark = read_header(queue.files).archive
+    queue.files.put(mark.file, queue.files.get(mark.file) + b'{"id":"b"}\n')  # type: ignore[attr-defined]
+    _retire_one(queue, "b", AT_MS)
+    assert archived(queue.files, queue.load()) == ["a", "b"]  # type: ignore[arg-type]
+    assert queue.files.get(mark.file).count(b"\n") == 2  # type: ignore[attr-defined]
+
+
+def test_the_archive_never_goes_back_to_an_older_month(queue: Queue) -> None:
+    """A clock that jumps back would otherwise have it cut a file whose committed length it does not know."""
+    month = 31 * 86_400_000
+    _retire_one(queue, "a", AT_MS)
+    first = queue.files.get("archive/2025-11.jsonl")  # type: ignore[attr-defined]
+    queue.files.put("archive/2025-12.jsonl", b"from a checkpoint that never ended")  # type: ignore[attr-defined]
+    _retire_one(queue, "b", AT_MS + month)
+    _retire_one(queue, "c", AT_MS)
+    assert queue.files.list("archive") == ["2025-11.jsonl", "2025-12.jsonl"]
+    assert queue.files.get("archive/2025-11.jsonl") == first  # type: ignore[attr-defined]
+    assert queue.files.get("archive/2025-12.jsonl").count(b"\n") == 2  # type: ignore[attr-defined]
+    assert committed_archive(queue.files) == read_header(queue.files).archive
+
+
+def test_an_archive_that_was_taken_away_begins_anew(queue: Queue) -> None:
+    """Old files are the user's to move; one that was cut short is damage."""
+    assert committed_archive(queue.files) == ArchiveMark()
+    _retire_one(queue, "a", AT_MS)
+    queue.files.unlink("archive/2025-11.jsonl")
+    _retire_one(queue, "b", AT_MS)
+    assert archived(queue.files, queue.load()) == ["b"]  # type: ignore[arg-type]
+    queue.files.put("archive/2025-11.jsonl", b"")  # type: ignore[attr-defined]
+    with pytest.raises(CorruptQueue, match="shorter than what was archived"):
+        _retire_one(queue, "c", AT_MS)
+
+
+def test_without_an_archive_retired_tasks_are_dropped(queue: Queue) -> None:
+    """As the setting says."""
+    _retire_one(queue, "a", AT_MS, Config(archive=False))
+    assert not queue.files.list("archive")
+    assert not queue.load().state.tasks
+
+
+@pytest.mark.parametrize("room", [0, 100, 400, 600])
+def test_a_full_disk_leaves_the_queue_as_it_was(queue: Queue, room: int) -> None:
+    """Wherever the room ran out; and when there is some again, it goes on."""
+    queue.publish("a", "b")
+    queue.checkpoint()
+    queue.lease("a")
+    queue.complete("a")
+    queue.retire("a")
+    cut = queue.rotate()
+    expected = contents(queue.load())
+    queue.files.room = room  # type: ignore[attr-defined]
+    with pytest.raises(DiskFull):
+        checkpoint(queue.files, cut, config=CONFIG, at_ms=AT_MS)
+    assert contents(queue.check()) == expected
+    queue.files.room = 1 << 20  # type: ignore[attr-defined]
+    assert checkpoint(queue.files, cut, config=CONFIG, at_ms=AT_MS).left == {"a": 1}
+    queue.check()
+
+
+def test_a_damaged_queue_json_is_not_folded_into_a_sound_one(queue: Queue) -> None:
+    """A new checksum over damaged lines would hide the damage for ever."""
+    queue.publish("a", "b")
+    queue.checkpoint()
+    data = queue.files.get(QUEUE)  # type: ignore[attr-defined]
+    queue.files.put(QUEUE, data.replace(b'"bx', b'"by').replace(b'"data":"b"', b'"data":"c"'))  # type: ignore[attr-defined]
+    queue.publish("c")
+    with pytest.raises(CorruptQueue, match="checksum"):
+        queue.checkpoint()
+    assert queue.files.get(QUEUE) != data  # type: ignore[attr-defined]
+    assert segments(queue)
+
+
+def test_a_task_that_came_twice_is_noticed_by_the_fold(queue: Queue) -> None:
+    """Progress speaks of an id that is both in queue.json and in the log."""
+    queue.publish("a")
+    queue.checkpoint()
+    queue.publish("a")
+    queue.prog.append(b'[{"what":"leased","consumer":"w@1","first":1,"ids":["a"]}]', at_ms=AT_MS, after=queue.pub.position)
+    queue.prog.sync()
+    with pytest.raises(CorruptQueue, match="published before"):
+        queue.checkpoint()

@@ -1,0 +1,367 @@
+"""verify and repair: every damage is mended without loss, or named; and given up only when told to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from jsonqueue.errors import ManagerRunning
+from jsonqueue.storage.checkpoint import final_checkpoint
+from jsonqueue.storage.folder import open_folder
+from jsonqueue.storage.locks import hold
+from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE
+from jsonqueue.storage.recovery import load_state
+from jsonqueue.storage.repair import Report, examine, mend, repair, verify
+from jsonqueue.task import TaskStatus
+from storage.history import AT_MS, CONFIG, Queue, contents
+
+
+def lived(*, closed: bool = False) -> tuple[MemoryFiles, dict[str, bytes]]:
+    """The files of a queue with two generations and a log, and what it holds."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a", "b", "c")
+    queue.lease("a", "b")
+    queue.checkpoint()
+    queue.complete("a")
+    queue.publish("d")
+    queue.checkpoint()
+    queue.publish("e")
+    queue.lease("c")
+    queue.publish("f")
+    queue.complete("b")
+    queue.publish("g")
+    queue.close()
+    if closed:
+        final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+    return files, contents(load_state(files))
+
+
+def mended(files: MemoryFiles, **accept: bool) -> Report:
+    return mend(files, **{"accept_loss": False, "accept_edit": False, **accept}, at_ms=AT_MS)
+
+
+def segment_of(files: MemoryFiles, kind: str, place: int = -1) -> str:
+    return [name for name in files.list() if name.startswith(kind)][place]
+
+
+def flip(files: MemoryFiles, name: str, bit: int) -> None:
+    data = bytearray(files.get(name))
+    data[bit // 8] ^= 1 << bit % 8
+    files.put(name, bytes(data))
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_sound_queue_has_no_findings(closed: bool) -> None:
+    """And repair leaves it as it is."""
+    files, expected = lived(closed=closed)
+    before = {name: files.get(name) for name in files.list()}
+    assert examine(files) == mended(files) == ([], [], [], len(expected))
+    assert {name: files.get(name) for name in files.list()} == before
+
+
+def test_every_flipped_bit_of_a_log_is_mended_or_named() -> None:
+    """In the fixed part of a line it is mended; in a payload it is named, and nothing is changed."""
+    files, expected = lived()
+    mendable = 0
+    for kind in ("published", "progress"):
+        name = segment_of(files, kind)
+        data = files.get(name)
+        for at in range(0, len(data), 5):
+            files.put(name, data)
+            flip(files, name, 8 * at + at % 8)
+            assert not examine(files).ok
+            report = mended(files)
+            if report.ok:
+                mendable += 1
+                assert contents(load_state(files)) == expected
+                assert report.done
+                assert any(files.get(f"damaged-1/{aside}") != data for aside in files.list("damaged-1"))
+            else:
+                assert report.findings[0].file == name
+                assert not report.done
+            for aside in files.list("damaged-1"):
+                files.unlink(f"damaged-1/{aside}")
+        files.put(name, data)
+    assert mendable > 80
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_every_flipped_bit_of_queue_json_is_mended(closed: bool) -> None:
+    """It is folded anew from the generation before it: damage to any one queue.json costs nothing."""
+    files, expected = lived(closed=closed)
+    for bit in range(0, 8 * len(files.get(QUEUE)), 37):
+        damaged = files.copy()
+        flip(damaged, QUEUE, bit)
+        report = mended(damaged)
+        if any(finding.kind == "newer" for finding in report.findings):
+            continue  # the version itself was hit: that is refused, not guessed at
+        assert report.ok, bit
+        assert contents(load_state(damaged)) == expected
+        assert damaged.list("damaged-1") == [QUEUE]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_queue_json_that_is_gone_is_made_anew(closed: bool) -> None:
+    """Deleted by accident, say."""
+    files, expected = lived(closed=closed)
+    files.unlink(QUEUE)
+    assert not examine(files).ok
+    report = mended(files)
+    assert report.ok
+    assert "made anew" in report.done[0]
+    assert contents(load_state(files)) == expected
+    files.put(QUEUE, b"")  # and the generation it was made from is kept
+    assert mended(files).ok
+    assert contents(load_state(files)) == expected
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_without_the_previous_generation_nothing_is_made_up(closed: bool) -> None:
+    """An empty queue would be the worst of all repairs."""
+    files, _ = lived(closed=closed)
+    for name in files.list(PREVIOUS):
+        files.unlink(f"{PREVIOUS}/{name}")
+    data = files.get(QUEUE)
+    for damage in (data[:-3], data.replace(b'"pending"', b'"pendinG"', 1), b""):
+        files.put(QUEUE, damage)
+        report = mended(files)
+        assert not report.ok
+        assert not report.done
+        assert files.get(QUEUE) == damage
+
+
+def test_a_queue_before_its_first_checkpoint_is_folded_from_its_logs() -> None:
+    """There is no generation before it, and none is needed."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a")
+    queue.checkpoint()
+    expected = contents(queue.load())
+    files.put(QUEUE, b"rubbish")
+    assert mended(files).ok
+    assert contents(load_state(files)) == expected
+
+
+def test_an_edit_is_kept_when_told_to() -> None:
+    """In any layout; what was there before stays aside, and does not come back."""
+    files, _ = lived(closed=True)
+    document = json.loads(files.get(QUEUE))
+    edited = next(task for task in document["tasks"] if task["id"] == "d")
+    edited["data"], edited["priority"] = {"by": "hand"}, 7
+    document["tasks"] = [task for task in document["tasks"] if task["id"] != "e"]
+    files.put(QUEUE, json.dumps(document, indent=1).encode())
+    [finding] = examine(files).findings
+    assert (finding.kind, finding.file) == ("edited", QUEUE)
+    assert "--accept-edit" in finding.options
+    report = mended(files, accept_edit=True)
+    assert report.ok
+    assert "taken as it was edited (6 tasks)" in report.done[0]
+    state = load_state(files).state
+    assert "e" not in state.tasks
+    assert (state.tasks["d"].priority, msgspec.json.decode(state.tasks["d"].data)) == (7, {"by": "hand"})
+    assert not files.list(PREVIOUS)
+    assert QUEUE in files.list("damaged-1")
+    Queue(files).publish("h")
+
+
+def test_an_edit_is_undone_when_not_told_otherwise() -> None:
+    """Plain repair goes back to what jsonqueue wrote."""
+    files, expected = lived()
+    files.put(QUEUE, files.get(QUEUE).replace(b'"worker@1"', b'"nobody@1"'))
+    assert mended(files).ok
+    assert contents(load_state(files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('"number":2,', '"number":1,', "two tasks of number 1"),
+        ('"id":"b"', '"id":"a"', "two tasks of this id"),
+        ('"number":2,', '"number":99,', "not between 1 and last_task"),
+        ('"status":"in_progress"', '"status":"asleep"', "asleep"),
+        ('"status":"in_progress"', '"status":"dead"', "does not fit"),
+    ],
+)
+def test_an_edit_that_makes_no_sense_is_not_taken(old: str, new: str, why: str) -> None:
+    """It says what is wrong with it, and changes nothing."""
+    files, _ = lived()
+    edited = files.get(QUEUE).replace(old.encode(), new.encode(), 1)
+    files.put(QUEUE, edited)
+    report = mended(files, accept_edit=True)
+    assert not report.ok
+    assert not report.done
+    assert why in " ".join(finding.what for finding in report.findings)
+    assert files.get(QUEUE) == edited
+
+
+def test_a_lost_batch_is_given_up_only_when_told_to_and_is_listed() -> None:
+    """The tasks of the damaged batch are lost; all others, before and behind it, are kept with what became of them."""
+    files, expected = lived()
+    name = segment_of(files, "published")
+    files.put(name, files.get(name).replace(b'"e"', b"'e'"))
+    [finding] = examine(files).findings
+    assert (finding.kind, finding.batch, finding.file) == ("damaged", 3, name)
+    assert not mended(files).ok
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert report.lost == ["published batch 3"]
+    after = contents(load_state(files))
+    assert after == {task_id: task for task_id, task in expected.items() if task_id != "e"}
+    assert name in files.list("damaged-1")
+    queue = Queue(files)
+    queue.publish("e")
+    assert load_state(files).state.tasks["e"].number == len(expected) + 1
+
+
+def test_lost_progress_is_made_up_for_by_what_came_after_it() -> None:
+    """A task whose lease record is lost and which was completed later is complete."""
+    files, _ = lived()
+    queue = Queue(files)
+    queue.lease("d", "e")
+    queue.complete("d", "e")
+    queue.close()
+    name = segment_of(files, "progress")
+    data = files.get(name)
+    files.put(name, data.replace(b'"first":', b'"fIrst":', 2).replace(b'"fIrst":', b'"first":', 1))
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert report.lost == ["progress batch 5"]
+    tasks = load_state(files).state.tasks
+    assert {tasks[task_id].status for task_id in "abde"} == {TaskStatus.COMPLETED}
+
+
+def test_progress_of_lost_tasks_is_listed() -> None:
+    """What became of a task that is not there cannot be kept."""
+    files, _ = lived()
+    queue = Queue(files)
+    queue.lease("e", "f")
+    queue.close()
+    name = segment_of(files, "published")
+    files.put(name, files.get(name).replace(b'"e"', b"'e'"))
+    report = mended(files, accept_loss=True)
+    assert report.lost == ["published batch 3", "task e: it was leased (progress batch 5), but what was published is not there"]
+    assert load_state(files).state.tasks["f"].status is TaskStatus.IN_PROGRESS
+
+
+def test_the_lines_of_a_queue_json_that_can_be_read_are_kept() -> None:
+    """Damaged, with no generation before it: one task is lost, and the logs still count."""
+    files, expected = lived()
+    for name in files.list(PREVIOUS):
+        files.unlink(f"{PREVIOUS}/{name}")
+    data = files.get(QUEUE)
+    files.put(QUEUE, data.replace(b'"id":"c"', b'"id":!c"', 1))
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert [sentence[:18] for sentence in report.lost] == ["queue.json, line 4", "task c: it was lea"]
+    assert contents(load_state(files)) == {task_id: task for task_id, task in expected.items() if task_id != "c"}
+
+
+def test_a_queue_json_without_a_readable_first_line_is_kept_too() -> None:
+    """Then all of the logs counts, and the archive as it is."""
+    files, expected = lived()
+    for name in files.list(PREVIOUS):
+        files.unlink(f"{PREVIOUS}/{name}")
+    files.put("archive/2025-11.jsonl", b'{"id":"z"}\n')
+    files.put(QUEUE, b"\xff" * 40 + files.get(QUEUE)[40:])
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert "queue.json, line 1" in report.lost[0]
+    loaded = load_state(files)
+    assert set(contents(loaded)) == set(expected)
+    assert loaded.header.archive == ("archive/2025-11.jsonl", 11) or loaded.header.archive.length == 11
+
+
+def test_logs_without_a_queue_json_are_kept() -> None:
+    """A batch in the middle is damaged before the first checkpoint ever."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in "abc":
+        queue.publish(task_id)
+    queue.lease("a", "c")
+    queue.close()
+    name = segment_of(files, "published")
+    files.put(name, files.get(name).replace(b'"id":"b"', b'"id":"\xffb"'))
+    assert not mended(files).ok
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert report.lost == ["published batch 2"]
+    assert list(load_state(files).state.tasks) == ["a", "c"]
+
+
+def test_a_newer_format_is_never_given_up() -> None:
+    """It is not damage, whatever was accepted."""
+    files, _ = lived()
+    files.put(QUEUE, b'{"format":"jsonqueue","version":7}')
+    report = mended(files, accept_loss=True, accept_edit=True)
+    assert [finding.kind for finding in report.findings] == ["newer"]
+    assert not report.done
+    assert files.get(QUEUE) == b'{"format":"jsonqueue","version":7}'
+
+
+def test_what_is_merely_untidy_is_noted_as_harmless() -> None:
+    """A torn tail, a draft, damage in what nothing needs any more."""
+    files, _ = lived()
+    name = segment_of(files, "published")
+    files.put(name, files.get(name) + b'{"h":"0')
+    files.put("queue.json.draft", b"{")
+    files.put(
+        "published-000000000001-00000000.jsonl", b"rubbish of old, longer than any header line of a segment could ever be, so it is damage"
+    )
+    files.put(f"{PREVIOUS}/{QUEUE}", b"{}")
+    report = examine(files)
+    assert report.ok
+    assert sorted(finding.kind for finding in report.findings) == ["leftover", "old-damage", "old-damage", "torn-tail"]
+    assert not mended(files).done
+
+
+def test_damage_that_shows_only_across_files_is_found() -> None:
+    """Each segment is sound by itself; the log is not."""
+    files, _ = lived()
+    files.unlink(segment_of(files, "progress"))
+    report = examine(files)
+    assert not report.ok
+    assert report.tasks is None
+    assert mended(files).findings[0].kind == "damaged"
+
+
+def test_on_a_real_folder(tmp_path: Path) -> None:
+    """verify reads only, repair takes the locks, and both see the same."""
+    root = tmp_path / "q"
+    files = open_folder(root, create=True)
+    queue = Queue(files)
+    queue.publish("a", "b")
+    queue.checkpoint()
+    queue.publish("c")
+    queue.close()
+    assert verify(root).ok
+    path = root / QUEUE
+    path.write_bytes(path.read_bytes().replace(b'"a"', b'"A"', 1))
+    before = {entry: entry.stat().st_mtime_ns for entry in root.rglob("*")}
+    assert [finding.kind for finding in verify(root).findings] == ["edited"]
+    assert {entry: entry.stat().st_mtime_ns for entry in root.rglob("*")} == before
+    with hold(root, "progress"), pytest.raises(ManagerRunning, match=str(os.getpid())):
+        repair(root)
+    report = repair(root)
+    assert report.ok
+    assert report.tasks == 3
+    assert (root / "damaged-1" / QUEUE).exists()
+    files.shut()
+
+
+def test_a_disk_that_fails_while_mending_is_reported() -> None:
+    """The damaged file is still there; another attempt finds what this one found."""
+    files, expected = lived()
+    files.put(QUEUE, b"rubbish")
+    files.room = 20
+    report = mended(files)
+    assert not report.ok
+    assert "while mending queue.json" in report.findings[-1].what
+    files.room = 1 << 30
+    assert mended(files).ok
+    assert contents(load_state(files)) == expected
