@@ -152,6 +152,12 @@ def test_a_second_manager_is_refused_and_writes_nothing(bystander):
     assert look(bystander.queue_dir, "nothing") is None
 
 
+def test_a_new_queue_can_be_read_from_the_moment_it_is_ready(manager, queue_dir):
+    """queue.json is there, valid and empty, before the first task."""
+    assert json.loads((queue_dir / "queue.json").read_text())["tasks"] == []
+    assert manager.status().checkpoints == 0
+
+
 def test_after_a_stop_the_folder_is_free_at_once(queue_dir):
     """The next manager need not wait."""
     first = BrokerManager(queue_dir)
@@ -420,6 +426,37 @@ def test_a_second_signal_ends_at_once_and_loses_nothing(queue_dir):
     assert all(has_ended(pid, 1.0) for pid in brokers)
     with BrokerManager(queue_dir):
         assert look(queue_dir, "kept") == "pending"
+
+
+def test_stopping_waits_for_no_broker_that_is_gone_already(queue_dir):
+    """A SIGTERM for the whole group may end the ConsumerBroker before its turn comes."""
+    manager = BrokerManager(queue_dir, grace=3600)
+    manager.start()
+    manager.wait_ready()
+    publisher_broker, consumer_broker = pids(manager)
+    os.kill(publisher_broker, signal.SIGSTOP)
+    manager._supervisor.stop()
+    while (queue_dir / SOCKET_NAME).exists():  # It has begun to stop.
+        pass
+    os.kill(consumer_broker, signal.SIGKILL)
+    assert has_ended(consumer_broker)
+    os.kill(publisher_broker, signal.SIGCONT)
+    manager._thread.join(10)
+    assert not manager.running
+    manager.stop()
+
+
+def test_a_broker_that_hangs_is_killed_when_its_time_is_up(queue_dir):
+    """Stopping is bounded, and what was acknowledged is in queue.json all the same."""
+    manager = BrokerManager(queue_dir, grace=0.05)
+    manager.start()
+    manager.wait_ready()
+    pipe = publisher(queue_dir)
+    publish(pipe, "kept")
+    os.kill(pids(manager)[0], signal.SIGSTOP)
+    manager.stop()
+    pipe.close()
+    assert [task["id"] for task in json.loads((queue_dir / "queue.json").read_text())["tasks"]] == ["kept"]
 
 
 # ── operators ────────────────────────────────────────────────────────────────────────────────────────────────────────

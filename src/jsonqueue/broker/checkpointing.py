@@ -76,6 +76,7 @@ class Checkpointing:
         self._waiting: list[Settled] = []
         self._again: list[Settled] = []
         self.count = 0
+        """Checkpoints that had something to fold in."""
         self.ended_ms = 0
         self.took_ms = 0
         self.error = ""
@@ -168,7 +169,7 @@ class Checkpointing:
     def _folded(self, cut: Cut, done: CheckpointDone, began_ms: int) -> None:
         now_ms = self._clock.monotonic_ms()
         self._last_cut = cut
-        self.count += 1
+        self.count += 1 if done.folded else 0
         self.ended_ms, self.took_ms = self._clock.wall_ms(), now_ms - began_ms
         self._due_ms = now_ms + max(self._config.flush_interval_ms, (_SHARE - 1) * self.took_ms)
         self._say.checkpointed(tasks=done.tasks, took_ms=self.took_ms)

@@ -24,15 +24,16 @@ from functools import partial
 
 from jsonqueue.broker.checkpointing import Checkpointing
 from jsonqueue.broker.child import Child, ChildState
-from jsonqueue.broker.narration import Narration, ending
+from jsonqueue.broker.narration import Narration
 from jsonqueue.broker.questions import Questions
 from jsonqueue.broker.reception import Guest, Reception
-from jsonqueue.channel.control import Attach, Counters, Failed, Marks, News, Order, Ready, Rotated, Stop, error_of
+from jsonqueue.broker.restarts import DISK_FAILED, Restarts
+from jsonqueue.channel.control import Attach, Counters, Failed, Marks, News, Order, Ready, Rotated, Stop
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import Action, BrokerStatus, Listener, ManagerStatus, Operate, Refused, Register, Registered, Report
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerFailed, ConnectionClosed, JsonQueueError
+from jsonqueue.errors import ConnectionClosed, JsonQueueError
 from jsonqueue.event import EventOwner
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.files import Files
@@ -40,14 +41,10 @@ from jsonqueue.storage.locks import hold
 
 __all__ = ["Supervisor"]
 
-_RESTARTS_MAX = 3
-_RESTARTS_WITHIN_MS = 60_000
 _HELD_BACK_MS = 30_000
 """How long a client waits at most while its broker starts."""
 _REAP_MS = 10
 _DYING_MAX_MS = 2_000
-_DISK_FAILED = 74
-_FOR_GOOD = frozenset({65, 77, 78})
 _PUBLISHER, _CONSUMER = EventOwner.PUBLISHER_BROKER, EventOwner.CONSUMER_BROKER
 _SERVED_BY = {EventOwner.PUBLISHER: _PUBLISHER, EventOwner.CONSUMER: _CONSUMER, EventOwner.CALLER: _CONSUMER}
 
@@ -80,8 +77,7 @@ class Supervisor:
         self._stop_until_ms = 0
         self._started_ms, self._started_wall_ms = clock.monotonic_ms(), clock.wall_ms()
         self._children: dict[EventOwner, Child] = {}
-        self._died_ms: dict[EventOwner, deque[int]] = {_PUBLISHER: deque(), _CONSUMER: deque()}
-        self._restarts = dict.fromkeys(self._died_ms, 0)
+        self._restarts = {_PUBLISHER: Restarts(), _CONSUMER: Restarts()}
         self._held_back: list[tuple[Guest, Register]] = []
         self._last_peer = 0
         self._selector = selectors.DefaultSelector()
@@ -248,7 +244,14 @@ class Supervisor:
         held_back, self._held_back = self._held_back, []
         for guest, register in held_back:
             self._let_in(guest, register)
-        if all(self._state_of(role) is ChildState.READY for role in self._died_ms):
+        if not self.ready.is_set() and all(self._state_of(role) is ChildState.READY for role in self._restarts):
+            self._both_are_ready()
+
+    def _both_are_ready(self) -> None:
+        if self._files.identity("queue.json") is None:
+            # A new queue is there to be read from its first moment on, empty as it is.
+            self._checkpointing.now(lambda why: self.ready.set())
+        else:
             self.ready.set()
 
     def _state_of(self, role: EventOwner) -> ChildState | None:
@@ -269,31 +272,20 @@ class Supervisor:
 
     def _replace(self, child: Child, status: int, now_ms: int) -> None:
         last_words = child.last_words.message if child.last_words else ""
-        if status in _FOR_GOOD or not self._may_restart(child.role, now_ms):
-            self._fail(self._verdict(child, status))
+        restarts = self._restarts[child.role]
+        if not restarts.allowed(status, now_ms):
+            self._fail(restarts.verdict(child, status))
             return
         self._say.broker_died(child.role, pid=child.pid, status=status, last_words=last_words)
-        self._restarts[child.role] += 1
+        restarts.count += 1
         self._checkpointing.abandon(_died(child.role))
-        if status == _DISK_FAILED:
+        if status == DISK_FAILED:
             self._say.both_restarted()
-            self._restarts[_other(child.role)] += 1
+            self._restarts[_other(child.role)].count += 1
             self._kill_all("its sibling's disk failed")
             self._start_both()
         else:
             self._start_one(child.role)
-
-    def _may_restart(self, role: EventOwner, now_ms: int) -> bool:
-        died_ms = self._died_ms[role]
-        while died_ms and died_ms[0] <= now_ms - _RESTARTS_WITHIN_MS:
-            died_ms.popleft()
-        died_ms.append(now_ms)
-        return len(died_ms) <= _RESTARTS_MAX
-
-    def _verdict(self, child: Child, status: int) -> JsonQueueError:
-        if child.last_words is not None:
-            return error_of(child.last_words)
-        return BrokerFailed(child.role, why=f"died {len(self._died_ms[child.role])} times within a minute, at last with {ending(status)}")
 
     def _kill_all(self, why: str) -> None:
         for child in self._children.values():
@@ -362,7 +354,7 @@ class Supervisor:
             up_ms=now_ms - self._started_ms,
             durability=self._config.durability,
             config=self._config,
-            brokers=[self._broker_status(role, now_ms) for role in self._died_ms],
+            brokers=[self._broker_status(role, now_ms) for role in self._restarts],
             checkpoints=checkpoints.count,
             checkpoint_ms=checkpoints.ended_ms,
             checkpoint_took_ms=checkpoints.took_ms,
@@ -372,9 +364,9 @@ class Supervisor:
     def _broker_status(self, role: EventOwner, now_ms: int) -> BrokerStatus:
         child = self._children.get(role)
         if child is None or child.state is ChildState.DYING:
-            return BrokerStatus(role, "down", restarts=self._restarts[role])
+            return BrokerStatus(role, "down", restarts=self._restarts[role].count)
         up_ms = now_ms - child.started_ms
-        return BrokerStatus(role, child.state, child.pid, child.epoch, self._restarts[role], up_ms, child.peers, child.counters)
+        return BrokerStatus(role, child.state, child.pid, child.epoch, self._restarts[role].count, up_ms, child.peers, child.counters)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -399,21 +391,22 @@ class Supervisor:
         self._post(_PUBLISHER, Stop())
 
     def _go_on_stopping(self, now_ms: int) -> None:
-        role = _PUBLISHER if self._phase is _Phase.PUBLISHER_STOPS else _CONSUMER
+        if self._phase is _Phase.PUBLISHER_STOPS and self._has_stopped(_PUBLISHER, now_ms):
+            self._phase = _Phase.CONSUMER_STOPS
+            self._stop_until_ms = now_ms + self._grace_ms
+            self._post(_CONSUMER, Stop())
+        if self._phase is _Phase.CONSUMER_STOPS and self._has_stopped(_CONSUMER, now_ms):
+            self._phase = _Phase.ENDED
+
+    def _has_stopped(self, role: EventOwner, now_ms: int) -> bool:
+        """Whether it is gone; when its time is up, it goes."""
         child = self._children.get(role)
         if child is not None and child.state is not ChildState.DYING and now_ms >= self._stop_until_ms:
             self._say.broker_killed(role, pid=child.pid, why=f"it did not stop within {self._grace_ms} ms")
             self._selector.unregister(child.control)
             child.kill()
             del self._children[role]
-        if role in self._children:
-            return
-        if role is _PUBLISHER:
-            self._phase = _Phase.CONSUMER_STOPS
-            self._stop_until_ms = now_ms + self._grace_ms
-            self._post(_CONSUMER, Stop())
-        else:
-            self._phase = _Phase.ENDED
+        return role not in self._children
 
     def _stop_at_once(self) -> None:
         self._at_once = True
