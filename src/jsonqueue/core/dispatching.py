@@ -126,7 +126,7 @@ class Dispatcher:
     @property
     def orphan_holders(self) -> set[str]:
         """Labels of consumers that held tasks before this broker started and have not come back yet."""
-        return {task.consumer for task in self._orphans.values()}
+        return {task.consumer for task in self._orphans.values()} if self._orphans else set()
 
     def bury(self, label: str, now: Now) -> None:
         """This consumer is proved dead: what it held before this broker started is lost."""
