@@ -157,7 +157,7 @@ def test_completion_prints_the_script_of_the_shell(shell: str) -> None:
 
 def test_a_shell_is_told_commands_and_options() -> None:
     """What the script asks when somebody presses the tab key."""
-    words = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "_JSONQUEUE_COMPLETE": "bash_complete", "COMP_WORDS": "jsonqueue pub", "COMP_CWORD": "1"}
+    words = {**_environment(), "_JSONQUEUE_COMPLETE": "bash_complete", "COMP_WORDS": "jsonqueue pub", "COMP_CWORD": "1"}
     run = [sys.executable, "-c", "from jsonqueue.cli.app import run; run()"]
     assert subprocess.run(run, env=words, capture_output=True, text=True, check=False).stdout == "plain,publish\n"
 

@@ -189,4 +189,3 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "cleared": outcome.cleared,
         "try": commands(outcome),
     }
-
