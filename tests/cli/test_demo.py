@@ -18,9 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli.calls import NOW_MS, call, ended, task
 from rich.console import Console as RichConsole
 
+from cli.calls import NOW_MS, call, ended, task
+from jsonqueue.cli.console import Console
 from jsonqueue.cli.demo import performance, report
 from jsonqueue.cli.demo.account import Latency, account_of
 from jsonqueue.cli.demo.facts import facts_of, facts_of_file, facts_of_record, facts_of_source
@@ -139,7 +140,8 @@ def test_a_folder_is_all_its_files(tmp_path: Path) -> None:
 def test_a_json_lines_file_is_its_lines(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"a":1}\n\n2\n')
     source = source_of(tmp_path / "x.jsonl", run="demo-x")
-    assert [(task.id, task.data["record"], task.where) for task in source.tasks] == [("demo-x:1", {"a": 1}, "line 1"), ("demo-x:3", 2, "line 3")]
+    told = [(task.id, task.data["record"], task.where) for task in source.tasks]
+    assert told == [("demo-x:1", {"a": 1}, "line 1"), ("demo-x:3", 2, "line 3")]
 
 
 def test_input_that_is_none_is_told(tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def outcome() -> report.Outcome:
 
 def test_the_report_fits_a_terminal_and_is_plain_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     """80 columns, but for commands, which are for copying and stay whole."""
-    report.print_outcome(report.Console(), outcome())
+    report.print_outcome(Console(), outcome())
     printed = capsys.readouterr().out
     told, _, commands = printed.partition("Try:")
     assert max(map(len, told.splitlines())) <= 80
@@ -250,9 +252,9 @@ def test_the_report_says_when_something_is_wrong(capsys: pytest.CaptureFixture[s
     ]
     for each in wrong:
         assert not each.good
-        report.print_outcome(report.Console(), each)
+        report.print_outcome(Console(), each)
         assert "Not all is as it should be" in capsys.readouterr().out
-        report.print_outcome(report.Console(as_json=True), each)
+        report.print_outcome(Console(as_json=True), each)
         assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
@@ -262,15 +264,17 @@ def test_the_view_fits_its_width(width: int, workers: int) -> None:
     """Whatever is told by the workers, and in no colour either."""
     lines = [WorkerLine(f"worker-{number}", number * 100, "a/" * 60 + "\x1b[2Jevil.py") for number in range(workers)]
     scene = Scene(
-        "x" * 200, total=1790, published=1790, in_progress=1, completed=1789, publish_rate=45_113, complete_rate=0.5, checked=3, workers=lines
-    )
+        "x" * 200, total=1790, published=1790, in_progress=1, completed=1789, publish_rate=45_113, complete_rate=0.5, checked=3,
+        workers=lines,
+    )  # fmt: skip
     console = RichConsole(width=width, no_color=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 - closed below
     with console.file:
         console.print(render(scene, width))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
-    bars = {line.split()[0]: (line.count("━"), line.count("╸"), line.count("─")) for line in text.splitlines() if "━" in line or "╸" in line}
+    drawn = [line for line in text.splitlines() if "━" in line or "╸" in line]
+    bars = {line.split()[0]: (line.count("━"), line.count("╸"), line.count("─")) for line in drawn}
     assert bars["published"][2] == 0
     assert bars["in"][:2] == (0, 1)  # one of many still shows
     assert bars["completed"][1:] == (1, 0)  # all but one is not all
@@ -304,9 +308,8 @@ def files(tmp_path: Path) -> Path:
 
 def play(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The demo, as a person calls it."""
-    return subprocess.run(
-        [sys.executable, "-m", "jsonqueue.main", *arguments], cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=50, check=False
-    )
+    line = [sys.executable, "-m", "jsonqueue.main", *arguments]
+    return subprocess.run(line, cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=50, check=False)
 
 
 def _environment() -> dict[str, str]:
@@ -324,8 +327,10 @@ def test_the_demo_plays_and_its_commands_work_as_typed(tmp_path: Path, files: Pa
     assert not [*queue.glob("*.jsonl")]
     assert {task.status for task in inspect(queue).state.tasks.values()} == {TaskStatus.COMPLETED}
     proposed = [line.strip() for line in done.stdout.partition("Try:")[2].splitlines() if line.strip()]
-    tried = [subprocess.run(shlex.split(line), cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=True) for line in proposed]
-    one, life, several = (each.stdout for each in tried)
+    one, life, several = (
+        subprocess.run(shlex.split(line), cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=True).stdout
+        for line in proposed
+    )
     assert "A.two" in one
     assert "completed after" in life
     assert len(several.splitlines()) == 6

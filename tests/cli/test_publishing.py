@@ -18,7 +18,7 @@ from cli.calls import call
 from jsonqueue.cli import lines
 from jsonqueue.cli.lines import Line, LineGroups
 from jsonqueue.cli.options import MOMENT, RETRY, WAIT, WAIT_OR_MOMENT
-from jsonqueue.errors import InvalidTask
+from jsonqueue.errors import InvalidTask, Rejection, TasksRejected
 from jsonqueue.retry import Exponential, Linear
 from jsonqueue.storage.recovery import inspect
 from jsonqueue.task import StoredTask
@@ -167,12 +167,12 @@ def test_lines_that_drip_are_handed_on_at_once() -> None:
     reader, writer = os.pipe()
     groups = iter(LineGroups(reader))
     os.write(writer, b"1\n2\n3")
-    assert next(groups) == [Line(1, b"1"), Line(2, b"2")]
+    assert [*next(groups)] == [Line(1, b"1"), Line(2, b"2")]
     os.write(writer, b"3\n")
-    assert next(groups) == [Line(3, b"33")]
+    assert [*next(groups)] == [Line(3, b"33")]
     os.write(writer, b"4")
     os.close(writer)
-    assert next(groups) == [Line(4, b"4")]
+    assert [*next(groups)] == [Line(4, b"4")]
     assert [*groups] == []
     os.close(reader)
 
@@ -189,7 +189,7 @@ def test_a_stream_is_read_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> 
 
     thread = threading.Thread(target=write)
     thread.start()
-    groups = [*LineGroups(reader)]
+    groups = [[*group] for group in LineGroups(reader)]
     thread.join()
     os.close(reader)
     assert [line.text for group in groups for line in group] == [b"%d" % number for number in range(5_000)]
@@ -201,7 +201,19 @@ def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(lines, "_LINE_BYTES_MAX", 1000)
     (tmp_path / "zeros").write_bytes(b"1\n" + bytes(5_000))
     with (tmp_path / "zeros").open("rb") as file, pytest.raises(InvalidTask, match="line 2 is longer"):
-        [*LineGroups(file.fileno())]
+        [[*group] for group in LineGroups(file.fileno())]
+
+
+def test_what_was_read_before_an_error_of_the_input_is_published(monkeypatch: pytest.MonkeyPatch, queue: Path, feed: Feed) -> None:
+    """The error comes after the tasks, and the summary counts them."""
+    monkeypatch.setattr(lines, "_LINE_BYTES_MAX", 1000)
+    monkeypatch.setattr(lines, "_READ_BYTES", 64)
+    feed(b"1\n" * 50 + bytes(5_000))
+    called = call("publish", "--queue", str(queue))
+    assert (called.status, len(called.out.split())) == (65, 50)
+    assert len(stored(queue)) == 50
+    assert "50 tasks published" in called.err
+    assert "line 51 is longer" in called.err
 
 
 # ── options ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,9 +251,8 @@ def test_a_retry_policy_is_a_name_or_json() -> None:
 
 def test_refusals_that_are_not_listed_print_no_ids(monkeypatch: pytest.MonkeyPatch, queue: Path, feed: Feed) -> None:
     """Of more refusals than are listed it is not known which; rather no id than one of a task that is not stored."""
-    from jsonqueue.errors import Rejection, TasksRejected
-
-    def refuse(self: Any, tasks: Any) -> None:
+    def refuse(_: Any, tasks: Iterator[Any], **options: Any) -> None:
+        assert len([*tasks]) == 10
         raise TasksRejected((Rejection(0, "a", "no"),), count=3, published=7, duplicates=0)
 
     monkeypatch.setattr("jsonqueue.client.publisher.Publisher.publish_many", refuse)

@@ -16,8 +16,9 @@ from jsonqueue.errors import InvalidTask
 
 __all__ = ["Line", "LineGroups"]
 
-_GROUP_BYTES = 16 * 1024 * 1024
-_GROUP_LINES = 100_000
+_GROUP_LINES = 250_000
+"""Their ids are kept until they may be printed, which bounds the memory."""
+
 _LINE_BYTES_MAX = 64 * 1024 * 1024
 _READ_BYTES = 1024 * 1024
 
@@ -30,40 +31,41 @@ class Line(NamedTuple):
 
 
 class LineGroups:
-    """Iterates over groups of lines of a file descriptor. Blank lines are counted and left out."""
+    """Iterates over groups of lines of a file descriptor; each must be read to its end before the next one. Blank lines are left out."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._rest = b""
         self._number = 0
+        self._ended = False
         self.bytes_read = 0
         status = os.fstat(fd)
         self.bytes_total = status.st_size if stat.S_ISREG(status.st_mode) else 0
         """Size of the input, if it is a file; 0: nobody knows."""
 
-    def __iter__(self) -> Iterator[list[Line]]:
-        ended = False
-        while not ended:
-            group: list[Line] = []
-            size = 0
-            while len(group) < _GROUP_LINES and size < _GROUP_BYTES:
-                if group and not self._ready():
-                    break
-                chunk = os.read(self._fd, _READ_BYTES)
-                size += len(chunk)
-                group += self._lines(chunk)
-                if not chunk:
-                    ended = True
-                    break
-            if group:
-                yield group
+    def __iter__(self) -> Iterator[Iterator[Line]]:
+        while not self._ended:
+            lines = self._read()  # waits
+            if lines:
+                yield self._group(lines)
+
+    def _group(self, lines: list[Line]) -> Iterator[Line]:
+        room = _GROUP_LINES
+        while True:
+            yield from lines
+            room -= len(lines)
+            if self._ended or room <= 0 or not self._ready():
+                return
+            lines = self._read()
 
     def _ready(self) -> bool:
         """Whether reading would not wait. (A moment's patience: a writer at the other end of a pipe fills it anew.)"""
         return bool(select.select([self._fd], [], [], 0.02)[0])
 
-    def _lines(self, chunk: bytes) -> list[Line]:
-        """The lines that the chunk completes; an empty chunk is the end and completes the last one."""
+    def _read(self) -> list[Line]:
+        """The lines that the next chunk completes; the end of the input completes the last one."""
+        chunk = os.read(self._fd, _READ_BYTES)
+        self._ended = not chunk
         self.bytes_read += len(chunk)
         *whole, self._rest = (self._rest + chunk).split(b"\n") if chunk else (self._rest, b"")
         if len(self._rest) > _LINE_BYTES_MAX:

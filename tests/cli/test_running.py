@@ -1,0 +1,190 @@
+"""serve, work, stop, checkpoint, verify, repair: what is parsed and printed; and once all of it together, by real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import click
+import pytest
+
+from cli.calls import call
+from jsonqueue.channel.registration import BrokerStatus, ManagerStatus, Report
+from jsonqueue.cli.live import bar
+from jsonqueue.cli.serving import Rates, settings_of
+from jsonqueue.config import Config
+from jsonqueue.errors import InvalidConfig, ManagerRunning
+from jsonqueue.storage import repair
+from jsonqueue.storage.locks import hold
+from jsonqueue.task import TaskStatus
+
+BROKERS = [BrokerStatus("publisher_broker", "ready", 813, 4), BrokerStatus("consumer_broker", "starting", 814, 5, restarts=2, peers=3)]
+RUNNING = ManagerStatus("q", 812, 1, 65_000, "process-crash", Config(), BROKERS, checkpoint_error="no room \x1b[2J")
+
+
+def test_settings_of_a_command_line_lie_over_the_folders(tmp_path: Path) -> None:
+    """Values read as TOML, and as plain words where they are none."""
+    (tmp_path / "jsonqueue.toml").write_text("lease_ms = 5_000\nattempts_max = 9\n")
+    config = settings_of(tmp_path, ("lease_ms=60_000", "durability=process-crash", "archive=false", 'retry={kind="never"}'))
+    assert (config.lease_ms, config.attempts_max, config.durability, config.archive) == (60_000, 9, "process-crash", False)
+
+
+@pytest.mark.parametrize("assignment", ["lease=5", "lease_ms=soon", "lease_ms=1"])
+def test_a_setting_that_is_none_is_named(tmp_path: Path, assignment: str) -> None:
+    with pytest.raises(InvalidConfig, match="--set"):
+        settings_of(tmp_path, (assignment,))
+    with pytest.raises(click.UsageError, match="expected NAME=VALUE"):
+        settings_of(tmp_path, ("lease_ms",))
+
+
+def test_a_second_serve_is_told_who_serves(tmp_path: Path) -> None:
+    """75, before anything is written."""
+    with hold(tmp_path, "queue", what="the first one"):
+        called = call("serve", "--queue", str(tmp_path))
+    assert called.status == ManagerRunning.exit_status
+    assert f"process {os.getpid()} (the first one)" in called.err
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_status_tells_of_the_brokers(tmp_path: Path, terminal: bool) -> None:
+    """Restarts, relaxed durability and a checkpoint that failed are what an operator has to see."""
+    call("publish", "1", "--queue", str(tmp_path))
+    call("checkpoint", "--queue", str(tmp_path))
+    with mock.patch("jsonqueue.channel.registration.operate", return_value=Report(True, RUNNING)):
+        out = call("status", "--queue", str(tmp_path), terminal=terminal, columns=120, environment={"NO_COLOR": "1"}).out
+    for words in ("running for 1 min 5 s, manager pid 812", "pid 813", "starting, pid 814, 3 clients, 2 restarts", "process-crash"):
+        assert words in out
+    assert "the last checkpoint failed: no room \\x1b[2J" in out
+
+
+def test_rates_come_from_two_looks() -> None:
+    """A broker that was restarted counts from 0 again, which is no negative rate."""
+    rates = Rates()
+    rates.since_last({"a": 100}, 1_000)
+    assert rates.since_last({"a": 300}, 3_000) == {"a": 100}
+    assert rates.since_last({"a": 5}, 4_000) == {"a": 0}
+
+
+def test_a_bar_is_as_long_as_it_is_wide() -> None:
+    assert [bar(share, 4) for share in (-1, 0, 0.5, 1, 2)] == ["╌╌╌╌", "╌╌╌╌", "━━╌╌", "━━━━", "━━━━"]
+
+
+def test_a_checkpoint_needs_no_broker(tmp_path: Path) -> None:
+    """With none running the command does it itself; with --json for a script."""
+    call("publish", "1", "--queue", str(tmp_path))
+    called = call("checkpoint", "--queue", str(tmp_path))
+    assert called.out.startswith("queue.json is up to date: ")
+    assert "by this command" in called.out
+    assert not [*tmp_path.glob("*.jsonl")]
+    told = json.loads(call("checkpoint", "--json", "--queue", str(tmp_path)).out)
+    assert told == {"queue_json_bytes": (tmp_path / "queue.json").stat().st_size}
+
+
+def test_a_checkpoint_that_fails_says_that_nothing_is_lost(tmp_path: Path) -> None:
+    call("publish", "1", "--queue", str(tmp_path))
+    with mock.patch("jsonqueue.channel.registration.operate", return_value=Report(False, RUNNING, "no room")):
+        called = call("checkpoint", "--queue", str(tmp_path))
+    assert called.status == 74
+    assert "the checkpoint failed: no room" in called.err
+    assert "nothing is lost" in called.err
+
+
+@pytest.mark.parametrize("command", ["stop", "cancel x", "dead replay --all"])
+def test_what_needs_a_broker_says_how_to_start_one(tmp_path: Path, command: str) -> None:
+    call("publish", "1", "--queue", str(tmp_path))
+    called = call("--queue", str(tmp_path), *command.split())
+    assert called.status == 69
+    assert f"jsonqueue serve --queue {tmp_path}" in called.err
+
+
+def test_verify_finds_nothing_in_a_whole_queue(tmp_path: Path) -> None:
+    call("publish", "1", "--queue", str(tmp_path))
+    called = call("verify", "--queue", str(tmp_path))
+    assert (called.status, called.out) == (0, "All is well, 1 task.\n")
+    assert call("repair", "--queue", str(tmp_path)).out.startswith("Nothing to mend, 1 task")
+
+
+def test_verify_and_repair_tell_of_damage(tmp_path: Path) -> None:
+    """Where, what, and what to do; 1 while something is left, 0 when it is mended. The text of a file is not trusted."""
+    call("publish", "1", "--queue", str(tmp_path))
+    bad = repair.Finding("queue.json", 12, 3, "evil \x1b[2J", "damaged-queue", False, "jsonqueue repair")
+    note = bad._replace(harmless=True, batch=None)
+    with mock.patch("jsonqueue.storage.repair.verify", return_value=repair.Report([bad, note], [], [], None)):
+        called = call("verify", "--queue", str(tmp_path))
+        told = json.loads(call("verify", "--json", "--queue", str(tmp_path)).out)
+    assert called.status == 1
+    assert "DAMAGE  queue.json, byte 12, batch 3: evil \\x1b[2J\n        → jsonqueue repair\n" in called.out
+    assert called.out.endswith("1 place damaged.\n")
+    assert (told["ok"], told["findings"][0]["offset"]) == (False, 12)
+    with mock.patch("jsonqueue.storage.repair.repair", return_value=repair.Report([note], ["mended it"], ["task x"], 7)) as mend:
+        called = call("repair", "--accept-loss", "--queue", str(tmp_path))
+    assert mend.call_args.kwargs == {"accept_loss": True, "accept_edit": False}
+    assert called.status == 0
+    assert "done   mended it\nlost   task x\nMended, 7 tasks; 1 thing lost.\n" in called.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["nowhere:f"], 64, "there is no module 'nowhere'"),
+        (["json:nothing"], 64, "json has no 'nothing'"),
+        (["json"], 64, "names no handler"),
+        (["--exec", "no-such-program-at-all"], 64, "there is no program"),
+        (["--exec", "cat | sort"], 64, "needs a shell"),
+        (["json:loads", "--exec", "cat"], 2, "one of the two"),
+        (["json:loads", "--name", "a b"], 65, "invalid id"),
+    ],
+)
+def test_a_handler_that_cannot_be_run_is_told_at_once(tmp_path: Path, arguments: list[str], status: int, said: str) -> None:
+    called = call("work", "--queue", str(tmp_path), *arguments)
+    assert called.status == status
+    assert said in called.err
+
+
+@pytest.mark.processes
+def test_a_queue_is_served_worked_off_and_stopped_from_the_shell(tmp_path: Path) -> None:
+    """publish without brokers, serve, work with a function of the current folder and with a program, look, cancel, replay, stop."""
+    (tmp_path / "tasks.py").write_text("def double(task):\n    return task.data * 2\n\n\ndef fail(task):\n    raise ValueError(task.id)\n")
+    assert _run(tmp_path, "publish", "--id", "a", "21") == "a\n"
+    line = _line("serve", "--set", "lease_ms=5000")
+    serving = subprocess.Popen(line, cwd=tmp_path, env=_environment(), stdout=subprocess.PIPE, text=True)
+    assert serving.stdout is not None
+    with serving.stdout:
+        assert serving.stdout.readline().startswith("serving ")
+        assert json.loads(_run(tmp_path, "--json", "work", "tasks:double", "--until-empty"))["completed"] == 1
+        assert _run(tmp_path, "result", "a", "--timeout", "5") == "42\n"
+        _run(tmp_path, "publish", "--id", "b", '{"x": [1, 2]}')
+        _run(tmp_path, "work", "--exec", "cat", "--until-empty")
+        assert json.loads(_run(tmp_path, "result", "b"))["data"] == {"x": [1, 2]}
+        _run(tmp_path, "publish", "--id", "c", "1", "--attempts-max", "1")
+        _run(tmp_path, "work", "tasks:fail", "--until-empty", "--isolate")
+        assert [json.loads(line)["id"] for line in _run(tmp_path, "dead", "list", "--json").splitlines()] == ["c"]
+        assert "ValueError: c" in _run(tmp_path, "dead", "show", "c")
+        assert _run(tmp_path, "dead", "replay", "--all") == "c  replayed\n"
+        assert _run(tmp_path, "cancel", "c") == "c  cancelled\n"
+        seen = json.loads(_run(tmp_path, "status", "--json"))
+        assert (seen["running"], seen["by_status"]["completed"], seen["by_status"]["cancelled"]) == (True, 2, 1)
+        assert "by the running brokers" in _run(tmp_path, "checkpoint")
+        assert _run(tmp_path, "stop").startswith("stopped manager ")
+    assert serving.wait(10) == 0
+    assert _run(tmp_path, "verify") == "All is well, 3 tasks.\n"
+    listed = {json.loads(line)["status"] for line in _run(tmp_path, "list", "--json").splitlines()}
+    assert listed == {TaskStatus.COMPLETED, TaskStatus.CANCELLED}
+
+
+def _run(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(_line(*arguments), cwd=folder, env=_environment(), capture_output=True, text=True, timeout=40, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _line(*arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "jsonqueue", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
