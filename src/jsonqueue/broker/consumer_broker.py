@@ -68,7 +68,7 @@ class ConsumerBroker:
         self._orphans_due_ms = 0
         self._early: list[tuple[int, Event]] = []
         self._gone: list[int] = []
-        self._unwritten: Turn | None = None
+        self._unwritten: tuple[Turn, int] | None = None
         self._unwritten_due_ms = 0
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -81,6 +81,11 @@ class ConsumerBroker:
     def epoch(self) -> int:
         """The epoch of its log: raised at each start."""
         return self._log.epoch
+
+    @property
+    def position(self) -> Position:
+        """The last batch of its log; durable by the time that anything of it is answered."""
+        return self._log.position
 
     def close(self) -> None:
         """Nothing is buffered: what was answered is durable, what was not was not."""
@@ -135,7 +140,7 @@ class ConsumerBroker:
         self._see_off(dispatcher, now)
         dispatcher.tick(now)
         dispatcher.assign(now)
-        self._carry_out(dispatcher.take_turn(), now, send)
+        self._carry_out(dispatcher.take_turn(), now.wall_ms, now, send)
 
     def next_due_ms(self) -> int | None:
         """When a turn is due by the monotonic clock, though nothing came."""
@@ -183,13 +188,14 @@ class ConsumerBroker:
             if not self._is_alive(int(label.rpartition("@")[2])):
                 dispatcher.bury(label, now)
 
-    def _carry_out(self, turn: Turn, now: Now, send: Callable[[int, Event], None]) -> None:
+    def _carry_out(self, turn: Turn, at_ms: int, now: Now, send: Callable[[int, Event], None]) -> None:
+        """``at_ms``: when the turn was decided. Written under any later time, a retry that was still to come then would replay as due."""
         if turn.records:
             try:
-                self._log.append(encode_records(turn.records), at_ms=now.wall_ms, after=self._read)
+                self._log.append(encode_records(turn.records), at_ms=at_ms, after=self._read)
             except DiskFull:
                 # What was decided stands, but nobody hears of it until it is written; nothing else is decided meanwhile.
-                self._unwritten = turn
+                self._unwritten = (turn, at_ms)
                 self._unwritten_due_ms = now.monotonic_ms + _NO_ROOM_RETRY_MS
                 return
             for peer, event in turn.pushes:
@@ -204,8 +210,8 @@ class ConsumerBroker:
     def _written_at_last(self, now: Now, send: Callable[[int, Event], None]) -> bool:
         """Whether the turn that the disk had no room for is written now (or there was none)."""
         if self._unwritten is not None and now.monotonic_ms >= self._unwritten_due_ms:
-            turn, self._unwritten = self._unwritten, None
-            self._carry_out(turn, now, send)
+            (turn, at_ms), self._unwritten = self._unwritten, None
+            self._carry_out(turn, at_ms, now, send)
         return self._unwritten is None
 
 
