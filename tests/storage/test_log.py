@@ -421,6 +421,27 @@ class _Racing:
         return getattr(self._files, name)
 
 
+def test_a_folder_that_changes_while_it_is_listed_is_listed_again(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that was replaced meanwhile may be missing along with its successor."""
+    write(LogWriter.open(files, PUB), "a")
+    listings = iter([[], ["published-x"], files.list(), files.list()])
+    monkeypatch.setattr(files, "list", lambda folder="": next(listings, [name(1, 1)]))
+    assert load_ids(files).numbers == {"a": 1}
+
+
+def test_a_large_segment_with_a_damaged_header_is_read_to_its_end(files: MemoryFiles) -> None:
+    """More than a torn header lies behind it: it is damage, not a file that never held a batch."""
+    writer = LogWriter.open(files, PUB)
+    for number in range(9):
+        write(writer, f"a{number}")
+    data = files.get(name(1, 1))
+    files.put(name(1, 1), bytes(132) + data[132:])
+    with pytest.raises(CorruptQueue):
+        load_ids(files)
+    files.put(name(1, 1), bytes(1200))
+    assert load_ids(files).numbers == {}
+
+
 def test_files_that_never_come_to_rest_are_not_read_for_ever(files: MemoryFiles) -> None:
     """It gives up, and says why."""
 

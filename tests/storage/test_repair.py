@@ -354,6 +354,41 @@ def test_on_a_real_folder(tmp_path: Path) -> None:
     files.shut()
 
 
+def test_a_name_that_was_changed_is_named() -> None:
+    """It cannot be told which of the two is right."""
+    files, _ = lived()
+    files.rename(segment_of(files, "published"), "published-000000000003-00000009.jsonl")
+    report = mended(files)
+    assert [finding.what for finding in report.findings] == ["it was written as batch 3 on, epoch 1: the name was changed"]
+
+
+def test_a_line_without_an_end_cannot_be_mended() -> None:
+    """The damage took its newline as well."""
+    files, _ = lived()
+    name = segment_of(files, "published")
+    data = bytearray(files.get(name))
+    start = data.rindex(b'{"h"')
+    data[start + 70] ^= 1
+    data[-1] ^= 1
+    files.put(name, bytes(data))
+    report = mended(files)
+    assert not report.ok
+    assert not report.done
+
+
+def test_two_wrong_digits_are_not_guessed_at() -> None:
+    """Not in a batch, and not in a first line."""
+    files, _ = lived()
+    name = segment_of(files, "published")
+    data = files.get(name)
+    for at in (50, data.index(b"\n") + 50):
+        damaged = bytearray(data)
+        damaged[at] ^= 1
+        damaged[at + 2] ^= 1
+        files.put(name, bytes(damaged))
+        assert not mended(files).ok
+
+
 def test_a_disk_that_fails_while_mending_is_reported() -> None:
     """The damaged file is still there; another attempt finds what this one found."""
     files, expected = lived()

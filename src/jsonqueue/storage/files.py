@@ -17,6 +17,8 @@ import errno
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -122,6 +124,8 @@ class RealFiles:
             flags |= os.O_CREAT | os.O_EXCL
         try:
             handle = os.open(name, flags, 0o600, dir_fd=self._folder)
+        except (FileExistsError, FileNotFoundError):
+            raise
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 _refuse(self.root / name)
@@ -149,7 +153,8 @@ class RealFiles:
 
     def truncate(self, handle: int, size: int) -> None:
         self._refuse_poisoned(handle)
-        os.ftruncate(handle, size)
+        with _explaining("a file of the queue"):
+            os.ftruncate(handle, size)
 
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size
@@ -178,10 +183,12 @@ class RealFiles:
             os.close(handle)
 
     def rename(self, old: str, new: str) -> None:
-        os.replace(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        with _explaining(new):
+            os.replace(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def link(self, old: str, new: str) -> None:
-        os.link(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        with _explaining(new):
+            os.link(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def unlink(self, name: str) -> None:
         os.unlink(name, dir_fd=self._folder)
@@ -197,12 +204,8 @@ class RealFiles:
             os.close(handle)
 
     def make_folder(self, name: str) -> None:
-        try:
+        with suppress(FileExistsError), _explaining(name):
             os.mkdir(name, 0o700, dir_fd=self._folder)
-        except FileExistsError:
-            return
-        except OSError as error:
-            raise _explained(error, name) from error
 
     def identity(self, name: str) -> Identity | None:
         try:
@@ -223,7 +226,7 @@ class RealFiles:
 if sys.platform == "darwin":
     import fcntl
 
-    def _data_sync(handle: int) -> None:
+    def _data_sync(handle: int) -> None:  # pragma: no cover - on macOS only
         # On macOS fsync leaves the data in the drive's cache.
         fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
 
@@ -234,12 +237,20 @@ else:
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def _explained(error: OSError, name: str) -> Exception:
-    """The error to raise for what the system said: those that callers handle as they are, others as ours."""
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:
+        raise _explained(error, name) from error
+
+
+def _explained(error: OSError, name: str) -> StorageError:
+    """What the system said, as an error of ours."""
     if error.errno in _NO_ROOM:
         return DiskFull(f"no room for {name}: {error.strerror}", hint="free some space; nothing that was acknowledged is touched")
-    if isinstance(error, FileExistsError | FileNotFoundError):
-        return error
     return StorageError(f"{name}: {error.strerror}")
 
 

@@ -1,0 +1,310 @@
+"""The small door to the disk: the real one and the one in memory keep the same promises."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from jsonqueue.errors import DiskFull, FolderRefused, StorageError, SyncFailed
+from jsonqueue.storage.files import Files, RealFiles, write_all
+from jsonqueue.storage.memory import MemoryFiles
+
+
+@pytest.fixture(params=["real", "memory"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Files]:
+    if request.param == "memory":
+        yield MemoryFiles()
+        return
+    real = RealFiles(tmp_path)
+    yield real
+    real.shut()
+
+
+def content(files: Files, name: str) -> bytes:
+    handle = files.open(name)
+    try:
+        return files.read(handle, 0, files.size(handle))
+    finally:
+        files.close(handle)
+
+
+def make(files: Files, name: str, data: bytes = b"") -> None:
+    handle = files.open(name, create=True)
+    write_all(files, handle, data)
+    files.sync(handle)
+    files.close(handle)
+
+
+def test_writes_append_and_reads_go_anywhere(files: Files) -> None:
+    """Also behind a truncation, and beyond the end."""
+    handle = files.open("a", create=True)
+    assert files.write(handle, b"hello") == 5
+    write_all(files, handle, b" world")
+    assert files.read(handle, 6, 99) == b"world"
+    assert files.read(handle, 99, 1) == b""
+    files.truncate(handle, 5)
+    write_all(files, handle, b"!")
+    files.sync(handle)
+    assert files.size(handle) == 6
+    files.close(handle)
+    assert content(files, "a") == b"hello!"
+
+
+def test_create_never_opens_what_is_there(files: Files) -> None:
+    """And open never creates."""
+    make(files, "a", b"1")
+    with pytest.raises(FileExistsError):
+        files.open("a", create=True)
+    with pytest.raises(FileNotFoundError):
+        files.open("b")
+    assert content(files, "a") == b"1"
+
+
+def test_names_move_as_they_should(files: Files) -> None:
+    """Rename replaces, link does not, unlink wants something to unlink."""
+    files.make_folder("sub")
+    files.make_folder("sub")
+    make(files, "a", b"1")
+    make(files, "b", b"2")
+    files.link("a", "sub/a")
+    with pytest.raises(FileExistsError):
+        files.link("b", "sub/a")
+    with pytest.raises(FileNotFoundError):
+        files.link("none", "sub/b")
+    files.rename("b", "a")
+    assert (content(files, "a"), content(files, "sub/a")) == (b"2", b"1")
+    with pytest.raises(FileNotFoundError):
+        files.rename("b", "c")
+    files.unlink("a")
+    with pytest.raises(FileNotFoundError):
+        files.unlink("a")
+    files.sync_folder()
+    files.sync_folder("sub")
+    assert [name for name in files.list() if name != "sub"] == []
+    assert files.list("sub") == ["a"]
+    assert files.list("nowhere") == []
+
+
+def test_identity_tells_files_apart(files: Files) -> None:
+    """One that was replaced, or written to, is another."""
+    make(files, "a", b"1")
+    before = files.identity("a")
+    assert files.identity("a") == before
+    make(files, "b", b"1")
+    files.rename("b", "a")
+    assert files.identity("a") != before
+    handle = files.open("a")
+    before = files.identity("a")
+    write_all(files, handle, b"2")
+    files.close(handle)
+    assert files.identity("a") != before
+    assert files.identity("none") is None
+    assert files.free_bytes() > 0
+
+
+def test_a_handle_outlives_its_name(files: Files) -> None:
+    """Readers of a file that is replaced or unlinked read on."""
+    make(files, "a", b"1")
+    handle = files.open("a")
+    files.unlink("a")
+    assert files.read(handle, 0, 9) == b"1"
+    files.close(handle)
+
+
+# ── the real one ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[RealFiles]:
+    files = RealFiles(tmp_path)
+    yield files
+    files.shut()
+
+
+def test_files_are_ours_alone(real: RealFiles) -> None:
+    """0600, whatever the umask; folders 0700; and no child inherits a handle."""
+    old = os.umask(0)
+    try:
+        handle = real.open("a", create=True)
+        real.make_folder("sub")
+    finally:
+        os.umask(old)
+    assert os.fstat(handle).st_mode & 0o777 == 0o600
+    assert (real.root / "sub").stat().st_mode & 0o777 == 0o700
+    assert not os.get_inheritable(handle)
+    real.close(handle)
+
+
+@pytest.mark.parametrize("plant", [lambda path: path.symlink_to("/etc/passwd"), os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused(real: RealFiles, plant: Callable[[Path], None]) -> None:
+    """A link, a pipe or a folder where a file of ours belongs: nothing is followed, nothing hangs."""
+    plant(real.root / "queue.json")
+    with pytest.raises(StorageError):
+        real.open("queue.json")
+
+
+def test_a_pipe_with_a_reader_is_refused_too(real: RealFiles) -> None:
+    """It opens; it is no regular file."""
+    os.mkfifo(real.root / "a")
+    reader = os.open(real.root / "a", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(FolderRefused, match="not a regular file"):
+        real.open("a")
+    os.close(reader)
+
+
+def test_read_only_files_cannot_be_written(tmp_path: Path) -> None:
+    """Looking at a queue must not be able to change it."""
+    (tmp_path / "a").write_bytes(b"1")
+    files = RealFiles(tmp_path, read_only=True)
+    handle = files.open("a")
+    assert files.read(handle, 0, 9) == b"1"
+    with pytest.raises(StorageError):
+        files.write(handle, b"2")
+    files.close(handle)
+    files.shut()
+    files.shut()
+
+
+def _failing(number: int) -> Callable[..., int]:
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_no_room_is_told_from_a_broken_disk(real: RealFiles, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The one may be tried again."""
+    handle = real.open("a", create=True)
+    monkeypatch.setattr(os, "write", _failing(number))
+    with pytest.raises(DiskFull):
+        real.write(handle, b"x")
+    monkeypatch.setattr(os, "write", _failing(errno.EIO))
+    with pytest.raises(StorageError) as caught:
+        real.write(handle, b"x")
+    assert not isinstance(caught.value, DiskFull)
+    for name in ("mkdir", "replace", "link"):
+        monkeypatch.setattr(os, name, _failing(number))
+    for action in (lambda: real.make_folder("x"), lambda: real.rename("a", "b"), lambda: real.link("a", "b")):
+        with pytest.raises(DiskFull):
+            action()
+    real.close(handle)
+
+
+def test_a_failed_sync_poisons_its_handle(real: RealFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would succeed, and mean nothing."""
+    handle, other = real.open("a", create=True), real.open("b", create=True)
+    real.write(handle, b"x")
+    monkeypatch.setattr("jsonqueue.storage.files._data_sync", _failing(errno.EIO))
+    with pytest.raises(SyncFailed):
+        real.sync(handle)
+    monkeypatch.undo()
+    for action in (lambda: real.sync(handle), lambda: real.write(handle, b"y"), lambda: real.truncate(handle, 0)):
+        with pytest.raises(SyncFailed):
+            action()
+    real.sync(other)
+    real.close(handle)
+    real.close(other)
+
+
+def test_a_failed_sync_of_a_folder_is_told(real: RealFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may not be there after a power cut."""
+    monkeypatch.setattr(os, "fsync", _failing(errno.EIO))
+    with pytest.raises(SyncFailed):
+        real.sync_folder()
+
+
+def test_short_reads_and_writes_are_carried_on(real: RealFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may do less than it was asked for."""
+    write, pread = os.write, os.pread
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:3]))
+    monkeypatch.setattr(os, "pread", lambda handle, size, offset: pread(handle, min(size, 4), offset))
+    make(real, "a", b"0123456789")
+    assert content(real, "a") == b"0123456789"
+    handle = real.open("a")
+    assert real.read(handle, 2, 99) == b"23456789"
+    real.close(handle)
+
+
+# ── the one in memory ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_crash_keeps_what_was_synced_and_nothing_else() -> None:
+    """Bytes and names alike."""
+    files = MemoryFiles()
+    make(files, "synced", b"1")
+    files.sync_folder()
+    handle = files.open("synced")
+    write_all(files, handle, b"2")
+    make(files, "nameless", b"3")
+    files.rename("synced", "renamed")
+    files.crash()
+    assert files.list() == ["synced"]
+    assert content(files, "synced") == b"1"
+    with pytest.raises(KeyError):
+        files.read(handle, 0, 1)
+
+
+def test_a_crash_may_keep_any_part_of_the_rest() -> None:
+    """Each name, and each sector, by itself; but never less than was synced."""
+    seen = set()
+    for seed in range(200):
+        files = MemoryFiles()
+        make(files, "a", b"0" * 600)
+        files.sync_folder()
+        handle = files.open("a")
+        write_all(files, handle, b"1" * 1400)
+        files.rename("a", "b")
+        files.unlink("b") if seed % 2 else None
+        files.crash(Random(seed))
+        assert all(content(files, name)[:512] == b"0" * 512 for name in files.list())
+        seen.add((*files.list(), *(content(files, name)[1024:1030] for name in files.list())))
+    assert {(), ("a", "b", b"111111", b"111111"), ("b", b"\0" * 6)} <= seen
+
+
+def test_a_poisoned_file_stays_poisoned_until_the_power_is_back() -> None:
+    """As a kernel forgets that a write failed only when it restarts."""
+    files = MemoryFiles()
+    make(files, "a")
+    files.sync_folder()
+    handle = files.open("a")
+
+    def fail(number: int, operation: str) -> None:
+        raise SyncFailed(operation)
+
+    files.fail = fail
+    with pytest.raises(SyncFailed):
+        files.sync(handle)
+    files.fail = lambda number, operation: None
+    with pytest.raises(SyncFailed):
+        files.sync(handle)
+    with pytest.raises(SyncFailed):
+        files.write(handle, b"x")
+    files.crash()
+    write_all(files, files.open("a"), b"x")
+    assert files.get("a") == b"x"
+    assert files.copy().get("a") == b"x"
+    assert "unlinked" in _trace_of_an_unlinked_file(files)
+
+
+def _trace_of_an_unlinked_file(files: MemoryFiles) -> str:
+    handle = files.open("a")
+    files.unlink("a")
+    files.sync(handle)
+    return files.trace[-1]
+
+
+def test_rooms_fill_up() -> None:
+    """Short writes first, then none; what is cut back makes room again."""
+    files = MemoryFiles(room=4)
+    handle = files.open("a", create=True)
+    assert files.write(handle, b"123456") == 4
+    with pytest.raises(DiskFull):
+        files.write(handle, b"5")
+    files.truncate(handle, 1)
+    assert files.write(handle, b"xyz!") == 3

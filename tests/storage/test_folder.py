@@ -1,0 +1,112 @@
+"""A queue folder is ours alone and on this machine, or it is not used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jsonqueue.config import CONFIG_FILE, Config
+from jsonqueue.errors import FolderRefused, InvalidConfig
+from jsonqueue.storage import folder
+from jsonqueue.storage.folder import load_config, open_folder
+from jsonqueue.storage.memory import MemoryFiles
+
+
+def test_a_folder_is_made_with_what_belongs_in_it(tmp_path: Path) -> None:
+    """0700, parents and all; opening it again changes nothing."""
+    old = os.umask(0)
+    try:
+        files = open_folder(tmp_path / "deep" / "q", create=True)
+    finally:
+        os.umask(old)
+    assert files.list() == ["archive", "previous"]
+    assert files.root == (tmp_path / "deep" / "q").resolve()
+    assert {path.stat().st_mode & 0o777 for path in [files.root, *files.root.iterdir()]} == {0o700}
+    files.shut()
+    open_folder(tmp_path / "deep" / "q", create=False, read_only=True).shut()
+
+
+def test_a_folder_that_is_not_there_is_not_made_up(tmp_path: Path) -> None:
+    """Who only looks makes none."""
+    with pytest.raises(FolderRefused, match="there is no queue folder"):
+        open_folder(tmp_path / "none", create=False)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_file_is_no_folder(tmp_path: Path, create: bool) -> None:
+    """Nor is a folder beneath one."""
+    (tmp_path / "queue.json").write_text("{}")
+    with pytest.raises(FolderRefused):
+        open_folder(tmp_path / "queue.json", create=create)
+    with pytest.raises(FolderRefused):
+        open_folder(tmp_path / "queue.json" / "q", create=create)
+
+
+@pytest.mark.parametrize(("mode", "who"), [(0o777, "everybody"), (0o702, "everybody"), (0o770, "its group")])
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, mode: int, who: str) -> None:
+    """Whoever can write to it can change what runs."""
+    tmp_path.chmod(mode)
+    with pytest.raises(FolderRefused, match=who) as caught:
+        open_folder(tmp_path, create=False)
+    assert "chmod go-w" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkout_under_a_generous_umask_is_mended(tmp_path: Path) -> None:
+    """Its group could write to it; it is ours, so that is taken away. What everybody could write to is not trusted."""
+    tmp_path.chmod(0o775)
+    open_folder(tmp_path, create=True).shut()
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    tmp_path.chmod(0o777)
+    with pytest.raises(FolderRefused):
+        open_folder(tmp_path, create=True)
+
+
+def test_somebody_elses_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns it may give it away."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    with pytest.raises(FolderRefused, match="belongs to user"):
+        open_folder(tmp_path, create=False)
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("nfs4", True), ("fuse.sshfs", True), ("cifs", True), ("ext4", False), ("fuseblk", False)])
+def test_a_network_filesystem_is_refused_unless_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, refused: bool) -> None:
+    """Locks and fsync mean nothing there. The mount that counts is the innermost one."""
+    root = tmp_path / "with space"
+    root.mkdir()
+    mounts = tmp_path / "mountinfo"
+    point = str(tmp_path).replace(" ", "\\040") + "/with\\040space"
+    mounts.write_text(
+        "22 27 0:21 / / rw,relatime shared:1 - ext4 /dev/root rw\n"
+        f"23 27 0:22 / {point} rw,relatime shared:2 master:1 - {kind} server:/x rw\n"
+        "24 27 0:23 / /elsewhere rw - nfs x rw\n"
+    )
+    monkeypatch.setattr(folder, "MOUNTS", mounts)
+    if refused:
+        with pytest.raises(FolderRefused, match=kind):
+            open_folder(root, create=True)
+        assert not list(root.iterdir())
+    open_folder(root, create=True, force=refused).shut()
+
+
+def test_where_the_system_does_not_list_its_mounts_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has no such list."""
+    monkeypatch.setattr(folder, "MOUNTS", tmp_path / "none")
+    open_folder(tmp_path, create=True).shut()
+
+
+def test_settings_come_from_the_folder() -> None:
+    """The defaults where there are none; an error names the file."""
+    files = MemoryFiles()
+    assert load_config(files) == Config()
+    files.put(CONFIG_FILE, b"lease_ms = 5_000\n")
+    assert load_config(files).lease_ms == 5_000
+    files.put(CONFIG_FILE, b'x = "\xff"')
+    with pytest.raises(InvalidConfig, match="UTF-8"):
+        load_config(files)
+    files.put(CONFIG_FILE, b"leese_ms = 1")
+    with pytest.raises(InvalidConfig, match="leese_ms"):
+        load_config(files)

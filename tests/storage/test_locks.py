@@ -1,0 +1,103 @@
+"""One writer for each file, for life; and whoever is refused is told who it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jsonqueue.errors import FolderRefused, ManagerRunning
+from jsonqueue.storage import locks
+from jsonqueue.storage.locks import hold, holder
+
+
+def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
+    """With pid and purpose; and it writes nothing."""
+    with hold(tmp_path, "queue", what="jsonqueue serve"):
+        told = (tmp_path / "queue.lock").read_bytes()
+        with pytest.raises(ManagerRunning) as caught:
+            hold(tmp_path, "queue", what="another")
+        assert caught.value.holder == holder(tmp_path, "queue") == f"process {os.getpid()} (jsonqueue serve)"
+        assert caught.value.exit_status == 75
+        assert (tmp_path / "queue.lock").read_bytes() == told
+        hold(tmp_path, "published").release()
+
+
+def test_the_lock_of_a_log_names_the_log(tmp_path: Path) -> None:
+    """It may be held by somebody who serves nothing."""
+    with hold(tmp_path, "progress"), pytest.raises(ManagerRunning, match="which holds the progress log"):
+        hold(tmp_path, "progress", timeout=0.01)
+
+
+def test_a_lock_file_stays_and_is_used_again(tmp_path: Path) -> None:
+    """To delete it would part the waiters onto two files. It is readable by us alone."""
+    lock = hold(tmp_path, "queue")
+    inode = (tmp_path / "queue.lock").stat()
+    assert inode.st_mode & 0o777 == 0o600
+    assert lock.intact()
+    lock.release()
+    lock.release()
+    assert not lock.intact()
+    assert holder(tmp_path, "queue") == ""
+    with hold(tmp_path, "queue"):
+        assert (tmp_path / "queue.lock").stat().st_ino == inode.st_ino
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """However it ends; what its file still says is not believed."""
+    code = "import os, sys; from jsonqueue.storage.locks import hold; hold(sys.argv[1], 'queue', what='x'); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=30)
+    assert b'"what":"x"' in (tmp_path / "queue.lock").read_bytes()
+    assert holder(tmp_path, "queue") == ""
+    hold(tmp_path, "queue").release()
+
+
+def test_a_lock_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
+    """Somebody else may hold the new one."""
+    lock = hold(tmp_path, "published")
+    (tmp_path / "published.lock").unlink()
+    assert not lock.intact()
+    with hold(tmp_path, "published") as other:
+        assert other.intact()
+        assert not lock.intact()
+    lock.release()
+
+
+def test_a_lock_file_that_is_replaced_while_it_is_locked_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is looked at once more after the lock: it is tried again on the file that has the name now."""
+    looks = iter([None])
+    look = locks._inode_of
+    monkeypatch.setattr(locks, "_inode_of", lambda path: next(looks, look(path)))
+    with hold(tmp_path, "queue") as lock:
+        assert lock.intact()
+        assert holder(tmp_path, "queue")
+
+
+def test_what_cannot_be_locked_is_refused(tmp_path: Path) -> None:
+    """A link where the lock file belongs."""
+    (tmp_path / "queue.lock").symlink_to("/etc/passwd")
+    with pytest.raises(FolderRefused, match="cannot be locked"):
+        hold(tmp_path, "queue")
+
+
+@pytest.mark.parametrize(
+    "told", ["", "rubbish", '{"pid":1}', '{"pid":999999999,"started":"1","what":""}', '{"pid":1,"started":"x","what":""}']
+)
+def test_a_holder_who_does_not_live_holds_nothing(tmp_path: Path, told: str) -> None:
+    """Nor does one whose pid another process has now."""
+    (tmp_path / "queue.lock").write_text(told)
+    assert holder(tmp_path, "queue") == ""
+
+
+def test_a_holder_of_another_user_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not be signalled; it is there."""
+
+    def refuse(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    with hold(tmp_path, "queue"):
+        monkeypatch.setattr(os, "kill", refuse)
+        assert holder(tmp_path, "queue") == f"process {os.getpid()}"
