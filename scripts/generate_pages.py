@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write the pages that the code knows best: docs/settings.md from Config's docstrings, the diagram in docs/lifecycle.md from the table.
+"""Write the pages that the code knows best: docs/settings.md from Config's docstrings, the diagram in docs/lifecycle.md from the table,
+docs/cli.md from the commands.
 
     .venv/bin/python scripts/generate_pages.py
 
@@ -12,10 +13,13 @@ import ast
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import msgspec
 
+from jsonqueue.cli.app import COMMANDS, cli
 from jsonqueue.config import CONFIG_FILE, Config
 from jsonqueue.core.transitions import mermaid
 
@@ -89,8 +93,107 @@ def lifecycle_page(page: str) -> str:
     return re.sub(r"```mermaid\nstateDiagram-v2\n.*?```", lambda _: f"```mermaid\n{mermaid()}\n```", page, flags=re.DOTALL)
 
 
+_COMMAND_LINE = """\
+# The command line
+
+<!-- Written by scripts/generate_pages.py from the commands themselves. Change them there. -->
+
+`jsonqueue COMMAND --help` says the same. Without a command the demo runs; options without a command are the demo's. `python -m jsonqueue`
+and `python -m jsonqueue.main` are the same program.
+
+Two options are understood everywhere, before and behind the command's name: `--queue DIR` names the queue folder (else
+`$JSONQUEUE_DIR`, else `queue_data`), and `--json` prints JSON for a program to read, one value a line.
+
+Results go to standard output, everything else to standard error. What comes out of a task (payload, result, error, the name of a
+consumer) is printed with its control characters written as escapes, so that it can do nothing to a terminal. On a terminal there are
+colours, unless `NO_COLOR` is set, and live progress; piped output is plain and never cut to a width.
+
+`status`, `list`, `show`, `result`, `dead list`, `dead show` and `verify` read the files alone: they work whether or not brokers run, and
+change nothing. `publish` works without brokers too; the task runs when brokers start. `work` waits for brokers. `cancel`, `dead replay`,
+`result --wait` and `stop` need running ones.
+
+## Exit statuses
+
+| status | meaning |
+|---|---|
+| 0 | Done. |
+| 1 | The answer is no: the task is dead or cancelled, `verify` found damage, an id could not be changed, the demo's totals differ. |
+| 2 | Wrong usage: an unknown command or option. |
+| 64 | A handler that cannot be run: not found, or no function. |
+| 65 | Bad data: a payload that is no JSON or too large, a task that the queue refuses, damaged files. |
+| 66 | No such task, or no queue in this folder. |
+| 69 | No broker is running where one is needed. |
+| 70 | A bug in jsonqueue; `JSONQUEUE_DEBUG=1` shows where. |
+| 74 | The disk: full, failing, or files that cannot be used. |
+| 75 | Not now: another manager serves the folder, no answer came in time, the task has not ended yet. |
+| 76 | The other end of a connection spoke nonsense. |
+| 77 | A folder that must not be used: not yours, writable by others, on a network filesystem. |
+| 78 | A setting that does not exist or is out of range, or files of a newer format. |
+| 130 | Ctrl-C. (`serve` and `work` drain, and exit with 0.) |
+| 141 | The reader of the output went away (`jsonqueue list \\| head`). |
+| 143 | SIGTERM. (`serve` and `work` drain, and exit with 0.) |
+
+An error is one sentence on standard error, and a hint.
+
+## Shell completion
+
+```sh
+jsonqueue completion bash > ~/.local/share/bash-completion/completions/jsonqueue
+jsonqueue completion zsh > ~/.zfunc/_jsonqueue
+jsonqueue completion fish > ~/.config/fish/completions/jsonqueue.fish
+```
+
+## Commands
+"""
+
+
+def cli_page() -> str:
+    """docs/cli.md."""
+    parts = [_COMMAND_LINE]
+    with click.Context(cli, info_name="jsonqueue") as top:
+        for name in COMMANDS:
+            command = cli.get_command(top, name)
+            assert command is not None
+            parts += _command(command, f"jsonqueue {name}", "###")
+    return "\n".join(parts) + "\n"
+
+
+def _command(command: click.Command, called: str, heading: str) -> Iterator[str]:
+    places = [parameter.make_metavar(click.Context(command)) for parameter in command.params if isinstance(parameter, click.Argument)]
+    group = " COMMAND" if isinstance(command, click.Group) else ""
+    yield f"{heading} `{' '.join([called, *places])}{group}`\n"
+    yield from _prose(command.help or "")
+    rows = [row for parameter in command.params if (row := _option(parameter))]
+    if rows:
+        yield "\n".join(["| option | meaning |", "|---|---|", *rows, ""])
+    if isinstance(command, click.Group):
+        for name, member in command.commands.items():
+            yield from _command(member, f"{called} {name}", heading + "#")
+
+
+def _prose(text: str) -> Iterator[str]:
+    """A help text in Markdown: what click leaves as it is becomes code."""
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        lines = paragraph.split("\n")
+        yield "\n".join(["```sh", *lines[1:], "```"]) + "\n" if lines[0] == "\b" else paragraph.replace("<", "\\<") + "\n"
+
+
+def _option(parameter: click.Parameter) -> str:
+    if not isinstance(parameter, click.Option) or parameter.name in {"queue", "json"}:
+        return ""
+    told = [parameter.help or ""]
+    if isinstance(parameter.type, click.Choice):
+        told.append(f"One of: {', '.join(map(str, parameter.type.choices))}.")
+    if parameter.show_default:
+        default = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
+        told.append(f"Default: {int(default) if isinstance(default, float) and default.is_integer() else default}.")
+    value = "" if parameter.is_flag else " " + (parameter.metavar or parameter.type.name.upper().removesuffix(" RANGE"))
+    return f"| `{', '.join(parameter.opts)}{value}` | {' '.join(told).replace('  [', ' [')} |"
+
+
 def main() -> None:
     (DOCS / "settings.md").write_text(settings_page())
+    (DOCS / "cli.md").write_text(cli_page())
     lifecycle = DOCS / "lifecycle.md"
     lifecycle.write_text(lifecycle_page(lifecycle.read_text()))
 
