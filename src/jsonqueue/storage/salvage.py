@@ -137,6 +137,8 @@ def _batches_in(data: bytes, segment: Segment, lost: list[str]) -> Iterator[Batc
                 lost.append(f"{segment.name}, byte {offset}: {segment.kind} batch {batch.number}, of which something was changed")
             elif batch is not None:
                 yield batch
+        elif offset and not segment.folder:
+            lost.append(f"{segment.name}, byte {offset}: {len(line)} bytes that are no batch (any more)")
         before = _Before(head.number, head.chain) if head is not None and offset else before
         offset = end
 

@@ -1,0 +1,107 @@
+"""What all long-running harnesses share: a command line, a share of the work, and a report that ends in one line of JSON.
+
+A lane is a module with ``main()``, run as ``python -m faults.<lane>`` in a process of its own. So the tests, the long runs under
+``scripts/`` and the planted bugs run the very same code; a lane that finds something prints it and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["TESTS", "Lane", "arguments", "fast_folder", "run_lane"]
+
+TESTS = Path(__file__).resolve().parent.parent
+
+
+class Lane:
+    """Counts what was tried, keeps what was found, and knows when its time is over."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.counts: Counter[str] = Counter()
+        self.found: list[str] = []
+        self._until = time.monotonic() + options.seconds if options.seconds else float("inf")
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop: no time is left, or enough was found."""
+        return time.monotonic() > self._until or len(self.found) >= self.options.findings
+
+    def is_mine(self, number: int) -> bool:
+        """Whether this share of the work has that case."""
+        mine, of = self.options.share
+        return number % of == mine
+
+    def attempt(self, what: str, case: Callable[[], None]) -> None:
+        """One case; whatever it raises is a finding."""
+        try:
+            case()
+        except Exception as error:  # noqa: BLE001 - any error at all is one
+            self.find(f"{what}: {type(error).__name__}: {error}", "".join(traceback.format_exc().splitlines(keepends=True)[-24:]))
+
+    def find(self, what: str, detail: str = "") -> None:
+        self.found.append(what)
+        print(f"FOUND {what}\n{detail}", flush=True)
+
+    def end(self) -> None:
+        """Print the report and exit."""
+        print(json.dumps({"found": len(self.found), **dict(sorted(self.counts.items()))}), flush=True)
+        sys.exit(1 if self.found else 0)
+
+
+def arguments(description: str, **defaults: int) -> argparse.Namespace:
+    """``--share``, ``--seed``, ``--seconds``, ``--findings``, and a number for each of ``defaults``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--share", type=_share, default=(0, 1), help="k/n: the k-th of n parts of the work")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0, help="stop after this long; 0: when everything is done")
+    parser.add_argument("--findings", type=int, default=1, help="stop after so many findings")
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    return parser.parse_args()
+
+
+def _share(text: str) -> tuple[int, int]:
+    mine, _, of = text.partition("/")
+    return int(mine), int(of)
+
+
+@contextmanager
+def fast_folder() -> Iterator[Path]:
+    """A folder in memory where there is one: kill -9 takes nothing out of a page cache, so no disk is needed to test it."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="jsonqueue-", dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_lane(name: str, *options: str, source: Path | None = None, prefix: tuple[str, ...] = (), timeout: float = 300) -> dict[str, Any]:
+    """Run a lane to its end and return its report, with ``status`` and ``output``. ``source``: another tree of the package."""
+    paths = [*([str(source)] if source else []), str(TESTS), *[path for path in sys.path if path]]
+    # Not measured: a lane runs the same lines a million times.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("COVERAGE", "COV_"))}
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [*prefix, sys.executable, "-m", f"faults.{name}", *options]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        status, output = done.returncode, done.stdout + done.stderr
+        last = done.stdout.strip().rpartition("\n")[2]
+    except subprocess.TimeoutExpired as late:
+        status, output, last = -1, f"timed out after {late.timeout} s", ""
+    report = json.loads(last) if last.startswith("{") else {}
+    return {**report, "status": status, "output": output}

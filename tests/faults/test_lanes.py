@@ -1,0 +1,59 @@
+"""The fault lanes, in the sizes that every run of the tests affords. ``scripts/faults`` runs the same ones for as long as one likes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from faults.lanes import run_lane
+from faults.power import why_not
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+
+HALVES = ("0/2", "1/2")
+
+
+def _clean(name: str, *options: str) -> dict[str, Any]:
+    report = run_lane(name, *options, timeout=270)
+    assert report["status"] == 0, report["output"]
+    assert report["found"] == 0
+    return report
+
+
+@pytest.mark.parametrize("share", HALVES)
+def test_killed_at_any_storage_call(share: str) -> None:
+    """kill -9 at every storage call, in the midst of writes, and again within recoveries: nothing promised is lost."""
+    report = _clean("kill", "--random", "2000", "--share", share)
+    assert report["kills"] > 2_500
+    assert report["kills within a recovery"] > 500
+
+
+@pytest.mark.parametrize("share", HALVES)
+def test_every_state_a_power_cut_may_leave(share: str) -> None:
+    """All states of a disk weaker than any in use, at each operation of each file protocol; from some of them a second time."""
+    report = _clean("states", "--second", "400", "--share", share)
+    assert report["states"] > 2_500
+    assert report["second states"] > 1_000
+    assert "operations with more states than looked at" not in report
+
+
+@pytest.mark.parametrize("share", ["0/4", "1/4", "2/4", "3/4"])
+def test_every_prefix_and_every_bit(share: str) -> None:
+    """Each prefix of three logs, each bit of one and of its queue.json, each subset of a torn batch's sectors, and wilder damage:
+    repaired, or refused; never silent, and never at the price of a snapshot."""
+    report = _clean("damage", "--wild", "200", "--share", share)
+    assert report["prefixes"] > 40_000
+    assert report["bits of a log"] > 120_000
+    assert report["bits of queue.json"] > 1_000
+    assert report["subsets of sectors"] == 1_024
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be done here")
+def test_power_cuts_of_a_real_filesystem() -> None:
+    """ext4 is shut down without a flush while brokers work on it, and again while they recover: what was promised before is there."""
+    report = run_lane("power", "--cuts", "500", "--seconds", "45", prefix=("unshare", "-m"), timeout=200)
+    assert report["status"] == 0, report["output"]
+    print(f"{report['power cuts']} power cuts")
+    assert report["power cuts"] > 20
+    assert report["power cuts within a recovery"]
