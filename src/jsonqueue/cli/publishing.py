@@ -69,7 +69,7 @@ def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_
             return _publish_one(settings.console, publisher, _payload(data, text=text), given, task_id=task_id, quiet=quiet)
         if text or task_id:
             raise click.UsageError("--text and --id go with DATA; for many tasks with ids, pipe whole tasks in with --tasks")
-        if sys.stdin.isatty() and data is None:
+        if sys.stdin is None or (sys.stdin.isatty() and data is None):
             raise click.UsageError("nothing to publish: give DATA, pipe JSON Lines in, or use - to type them")
         return Stream(settings.console, publisher, given, whole_tasks=tasks, quiet=quiet).run(LineGroups(sys.stdin.fileno()))
 

@@ -84,7 +84,7 @@ class Performance:
     def _serve_on(self, manager: BrokerManager, outcome: Outcome) -> None:
         print_outcome(self._console, outcome)
         queue = f"{command_name()} --queue {printable(str(self._queue_dir))}"
-        self._console.note(f" The brokers go on serving until Ctrl-C. In another terminal: {queue} status --watch")
+        self._console.note(f" The brokers go on serving until Ctrl-C. In another terminal:\n\n   {queue} status --watch\n")
         manager.serve_forever()
 
     # ── through the queue ────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,13 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from jsonqueue.errors import JsonQueueError
+
 __all__ = ["Child", "ChildFailed", "Stage"]
 
 _END_S = 10.0
 
 
-class ChildFailed(RuntimeError):
+class ChildFailed(JsonQueueError):
     """A process of the demo ended with an error; the message is what it said last."""
+
+    exit_status = 70
 
 
 class Child:
