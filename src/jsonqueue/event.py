@@ -31,13 +31,13 @@ event                 owner              meaning
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from jsonqueue.errors import BadFrame
-from jsonqueue.task import StoredTask, StoredTaskIn, Task
+from jsonqueue.task import ID_PATTERN, StoredTask, StoredTaskIn, Task
 
 __all__ = [
     "EVENTS_BY_OWNER",
@@ -173,8 +173,8 @@ class Join(Event, tag="join"):
     type: ClassVar = EventType.JOIN
     owner: ClassVar = EventOwner.CONSUMER
 
-    name: str
-    pid: int
+    name: Annotated[str, Meta(pattern=ID_PATTERN)]
+    pid: Annotated[int, Meta(ge=0, le=2**31)]
     want: int
     """How many tasks it is willing to hold at once."""
     ids: list[str] = []
@@ -237,9 +237,9 @@ class Failure(Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True):
 
     id: str
     token: int
-    error: str
+    error: Annotated[str, Meta(max_length=65_536)]
     """What is kept in its history: a traceback, a standard error."""
-    retry_after_ms: int | None = None
+    retry_after_ms: Annotated[int, Meta(ge=0, le=10**12)] | None = None
     """Set by ``Retry(after)``: wait this long, whatever the policy says."""
     cancel: bool = False
     """Set by ``Cancel(reason)``: no further attempt, by the handler's own wish; ``error`` is the reason."""
@@ -336,7 +336,7 @@ class Cancel(Event, tag="cancel"):
 
     request: int
     ids: list[str]
-    reason: str = "cancelled by a caller"
+    reason: Annotated[str, Meta(max_length=65_536)] = "cancelled by a caller"
 
 
 class Replay(Event, tag="replay"):

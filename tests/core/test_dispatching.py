@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import Raw
 
 from core.stage import START_MS, Stage, answers, assigned, given, stale, whats
 from jsonqueue.config import Config
 from jsonqueue.core.dispatching import first_token
-from jsonqueue.event import Changed, Failure, Look, Result, Revoke, Settled, Watch, Welcome
+from jsonqueue.event import Changed, Complete, Failure, Look, Result, Revoke, Settled, Watch, Welcome
 from jsonqueue.retry import Exponential, Linear, Never
 
 _ONE = first_token(1)
@@ -124,6 +125,35 @@ def test_a_peer_that_never_joined_gets_no_work(stage: Stage) -> None:
     stage.publish("a")
     assert assigned(stage.heartbeat(5, want=10)) == []
     assert assigned(stage.give_back(5, want=10)) == []
+
+
+@pytest.mark.parametrize(
+    ("result", "fault"), [(b'"\xff"', "not valid UTF-8"), (b'"' + b"x" * 99 + b'"', "101 bytes"), (b"[" * 5 + b"]" * 5, "deep")]
+)
+def test_a_result_that_may_not_be_stored_is_a_failure(result: bytes, fault: str) -> None:
+    """Nobody could read it later; the others of the same event complete."""
+    stage = Stage(config=Config(retry=Never(), payload_max_bytes=100, depth_max=4))
+    stage.publish("a", "b")
+    a, b = assigned(stage.join(1, 2))
+    stage.dispatcher.complete(1, Complete(7, [a[0], b[0]], [a[1], b[1]], [Raw(result), Raw(b"1")], 2), stage.now)
+    stage.turn()
+    assert stage.statuses() == {"a": "dead", "b": "completed"}
+    assert fault in stage.task("a").reason
+    stage.check()
+
+
+def test_large_payloads_are_handed_out_few_at_a_time(stage: Stage) -> None:
+    """However many tasks a consumer wants: what it does not read waits in the broker's memory."""
+    stage.join(1, 100)
+    turn = stage.publish(*[given(f"t{n}", "x" * 3_000_000) for n in range(5)])
+    assert len(assigned(turn)) == 3
+    assert len(assigned(stage.complete(1, *assigned(turn), want=100))) == 2
+    stage.check()
+
+
+def test_nobody_may_want_the_whole_queue(stage: Stage) -> None:
+    stage.join(1, 1_000_000)
+    assert len(assigned(stage.publish(*[f"t{n}" for n in range(5_000)]))) == 4_096
 
 
 # ── failing ──────────────────────────────────────────────────────────────────────────────────────────────────────────

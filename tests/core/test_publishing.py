@@ -7,7 +7,8 @@ from msgspec import Raw
 
 from core.stage import given
 from jsonqueue.config import Config
-from jsonqueue.core.publishing import Admission, depth_of
+from jsonqueue.core.payload import depth_of
+from jsonqueue.core.publishing import Admission
 from jsonqueue.event import Refusal
 from jsonqueue.task import StoredTaskIn, TaskIn
 

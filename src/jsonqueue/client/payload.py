@@ -17,7 +17,7 @@ import orjson
 from msgspec import Raw
 
 from jsonqueue.config import Config
-from jsonqueue.core.publishing import depth_of
+from jsonqueue.core.payload import depth_of
 from jsonqueue.errors import InvalidTask
 from jsonqueue.task import AnyTask, StoredTask, Task
 

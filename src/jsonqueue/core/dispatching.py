@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from jsonqueue.config import Config
 from jsonqueue.core.dependencies import Dependencies
+from jsonqueue.core.payload import all_sound, fault_of
 from jsonqueue.core.ready import ReadyQueue
 from jsonqueue.core.records import (
     Cancelled,
@@ -41,6 +42,7 @@ from jsonqueue.event import (
     Complete,
     Event,
     Fail,
+    Failure,
     Heartbeat,
     Join,
     Look,
@@ -76,6 +78,8 @@ class Turn:
 
 
 _EPOCH_BITS = 32
+_WANT_MAX = 4_096
+"""However much a consumer wants, it holds no more tasks than this: enough for 10 ms of the shortest ones."""
 
 
 def first_token(epoch: int) -> int:
@@ -153,7 +157,7 @@ class Dispatcher:
     def join(self, peer: int, event: Join, now: Now) -> None:
         """A consumer sits down, with what it still holds from an earlier Pipe."""
         self.leave(peer, now)
-        seat = self._seats[peer] = Seat(peer, f"{event.name}@{event.pid}", event.pid, event.want)
+        seat = self._seats[peer] = Seat(peer, f"{event.name}@{event.pid}", event.pid, min(event.want, _WANT_MAX))
         stale = [token for task_id, token in zip(event.ids, event.tokens, strict=False) if not self._rejoin(seat, task_id, token)]
         seat.renew(list(seat.held), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
         self._waiting.update(seat)
@@ -183,16 +187,20 @@ class Dispatcher:
             self._lose(list(seat.held.values()), Outcome.LOST, now)
 
     def complete(self, peer: int, event: Complete, now: Now) -> None:
-        """Tasks are done."""
+        """Tasks are done. One whose result nobody could read, or may be stored, has failed."""
         seat = self._seat(peer, event.want)
         held, stale = seat.held, []
         ids, results, plain = [], [], True
+        sound = all_sound(event.results, self._config)
         for task_id, token, result in zip(event.ids, event.tokens, event.results, strict=True):
             task = held.get(token)
             if task is None or task.id != task_id:
                 stale.append(token)
                 continue
             del held[token]
+            if not sound and (fault := fault_of(result, self._config)):
+                self._fail(task, Failure(task_id, token, f"its result {fault}"), now)
+                continue
             ids.append(task_id)
             results.append(result)
             plain = plain and bytes(result) == b"null"
@@ -210,9 +218,12 @@ class Dispatcher:
                 stale.append(failure.token)
                 continue
             del seat.held[failure.token]
-            self._commit(decide_failure(task, failure, config=self._config, now_ms=now.wall_ms, chance=self._chance), now)
+            self._fail(task, failure, now)
         ids, tokens = [failure.id for failure in event.failures], [failure.token for failure in event.failures]
         self._settle(seat, event.request, self._truly_stale(ids, tokens, stale))
+
+    def _fail(self, task: StoredTask, failure: Failure, now: Now) -> None:
+        self._commit(decide_failure(task, failure, config=self._config, now_ms=now.wall_ms, chance=self._chance), now)
 
     def give_back(self, peer: int, event: Return, now: Now) -> None:
         """Tasks come back unstarted."""
@@ -235,7 +246,7 @@ class Dispatcher:
         seat = self._seats.get(peer)
         if seat is None:  # it never joined: it holds nothing, so whatever it says is stale
             seat = Seat(peer, f"@{peer}", 0, 0)
-        seat.want = want if peer in self._seats else 0
+        seat.want = min(want, _WANT_MAX) if peer in self._seats else 0
         return seat
 
     def _settle(self, seat: Seat, request: int, stale: list[int]) -> None:
@@ -353,25 +364,25 @@ class Dispatcher:
 
     def assign(self, now: Now) -> None:
         """Match what is ready with who waits."""
-        self._assign_suspects(now)
+        if self._suspects:
+            self._assign_suspects(now)
+        if not self._ready or not self._waiting:
+            return
         reserved = self._seat_to_empty()
-        while self._ready and self._waiting:
-            seats = [seat for seat in self._waiting if seat is not reserved]
-            if not seats:
-                break
+        room = {seat.peer: seat.room_bytes() for seat in self._waiting if seat is not reserved}
+        while self._ready and (seats := [seat for seat in self._waiting if room.get(seat.peer, 0) > 0]):
             # A fair share of what there is, so that a short queue is not all given to the first who asks.
             share = -(-len(self._ready) // len(seats))
             for seat in seats:
-                tasks = self._ready.take(min(seat.free, share))
+                tasks = self._ready.take(min(seat.free, share), room[seat.peer])
                 if tasks:
                     self._lease(seat, tasks, now)
+                    room[seat.peer] = seat.room_bytes()
 
     def _assign_suspects(self, now: Now) -> None:
         """A task that may have killed its consumer is delivered alone."""
-        if not self._suspects:
-            return
         for seat in self._waiting:
-            if not seat.held and (suspect := self._suspects.take(1)):
+            if not seat.held and (suspect := self._suspects.take(1, 1)):
                 self._lease(seat, suspect, now)
 
     def _seat_to_empty(self) -> Seat | None:

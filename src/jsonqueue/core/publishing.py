@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from msgspec import Raw
-
 from jsonqueue.config import Config
+from jsonqueue.core.payload import all_sound, fault_of
 from jsonqueue.event import Refusal
 from jsonqueue.task import ID_PATTERN, StoredTaskIn
 
@@ -73,15 +72,8 @@ class Admission:
             and len(self._known) + len(ids) <= self._config.tasks_max
             and _all_ids(ids)
             and not any(task.after for task in tasks)
-            and self._plain_payloads([task.data for task in tasks])
+            and all_sound([task.data for task in tasks], self._config)
         )
-
-    def _plain_payloads(self, payloads: list[Raw]) -> bool:
-        largest = max((len(memoryview(payload)) for payload in payloads), default=0)
-        # A payload of n bytes nests at most n / 2 deep.
-        if largest > self._config.payload_max_bytes or largest > 2 * self._config.depth_max:
-            return all(self._payload_fault(payload) is None for payload in payloads)
-        return _is_text(b"".join(payloads))
 
     def _decide_one_by_one(self, tasks: list[StoredTaskIn], room: bool) -> Verdict:
         accepted: dict[str, StoredTaskIn] = {}
@@ -108,39 +100,11 @@ class Admission:
         for needed in task.after:
             if needed not in self._known and needed not in accepted:
                 return f"it would wait for {needed!r}, which is not in the queue"
-        return self._payload_fault(task.data)
-
-    def _payload_fault(self, payload: Raw) -> str | None:
-        raw, config = bytes(payload), self._config
-        if len(raw) > config.payload_max_bytes:
-            return f"its payload is {len(raw)} bytes; payload_max_bytes is {config.payload_max_bytes}"
-        if raw.count(b"[") + raw.count(b"{") > config.depth_max and depth_of(raw) > config.depth_max:
-            return f"its payload is nested more than {config.depth_max} deep (depth_max)"
-        return None if _is_text(raw) else "its payload is not valid UTF-8"
+        fault = fault_of(task.data, self._config)
+        return fault and f"its payload {fault}"
 
 
 def _all_ids(ids: list[str]) -> bool:
     joined = "\n".join(ids) + "\n"
     # The count sees to an id that holds the separator, and would pass for two.
     return joined.count("\n") == len(ids) and _many_ids(joined) is not None
-
-
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_BRACKETS = re.compile(rb"[\[\]{}]")
-
-
-def depth_of(raw: bytes) -> int:
-    """How deep a JSON text nests."""
-    depth = deepest = 0
-    for bracket in _BRACKETS.findall(_STRINGS.sub(b"", raw)):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _is_text(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

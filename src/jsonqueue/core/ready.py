@@ -53,12 +53,12 @@ class ReadyQueue:
             self._stamp += 1  # breaks ties: tasks cannot be compared
             heapq.heappush(lane.returned, (task.number, self._stamp, task))
 
-    def take(self, most: int) -> list[StoredTask]:
-        """Remove and return the next ready tasks, ``most`` at the most."""
+    def take(self, most: int, room_bytes: int) -> list[StoredTask]:
+        """Remove and return the next ready tasks, ``most`` at the most, and none more once their payloads fill ``room_bytes``."""
         taken: list[StoredTask] = []
         for negated in tuple(self._order):
             lane = self._lanes[-negated]
-            self._take_from(lane, most, taken)
+            room_bytes = self._take_from(lane, most, room_bytes, taken)
             if lane.fresh or lane.returned:
                 break
             if -negated != 0:  # the common lane stays; the others go when they are empty
@@ -66,9 +66,9 @@ class ReadyQueue:
                 self._order.remove(negated)
         return taken
 
-    def _take_from(self, lane: _Lane, most: int, taken: list[StoredTask]) -> None:
+    def _take_from(self, lane: _Lane, most: int, room_bytes: int, taken: list[StoredTask]) -> int:
         fresh, returned, pending = lane.fresh, lane.returned, TaskStatus.PENDING
-        while len(taken) < most and (fresh or returned):
+        while len(taken) < most and room_bytes > 0 and (fresh or returned):
             if returned and (not fresh or returned[0][0] < fresh[0].number):
                 task = heapq.heappop(returned)[2]
             else:
@@ -77,3 +77,5 @@ class ReadyQueue:
             # Queued twice (left unseen, came back), a task surfaces twice in a row.
             if task.status is pending and task.suspect is self._suspects and not (taken and taken[-1] is task):
                 taken.append(task)
+                room_bytes -= len(memoryview(task.data))
+        return room_bytes

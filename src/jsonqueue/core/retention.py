@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from jsonqueue.config import Config
+from jsonqueue.core.payload import size_of
 from jsonqueue.task import StoredTask, TaskStatus
 
 __all__ = ["Retention"]
@@ -22,7 +23,7 @@ class Retention:
 
     def keep(self, task: StoredTask) -> None:
         """Note a task that has just ended."""
-        size = len(memoryview(task.data)) + (len(memoryview(task.result)) if task.result is not None else 0)
+        size = size_of(task.data) + (size_of(task.result) if task.result is not None else 0)
         if task.status is TaskStatus.DEAD:
             self._dead.append((task.finished_ms, size, task.id))
         else:

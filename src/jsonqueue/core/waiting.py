@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from jsonqueue.core.payload import size_of
 from jsonqueue.task import StoredTask
 
 __all__ = ["Seat", "WaitingQueue"]
@@ -17,6 +18,9 @@ class Seat:
 
     _TERMS_A_LEASE = 16
     """Leases are watched in steps of a 16th of their length, so that a busy consumer has a handful of terms, not one a batch."""
+
+    _HELD_MAX_BYTES = 8 * 1024 * 1024
+    """However many tasks it wants, it holds about so many bytes of them: what it does not read yet waits in the broker's memory."""
 
     def __init__(self, peer: int, label: str, pid: int, want: int) -> None:
         self.peer, self.label, self.pid, self.want = peer, label, pid, want
@@ -33,6 +37,10 @@ class Seat:
     def alone(self) -> bool:
         """Whether it holds a suspect (which is always the only task it holds)."""
         return len(self.held) == 1 and next(iter(self.held.values())).suspect
+
+    def room_bytes(self) -> int:
+        """How many bytes of payload it may be given on top of those it holds."""
+        return self._HELD_MAX_BYTES - sum(size_of(task.data) for task in self.held.values())
 
     def lease(self, tokens: range, *, now_ms: int, lease_ms: int) -> None:
         """Note when these fresh tokens run out."""
