@@ -251,6 +251,7 @@ def test_a_retry_policy_is_a_name_or_json() -> None:
 
 def test_refusals_that_are_not_listed_print_no_ids(monkeypatch: pytest.MonkeyPatch, queue: Path, feed: Feed) -> None:
     """Of more refusals than are listed it is not known which; rather no id than one of a task that is not stored."""
+
     def refuse(_: Any, tasks: Iterator[Any], **options: Any) -> None:
         assert len([*tasks]) == 10
         raise TasksRejected((Rejection(0, "a", "no"),), count=3, published=7, duplicates=0)
