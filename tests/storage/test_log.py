@@ -10,7 +10,7 @@ import pytest
 from jsonqueue.core.records import encode_records
 from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, SyncFailed, UnsupportedFormat
 from jsonqueue.storage import codec
-from jsonqueue.storage.checkpoint import final_checkpoint
+from jsonqueue.storage.checkpoint import checkpoint, final_checkpoint
 from jsonqueue.storage.codec import START, Position
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.log import LogKind, LogReader, LogWriter, consistently, log_bytes
@@ -379,10 +379,11 @@ def test_a_reader_starts_where_a_segment_begins(files: MemoryFiles) -> None:
     assert numbers(LogReader(files, PUB, Position(1, 1)).read_through(Position(2, 1))) == [2]
 
 
-def test_a_batch_larger_than_a_chunk_is_read(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks are a matter of speed."""
-    monkeypatch.setattr("jsonqueue.storage.segments.CHUNK", 64)
-    monkeypatch.setattr("jsonqueue.storage.log.CHUNK", 64)
+@pytest.mark.parametrize("chunk", [64, 150, 400])
+def test_batches_are_read_in_chunks_of_any_size(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Smaller than a batch or larger than several: that is a matter of speed."""
+    monkeypatch.setattr("jsonqueue.storage.segments.CHUNK", chunk)
+    monkeypatch.setattr("jsonqueue.storage.log.CHUNK", chunk)
     queue = Queue(files)
     queue.publish("a", size=3000)
     queue.publish("b", "c")
@@ -403,6 +404,47 @@ def test_segments_that_vanish_while_they_are_read_are_read_again(files: MemoryFi
     racing = _Racing(files, lambda: (queue.close(), queue.open()))
     assert numbers(LogReader(racing, PUB, Position(1, 1)).read_through(queue.pub.position)) == [2]
     assert racing.raced
+
+
+def test_a_checkpoint_that_passes_unnoticed_is_read_behind(files: MemoryFiles) -> None:
+    """Even where all that was read fits together: what it was read from is not the queue any more."""
+    queue = Queue(files)
+    queue.publish("a")
+    reads = []
+
+    def read() -> int:
+        reads.append(1)
+        if len(reads) == 1:
+            queue.checkpoint()
+        return len(reads)
+
+    assert consistently(files, read) == 2
+
+
+def test_a_log_that_is_not_there_holds_no_mark(files: MemoryFiles) -> None:
+    """Nor does one that was folded to its end."""
+    with pytest.raises(CorruptQueue, match="no segment"):
+        load_state(files, published_through=Position(1, 1))
+    queue = Queue(files)
+    queue.publish("a")
+    cut = queue.rotate()
+    queue.close()
+    final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+    assert checkpoint(files, cut, config=CONFIG, at_ms=AT_MS).folded == 0
+
+
+def test_a_mark_beyond_two_segments_moves_nothing(files: MemoryFiles) -> None:
+    """The reader looked into the next file and beyond, and still stands where it stood."""
+    writer = LogWriter.open(files, PUB)
+    reader = LogReader(files, PUB, START)
+    write(writer, "a")
+    reader.read_through(Position(1, 1))
+    write(writer, "b")
+    writer.rotate()
+    write(writer, "c")
+    with pytest.raises(CorruptQueue, match="announced"):
+        reader.read_through(Position(9, 1))
+    assert numbers(reader.read_through(Position(3, 1))) == [2, 3]
 
 
 class _Racing:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from jsonqueue.core.records import Failed
 from jsonqueue.errors import ManagerRunning
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.folder import open_folder
@@ -292,6 +293,34 @@ def test_logs_without_a_queue_json_are_kept() -> None:
     assert report.ok
     assert report.lost == ["published batch 2"]
     assert list(load_state(files).state.tasks) == ["a", "c"]
+
+
+def test_a_batch_that_still_makes_sense_but_was_changed_is_given_up_too() -> None:
+    """Its checksum does not fit, whatever it says now."""
+    files, expected = lived()
+    name = segment_of(files, "published")
+    files.put(name, files.get(name).replace(b'"data":"e"', b'"data":"E"'))
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert "batch 3, of which something was changed" in report.lost[0]
+    assert set(contents(load_state(files))) == set(expected) - {"e"}
+
+
+def test_a_segment_without_a_readable_first_line_still_counts() -> None:
+    """Its batches are whole by themselves; so are records of a single task, and tasks that queue.json has already."""
+    files, _ = lived()
+    queue = Queue(files)
+    queue.lease("d", "e")
+    queue.record(Failed("d", "oh no", 0))
+    queue.close()
+    expected = contents(load_state(files))
+    for kind in ("published", "progress"):
+        name = segment_of(files, kind)
+        files.put(name, b"{}" + files.get(name)[2:].replace(b'"chain"', b'"Chain"', 1))
+    assert not mended(files).ok
+    report = mended(files, accept_loss=True)
+    assert (report.ok, report.lost) == (True, [])
+    assert contents(load_state(files)) == expected
 
 
 def test_a_newer_format_is_never_given_up() -> None:
