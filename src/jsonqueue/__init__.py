@@ -1,43 +1,13 @@
 """jsonqueue: a durable task queue that needs no server.
 
-All that a user needs is here: ``from jsonqueue import BrokerManager, Consumer, Publisher``. What does work is imported when it is first
-asked for, so that a publisher does not load the brokers, nor a broker the clients.
+All that a user needs is here: ``from jsonqueue import BrokerManager, Consumer, Publisher``. Each name is imported when it is first asked
+for, so that ``import jsonqueue`` costs nothing, a publisher does not load the brokers, nor a broker the clients.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from jsonqueue.config import Config
-from jsonqueue.errors import (
-    BadFrame,
-    BrokerFailed,
-    BrokerUnavailable,
-    ConnectionClosed,
-    CorruptQueue,
-    DiskFull,
-    FolderRefused,
-    InvalidConfig,
-    InvalidHandler,
-    InvalidTask,
-    JsonQueueError,
-    LeaseLost,
-    ManagerRunning,
-    PublishRejected,
-    PublishUnknown,
-    Rejection,
-    ResultTimeout,
-    StorageError,
-    SyncFailed,
-    TaskFailed,
-    TaskNotFound,
-    TasksRejected,
-    UnsupportedFormat,
-)
-from jsonqueue.event import Event, EventOwner, EventType
-from jsonqueue.retry import Exponential, Linear, Never
-from jsonqueue.task import AnyTask, Attempt, Outcome, Task, TaskIn, TaskStatus
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jsonqueue.broker.consumer_broker import ConsumerBroker
@@ -45,10 +15,40 @@ if TYPE_CHECKING:
     from jsonqueue.broker.publisher_broker import PublisherBroker
     from jsonqueue.client.consumer import Consumer
     from jsonqueue.client.handle import TaskHandle
-    from jsonqueue.client.outcome import Cancel, Retry, current
+    from jsonqueue.client.holdings import ConsumerStats
+    from jsonqueue.client.outcome import Cancel, Current, Retry, current
     from jsonqueue.client.program import Program
     from jsonqueue.client.publisher import Publisher, PublishSummary
+    from jsonqueue.config import Config
     from jsonqueue.core.waiting import WaitingQueue
+    from jsonqueue.errors import (
+        BadFrame,
+        BrokerFailed,
+        BrokerUnavailable,
+        ConnectionClosed,
+        CorruptQueue,
+        DiskFull,
+        FolderRefused,
+        InvalidConfig,
+        InvalidHandler,
+        InvalidTask,
+        JsonQueueError,
+        LeaseLost,
+        ManagerRunning,
+        PublishRejected,
+        PublishUnknown,
+        Rejection,
+        ResultTimeout,
+        StorageError,
+        SyncFailed,
+        TaskFailed,
+        TaskNotFound,
+        TasksRejected,
+        UnsupportedFormat,
+    )
+    from jsonqueue.event import Event, EventOwner, EventType
+    from jsonqueue.retry import Exponential, Linear, Never
+    from jsonqueue.task import AnyTask, Attempt, Outcome, Task, TaskIn, TaskStatus
 
 __all__ = [
     "AnyTask",
@@ -62,7 +62,9 @@ __all__ = [
     "ConnectionClosed",
     "Consumer",
     "ConsumerBroker",
+    "ConsumerStats",
     "CorruptQueue",
+    "Current",
     "DiskFull",
     "Event",
     "EventOwner",
@@ -101,27 +103,31 @@ __all__ = [
     "current",
 ]
 
-_WHEN_ASKED_FOR = {
-    "BrokerManager": "broker.manager",
-    "Cancel": "client.outcome",
-    "Consumer": "client.consumer",
-    "ConsumerBroker": "broker.consumer_broker",
-    "Program": "client.program",
-    "PublishSummary": "client.publisher",
-    "Publisher": "client.publisher",
-    "PublisherBroker": "broker.publisher_broker",
-    "Retry": "client.outcome",
-    "TaskHandle": "client.handle",
-    "WaitingQueue": "core.waiting",
-    "current": "client.outcome",
+_HOMES = {
+    "jsonqueue.broker.consumer_broker": ("ConsumerBroker",),
+    "jsonqueue.broker.manager": ("BrokerManager",),
+    "jsonqueue.broker.publisher_broker": ("PublisherBroker",),
+    "jsonqueue.client.consumer": ("Consumer",),
+    "jsonqueue.client.handle": ("TaskHandle",),
+    "jsonqueue.client.holdings": ("ConsumerStats",),
+    "jsonqueue.client.outcome": ("Cancel", "Current", "Retry", "current"),
+    "jsonqueue.client.program": ("Program",),
+    "jsonqueue.client.publisher": ("PublishSummary", "Publisher"),
+    "jsonqueue.config": ("Config",),
+    "jsonqueue.core.waiting": ("WaitingQueue",),
+    "jsonqueue.event": ("Event", "EventOwner", "EventType"),
+    "jsonqueue.retry": ("Exponential", "Linear", "Never"),
+    "jsonqueue.task": ("AnyTask", "Attempt", "Outcome", "Task", "TaskIn", "TaskStatus"),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
+if not TYPE_CHECKING:  # or a type checker would believe that every name is there
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHEN_ASKED_FOR:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_WHEN_ASKED_FOR[name]}"), name)
-    return value
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_HOME_OF.get(name, "jsonqueue.errors")), name)
+        return value
 
 
 def __dir__() -> list[str]:
