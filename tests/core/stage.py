@@ -12,9 +12,10 @@ from typing import Any
 from msgspec import Raw, json
 
 from jsonqueue.config import Config
-from jsonqueue.core.dispatching import Dispatcher, Now, Turn
+from jsonqueue.core.dispatching import Dispatcher
 from jsonqueue.core.records import Progress, decode_progress, decode_published, encode_records
 from jsonqueue.core.state import QueueState
+from jsonqueue.core.turn import Now, Turn
 from jsonqueue.event import Assign, Cancel, Complete, Event, Fail, Failure, Heartbeat, Join, Replay, Return, Settled
 from jsonqueue.retry import Never
 from jsonqueue.task import StoredTask, StoredTaskIn, TaskIn

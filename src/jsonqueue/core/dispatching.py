@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 from random import Random
-from typing import NamedTuple
 
 from jsonqueue.config import Config
 from jsonqueue.core.dependencies import Dependencies
+from jsonqueue.core.orphans import Orphans
 from jsonqueue.core.payload import all_sound, fault_of
 from jsonqueue.core.ready import ReadyQueue
 from jsonqueue.core.records import (
@@ -34,13 +34,14 @@ from jsonqueue.core.retention import Retention
 from jsonqueue.core.settling import decide_failure, decide_loss, decide_return
 from jsonqueue.core.state import QueueState, ids_of
 from jsonqueue.core.timetable import Timetable
+from jsonqueue.core.turn import Now, Turn
 from jsonqueue.core.waiting import Seat, WaitingQueue
+from jsonqueue.core.watching import Watchers
 from jsonqueue.event import (
     Assign,
     Cancel,
     Changed,
     Complete,
-    Event,
     Fail,
     Failure,
     Heartbeat,
@@ -56,25 +57,7 @@ from jsonqueue.event import (
 )
 from jsonqueue.task import Outcome, StoredTask, TaskStatus
 
-__all__ = ["Dispatcher", "Now", "Turn", "first_token"]
-
-
-class Now(NamedTuple):
-    """Both clocks, read once a turn, in milliseconds."""
-
-    wall_ms: int
-    monotonic_ms: int
-
-
-class Turn:
-    """What one turn wants done, in this order: write the records, push, sync, answer."""
-
-    __slots__ = ("answers", "pushes", "records")
-
-    def __init__(self) -> None:
-        self.records: list[Progress] = []
-        self.pushes: list[tuple[int, Event]] = []
-        self.answers: list[tuple[int, Event]] = []
+__all__ = ["Dispatcher", "first_token"]
 
 
 _EPOCH_BITS = 32
@@ -105,9 +88,8 @@ class Dispatcher:
         self._deadlines = Timetable(lambda task, at_ms: task.deadline_ms == at_ms and not task.status.ended)
         self._dependencies = Dependencies()
         self._retention = Retention(config)
-        self._watchers: dict[str, list[tuple[int, int]]] = {}
-        self._orphans: dict[int, StoredTask] = {}
-        self._orphans_until_ms = 0
+        self._watchers = Watchers()
+        self._orphans = Orphans()
 
     # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,26 +100,23 @@ class Dispatcher:
             if task.status.ended:
                 ended.append(task)
             elif task.status is TaskStatus.IN_PROGRESS:
-                self._orphans[task.token] = task
+                self._orphans.add(task)
             else:
                 self._queue(task, now)
             if task.deadline_ms:
                 self._deadlines.add(task, task.deadline_ms)
         for task in sorted(ended, key=lambda task: task.finished_ms):
             self._retention.keep(task)
-        self._orphans_until_ms = now.monotonic_ms + self._config.lease_ms
+        self._orphans.until_ms = now.monotonic_ms + self._config.lease_ms
 
     @property
     def orphan_holders(self) -> set[str]:
         """Labels of consumers that held tasks before this broker started and have not come back yet."""
-        return {task.consumer for task in self._orphans.values()} if self._orphans else set()
+        return self._orphans.holders()
 
     def bury(self, label: str, now: Now) -> None:
         """This consumer is proved dead: what it held before this broker started is lost."""
-        held = [task for task in self._orphans.values() if task.consumer == label]
-        for task in held:
-            del self._orphans[task.token]
-        self._lose(held, Outcome.LOST, now)
+        self._lose(self._orphans.claim_all_of(label), Outcome.LOST, now)
 
     # ── what publishers did ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -164,7 +143,7 @@ class Dispatcher:
         self.turn.answers.append((peer, Welcome(seat.label, self._epoch, self._config.lease_ms, stale)))
 
     def _rejoin(self, seat: Seat, task_id: str, token: int) -> bool:
-        task = self._orphans.pop(token, None) or self._take_over(seat, token)
+        task = self._orphans.claim(token) or self._take_over(seat, token)
         if task is not None and task.id == task_id:
             seat.held[token] = task
             return True
@@ -275,16 +254,11 @@ class Dispatcher:
             if task is None or task.status.ended:
                 self.turn.answers.append((peer, Result(event.request, task_id, task)))
             else:
-                self._watchers.setdefault(task_id, []).append((peer, event.request))
+                self._watchers.add(task_id, peer, event.request)
 
     def forget_watcher(self, peer: int) -> None:
         """The caller is gone."""
-        for task_id in [task_id for task_id, who in self._watchers.items() if any(p == peer for p, _ in who)]:
-            left = [(p, request) for p, request in self._watchers[task_id] if p != peer]
-            if left:
-                self._watchers[task_id] = left
-            else:
-                del self._watchers[task_id]
+        self._watchers.forget(peer)
 
     def cancel(self, peer: int, event: Cancel, now: Now) -> None:
         """Cancel what has not ended yet; a consumer that runs it is told."""
@@ -325,19 +299,15 @@ class Dispatcher:
         for seat in tuple(self._seats.values()):
             if expired := seat.expired(now.monotonic_ms):
                 self._expire(seat, expired, now)
-        if self._orphans and now.monotonic_ms >= self._orphans_until_ms:
-            self._give_up_orphans(now)
+        if self._orphans and now.monotonic_ms >= self._orphans.until_ms:
+            for label in sorted(self._orphans.holders()):
+                self._lose(self._orphans.claim_all_of(label), Outcome.EXPIRED, now)
         if due := self._scheduled.due(now.wall_ms):
             self._commit(Due([task.id for task in due]), now)
         if late := [task for task in self._deadlines.due(now.wall_ms) if task.status is not TaskStatus.IN_PROGRESS]:
             self._commit(Died([task.id for task in late], "its deadline passed before it could run"), now)
         if retired := self._retention.retire(self.state.tasks, now.wall_ms):
             self._commit(Retired(retired), now)
-
-    def _give_up_orphans(self, now: Now) -> None:
-        for label in sorted(self.orphan_holders):
-            self._lose([task for task in self._orphans.values() if task.consumer == label], Outcome.EXPIRED, now)
-        self._orphans.clear()
 
     def _expire(self, seat: Seat, expired: list[StoredTask], now: Now) -> None:
         self.turn.answers.append((seat.peer, Revoke([task.id for task in expired], [task.token for task in expired])))
@@ -357,7 +327,7 @@ class Dispatcher:
         """The next moment of the monotonic clock at which something is due."""
         times = [seat.next_expiry_ms() for seat in self._seats.values()]
         if self._orphans:
-            times.append(self._orphans_until_ms)
+            times.append(self._orphans.until_ms)
         return min((time for time in times if time is not None), default=None)
 
     # ── handing out ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -418,14 +388,10 @@ class Dispatcher:
         for task_id in record.ids:
             keep(tasks[task_id])
         if self._watchers:
-            self._tell_watchers(record.ids)
+            for task_id, peer, request in self._watchers.told(record.ids):
+                self.turn.answers.append((peer, Result(request, task_id, tasks[task_id])))
         if self._dependencies:
             self._follow_dependencies(record, now)
-
-    def _tell_watchers(self, ids: list[str]) -> None:
-        for task_id in ids:
-            for peer, request in self._watchers.pop(task_id, ()):
-                self.turn.answers.append((peer, Result(request, task_id, self.state.tasks[task_id])))
 
     def _follow_dependencies(self, record: Completed | Died | Cancelled, now: Now) -> None:
         for task_id in record.ids:
@@ -467,7 +433,7 @@ class Dispatcher:
 
     def _take_away(self, task: StoredTask) -> None:
         """Free whoever holds the task of it, and say so."""
-        self._orphans.pop(task.token, None)
+        self._orphans.claim(task.token)
         for seat in self._seats.values():
             if task.token and seat.held.pop(task.token, None) is not None:
                 self.turn.answers.append((seat.peer, Revoke([task.id], [task.token])))
