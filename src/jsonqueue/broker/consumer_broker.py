@@ -14,8 +14,9 @@ from random import Random
 
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
-from jsonqueue.core.dispatching import Dispatcher, Now, Turn
+from jsonqueue.core.dispatching import Dispatcher
 from jsonqueue.core.records import decode_published, encode_records
+from jsonqueue.core.turn import Now, Turn
 from jsonqueue.errors import DiskFull
 from jsonqueue.event import (
     Cancel,
