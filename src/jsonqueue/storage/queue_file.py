@@ -281,6 +281,8 @@ class QueueWriter:
         self._pending_bytes += len(block)
         if self._pending_bytes >= CHUNK:
             self._flush()
+            # Bit by bit: to the disk, a log's sync has to wait for whatever of this file is not written yet.
+            self._files.sync(self._handle)
 
     def finish(self) -> None:
         """Write the end and make it all durable."""
