@@ -15,6 +15,7 @@ from msgspec import Raw, json
 from jsonqueue.broker.consumer_broker import ConsumerBroker
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.config import Config
+from jsonqueue.errors import StorageError
 from jsonqueue.event import Assign, Complete, Event, Fail, Failure, Join, Mark, Settled, Write, Written
 from jsonqueue.retry import Linear
 from jsonqueue.storage.checkpoint import checkpoint, final_checkpoint
@@ -24,7 +25,7 @@ from jsonqueue.storage.recovery import Loaded, load_state
 from jsonqueue.storage.repair import mend
 from jsonqueue.task import Outcome, TaskIn
 
-__all__ = ["CONFIG", "Ledger", "Life", "damage_queue", "judge", "recover", "the_life"]
+__all__ = ["CONFIG", "Ledger", "Life", "StillOpenError", "damage_queue", "judge", "recover", "the_life"]
 
 CONFIG = Config(
     retry=Linear(step_ms=50), attempts_max=1_000, lease_ms=5_000, finished_keep_max=2, segment_max_bytes=4_096, disk_reserve_bytes=0
@@ -41,6 +42,8 @@ class Ledger:
         self.tried: dict[str, None] = {}
         self.acknowledged: set[str] = set()
         self.completed: dict[str, int] = {}
+        self.refused: set[str] = set()
+        """And not tried again since."""
         self.damaged = False
         self.words = 0
 
@@ -54,13 +57,20 @@ class Ledger:
         self.words += 1
         if verb == "try":
             self.tried.update(dict.fromkeys(rest))
+            self.refused.difference_update(rest)
         elif verb == "ack":
             self.acknowledged.update(rest)
         elif verb == "done":
             assert self.completed.get(rest[0], int(rest[1])) == int(rest[1]), f"{rest[0]} completed twice"
             self.completed[rest[0]] = int(rest[1])
+        elif verb == "refused":
+            self.refused.update(rest)
         elif verb in {"damaged", "mended"}:
             self.damaged = verb == "damaged"
+
+
+class StillOpenError(AssertionError):
+    """Not everything was completed in a very long time."""
 
 
 class Clock:
@@ -153,6 +163,8 @@ class Life:
 
     def fail(self) -> None:
         """The consumer fails one of what it holds; it comes again."""
+        if not self.held:
+            return
         token, task_id = min(self.held.items())
         del self.held[token]
         self._requests += 1
@@ -170,7 +182,7 @@ class Life:
             if not self.held and not self._open():
                 return
             self.complete(10)
-        raise AssertionError(f"the queue does not drain: {self._open()}")
+        raise StillOpenError(f"the queue does not drain: {self._open()}")
 
     def _open(self) -> dict[str, str]:
         return {task.id: task.status for task in load_state(self.files).state.tasks.values() if not task.status.ended}
@@ -182,6 +194,8 @@ class Life:
         if isinstance(event, Written):
             refused = {refusal.index for refusal in event.refused}
             stored = [task_id for index, task_id in enumerate(self._writing) if index not in refused]
+            if refused:
+                self._say(f"refused {' '.join(self._writing[index] for index in sorted(refused))}")
             if stored:
                 self._say(f"ack {' '.join(stored)}")
         elif peer == self.consumer and isinstance(event, Assign):
@@ -244,7 +258,8 @@ def damage_queue(files: Files, say: Say) -> None:
 
 def _mend(life: Life, say: Say) -> None:
     report = mend(life.files, accept_loss=False, accept_edit=False, at_ms=life.clock.wall_ms())
-    assert report.ok, report.findings
+    if not report.ok:
+        raise StorageError(f"not mended: {report.findings}")
     say("mended")
 
 
@@ -290,6 +305,7 @@ def _compare(files: Files, loaded: Loaded, ledger: Ledger) -> dict[str, Any]:
     assert not queue.keys() & archive.keys(), "in the queue and in the archive at once"
     known = {**queue, **archive}
     assert ledger.acknowledged <= known.keys(), f"lost: {sorted(ledger.acknowledged - known.keys())}"
+    assert not ledger.refused & known.keys(), f"refused, and stored all the same: {sorted(ledger.refused & known.keys())}"
     assert known.keys() <= ledger.tried.keys(), f"unexpected: {sorted(known.keys() - ledger.tried.keys())}"
     for task_id, token in ledger.completed.items():
         assert known[task_id]["status"] == "completed", f"{task_id} is {known[task_id]['status']} again"

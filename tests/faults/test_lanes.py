@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -47,6 +48,15 @@ def test_every_prefix_and_every_bit(share: str) -> None:
     assert report["bits of a log"] > 120_000
     assert report["bits of queue.json"] > 1_000
     assert report["subsets of sectors"] == 1_024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.parametrize("share", HALVES)
+def test_every_call_to_the_system_fails(share: str) -> None:
+    """EIO, ENOSPC, EDQUOT, EMFILE and short writes, once and for ever: a refusal is one, an answer too, and no failed fsync is retried."""
+    report = _clean("errors", "--stride", "25", "--share", share)
+    assert report["faults"] > 500
+    assert report["lived on"] > 50
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be done here")

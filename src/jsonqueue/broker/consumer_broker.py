@@ -10,6 +10,7 @@ consumer that held it. An answer rests on the sync.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import Random
 
 from jsonqueue.clock import Clock
@@ -36,9 +37,11 @@ from jsonqueue.storage.checkpoint import Cut
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.log import LogKind, LogReader, LogWriter, Position
 from jsonqueue.storage.recovery import load_state
+from jsonqueue.storage.reserve import Reserve
 
 __all__ = ["ConsumerBroker"]
 
+_ALL = 1 << 62
 _NO_ROOM_RETRY_MS = 100
 _ORPHAN_LOOK_MS = 200
 _WALL_LOOK_MS = 1_000
@@ -62,6 +65,7 @@ class ConsumerBroker:
         self._config = config
         self._chance = chance
         self._is_alive = is_alive
+        self._reserve = Reserve(files, config.disk_reserve_bytes)
         self._log: LogWriter
         self._published: LogReader
         self._read = Position(0, 0)
@@ -76,7 +80,13 @@ class ConsumerBroker:
 
     def open(self) -> None:
         """Recover the log, under a new epoch that is durable before the first delivery. The caller holds the lock."""
-        self._log = LogWriter.open(self._files, LogKind.PROGRESS)
+        try:
+            self._log = LogWriter.open(self._files, LogKind.PROGRESS)
+        except DiskFull:
+            if not self._reserve.spend(_ALL):
+                raise
+            self._log = LogWriter.open(self._files, LogKind.PROGRESS)
+        self._reserve.fill()
 
     @property
     def epoch(self) -> int:
@@ -91,6 +101,8 @@ class ConsumerBroker:
     def close(self) -> None:
         """Nothing is buffered: what was answered is durable, what was not was not."""
         self._log.close()
+        if self._dispatcher is not None:
+            self._published.close()
 
     @property
     def ready(self) -> bool:
@@ -104,7 +116,8 @@ class ConsumerBroker:
         """
         if self._dispatcher is None:
             return None
-        self._log.rotate()
+        self._reserve.fill()
+        self._rotate()
         return Cut(progress=self._log.position, published=self._read)
 
     def counters(self) -> dict[str, int]:
@@ -193,7 +206,7 @@ class ConsumerBroker:
         """``at_ms``: when the turn was decided. Written under any later time, a retry that was still to come then would replay as due."""
         if turn.records:
             try:
-                self._log.append(encode_records(turn.records), at_ms=at_ms, after=self._read)
+                self._append(encode_records(turn.records), at_ms)
             except DiskFull:
                 # What was decided stands, but nobody hears of it until it is written; nothing else is decided meanwhile.
                 self._unwritten = (turn, at_ms)
@@ -206,6 +219,22 @@ class ConsumerBroker:
         for peer, event in turn.answers:
             send(peer, event)
         if self._log.bytes > self._config.segment_max_bytes:
+            self._rotate()
+
+    def _append(self, records: bytes, at_ms: int) -> None:
+        """One batch, if need be into the room that was set aside for it."""
+        while True:
+            try:
+                self._log.append(records, at_ms=at_ms, after=self._read)
+            except DiskFull:
+                if not self._reserve.spend(len(records)):
+                    raise
+            else:
+                return
+
+    def _rotate(self) -> None:
+        """Without room for another segment this one stays in use: that costs nothing but its length."""
+        with suppress(DiskFull):
             self._log.rotate()
 
     def _written_at_last(self, now: Now, send: Callable[[int, Event], None]) -> bool:

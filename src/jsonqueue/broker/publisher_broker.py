@@ -17,10 +17,12 @@ from jsonqueue.event import Event, EventOwner, Mark, Refusal, Write, Written
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.recovery import load_ids
+from jsonqueue.storage.reserve import Reserve
 from jsonqueue.task import StoredTaskIn
 
 __all__ = ["PublisherBroker"]
 
+_ALL = 1 << 62
 _ROOM_LOOK_MS = 500
 """How often the free room of the disk is looked at."""
 
@@ -45,7 +47,12 @@ class PublisherBroker:
 
     def open(self) -> None:
         """Recover the log (which makes durable whatever was read of it), then learn which ids are known. The caller holds the lock."""
-        self._log = LogWriter.open(self._files, LogKind.PUBLISHED)
+        try:
+            self._log = LogWriter.open(self._files, LogKind.PUBLISHED)
+        except DiskFull:
+            if not Reserve(self._files, self._config.disk_reserve_bytes).spend(_ALL):
+                raise
+            self._log = LogWriter.open(self._files, LogKind.PUBLISHED)
         known = load_ids(self._files)
         self._admission = Admission(known.numbers, last_task=known.last_task, config=self._config)
 
@@ -64,8 +71,11 @@ class PublisherBroker:
         return Mark(*self._log.position)
 
     def rotate(self) -> bool:
-        """Seal the segment, for a checkpoint."""
-        return self._log.rotate()
+        """Seal the segment, for a checkpoint. Without room for another one it stays in use: that costs nothing but its length."""
+        try:
+            return self._log.rotate()
+        except DiskFull:
+            return False
 
     def forget(self, left: Mapping[str, int], through_task: int) -> None:
         """These tasks (id → number) have left the queue, durably: their ids may be used again."""
@@ -118,7 +128,7 @@ class PublisherBroker:
         # The ConsumerBroker hears of it before the publisher does: a question after a task never comes before the task.
         self._announce(self.mark)
         if self._log.bytes > self._config.segment_max_bytes:
-            self._log.rotate()
+            self.rotate()
 
     def _answer(self, writes: list[tuple[int, Write]], verdicts: list[Verdict], send: Callable[[int, Event], None]) -> None:
         number = self._log.position.number

@@ -1,0 +1,64 @@
+"""Room on the disk that is set aside, as a file of zeros, for finishing what is queued.
+
+``disk_reserve_bytes`` ends publishing while there is still room; but other programs may take the rest. Then the ConsumerBroker gives up the
+file, bit by bit, so that completions and dead letters are still written. It is filled again when there is as much room as publishing needs.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from jsonqueue.errors import DiskFull
+from jsonqueue.storage.files import Files, write_all
+
+__all__ = ["RESERVE", "Reserve"]
+
+RESERVE = "reserve"
+_SHARE = 16
+"""The file is this part of ``disk_reserve_bytes``: 4 MiB of 64."""
+_PIECE = 64 * 1024
+
+
+class Reserve:
+    """The file, and what is left of it. It holds nothing, so it is never synced."""
+
+    def __init__(self, files: Files, disk_reserve_bytes: int) -> None:
+        self._files = files
+        self._room_wanted = disk_reserve_bytes
+        self._size = disk_reserve_bytes // _SHARE
+
+    def fill(self) -> None:
+        """Make it as large as it should be, if there is room enough to publish."""
+        if self._left() >= self._size or self._files.free_bytes() < self._room_wanted:
+            return
+        handle = self._open()
+        try:
+            missing = self._size - self._files.size(handle)
+            with suppress(DiskFull):
+                while missing > 0:
+                    write_all(self._files, handle, bytes(min(missing, 1 << 20)))
+                    missing -= 1 << 20
+        finally:
+            self._files.close(handle)
+
+    def spend(self, wanted: int) -> bool:
+        """Give up enough for ``wanted`` bytes; False when nothing is left to give."""
+        left = self._left()
+        if not left:
+            return False
+        handle = self._files.open(RESERVE)
+        try:
+            self._files.truncate(handle, max(0, left - (wanted // _PIECE + 1) * _PIECE))
+        finally:
+            self._files.close(handle)
+        return True
+
+    def _left(self) -> int:
+        identity = self._files.identity(RESERVE)
+        return identity[1] if identity else 0
+
+    def _open(self) -> int:
+        try:
+            return self._files.open(RESERVE)
+        except FileNotFoundError:
+            return self._files.open(RESERVE, create=True)

@@ -1,0 +1,108 @@
+"""A full disk refuses publishers, lets what is queued be finished, and is no longer full as soon as there is room."""
+
+from __future__ import annotations
+
+import pytest
+
+from faults.life import CONFIG, Ledger, Life, judge
+from jsonqueue.errors import DiskFull
+from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.reserve import RESERVE, Reserve
+
+
+def _full(disk: MemoryFiles) -> None:
+    disk.room = 0
+
+
+def test_completions_land_from_the_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program took all that was left: publishing is refused with a reason, what is held is completed all the same."""
+    disk, ledger = MemoryFiles(), Ledger()
+    monkeypatch.setattr("faults.life.CONFIG", _with_reserve(1 << 24))
+    life = Life(disk, ledger.hear)
+    life.start()
+    assert len(disk.get(RESERVE)) == 1 << 20
+    life.publish("a", "b", "c")
+    _full(disk)
+    life.publish("d")
+    assert ledger.refused == {"d"}
+    life.complete(2)
+    life.complete(2)
+    assert set(ledger.completed) == {"a", "b", "c"}
+    assert 0 < len(disk.get(RESERVE)) < 1 << 20
+    disk.crash()
+    judge(disk, ledger, drain=False)
+
+
+def test_service_resumes_when_room_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to start anything anew; the reserve is filled again with the next checkpoint."""
+    disk, ledger = MemoryFiles(), Ledger()
+    monkeypatch.setattr("faults.life.CONFIG", _with_reserve(1 << 24))
+    life = Life(disk, ledger.hear)
+    life.start()
+    life.publish("a", "b")
+    _full(disk)
+    life.clock.ms += 1_000
+    life.complete(1)
+    life.publish("c")
+    assert ledger.refused == {"c"}
+    disk.room = 1 << 30
+    life.clock.ms += 1_000
+    life.publish("c")
+    assert "c" in ledger.acknowledged
+    life.checkpoint()
+    assert len(disk.get(RESERVE)) == 1 << 20
+
+
+def test_without_a_reserve_a_turn_waits_for_room() -> None:
+    """Nobody hears of a completion before it is written; then everybody does."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start()
+    life.publish("a", "b")
+    _full(disk)
+    life.complete(1)
+    assert not ledger.completed
+    disk.room = 1 << 30
+    life.clock.ms += 1_000
+    life.turn()
+    assert ledger.completed
+
+
+def test_a_disk_without_room_for_another_segment_refuses_nobody() -> None:
+    """A rotation that finds no room is left for later: what was stored before it is acknowledged, not refused."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start()
+    life.publish("a", size=CONFIG.segment_max_bytes - 500)
+
+    def no_new_file(number: int, operation: str) -> None:
+        if operation.startswith("create published-"):
+            raise DiskFull("no room for another file")
+
+    disk.fail = no_new_file
+    life.publish("b", size=800)
+    assert ledger.acknowledged == {"a", "b"}
+    assert not ledger.refused
+    life.checkpoint()
+    disk.fail = lambda number, operation: None
+    life.publish("c")
+    disk.crash()
+    judge(disk, ledger)
+
+
+def test_a_broker_starts_on_a_full_disk() -> None:
+    """It needs room for its new segment, and takes it from the reserve."""
+    disk, ledger = MemoryFiles(), Ledger()
+    Reserve(disk, 1 << 24).fill()
+    _full(disk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("faults.life.CONFIG", _with_reserve(1 << 24))
+        life = Life(disk, ledger.hear)
+        life.start()
+    assert not disk.get(RESERVE)
+
+
+def _with_reserve(size: int):  # type: ignore[no-untyped-def]
+    from msgspec.structs import replace
+
+    return replace(CONFIG, disk_reserve_bytes=size)
