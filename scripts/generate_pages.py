@@ -175,7 +175,12 @@ def _prose(text: str) -> Iterator[str]:
     """A help text in Markdown: what click leaves as it is becomes code."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         lines = paragraph.split("\n")
-        yield "\n".join(["```sh", *lines[1:], "```"]) + "\n" if lines[0] == "\b" else paragraph.replace("<", "\\<") + "\n"
+        if lines[0] == "\b":
+            # Lines to type, or a table laid out by hand.
+            language = "sh" if lines[1].lstrip().startswith(("jsonqueue", "printf", "cat ")) else "text"
+            yield "\n".join([f"```{language}", *lines[1:], "```"]) + "\n"
+        else:
+            yield paragraph.replace("<", "\\<") + "\n"
 
 
 def _option(parameter: click.Parameter) -> str:
