@@ -25,7 +25,12 @@ from jsonqueue.storage.codec import (
 )
 
 FIRST, EPOCH, CHAIN = 5, 3, 0xC0FFEE
-RECORDS = [b'[{"id":"a","data":" @ @ "}]', b"[]", b'[{"id":"b","data":"' + b"x" * 700 + b'"}]', b'[{"id":"c","data":0}]']
+RECORDS = [
+    b'[{"id":"a","data":" @ @ "}]',
+    b"[]",
+    b'[{"id":"b","data":"' + b"x" * 700 + b'"}]',
+    b'[{"id":"c","data":"@ one flipped bit makes a NUL of these"}]',
+]
 
 
 def segment(records: list[bytes] = RECORDS) -> tuple[bytes, list[int]]:
