@@ -218,9 +218,14 @@ class QueueReader:
             told = json.decode(self._files.read(self._handle, 0, self.size), type=_Told)
         except UNREADABLE:
             return CorruptQueue(self.name, offset=offset, why=why)
-        if told.format == FORMAT and told.version > VERSION:
+        if told.format == FORMAT and told.version > VERSION and not self._is_ours_but_for_the_version():
             return newer(self.name, told.version)
         return EditedQueue(self.name, offset=offset, why=why)
+
+    def _is_ours_but_for_the_version(self) -> bool:
+        """Whether the first line is whole once the version is put right: then that one digit is the damage."""
+        line = self._files.read(self._handle, 0, 4096)
+        return header_in(re.sub(rb'"version":[0-9]+', b'"version":%d' % VERSION, line, count=1)) is not None
 
 
 def header_in(data: bytes) -> QueueHeader | None:
