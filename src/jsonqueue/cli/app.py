@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "checkpoint": ("serving:checkpoint", "Bring queue.json up to date now."),
     "stop": ("serving:stop", "Ask the running brokers to drain and stop."),
     "bench": ("bench.command:bench", "Measure how fast the queue is here, on this disk."),
+    "simulate": ("simulating:simulate", "Run the real brokers on a simulated machine where things go wrong."),
     "completion": ("completion:completion", "Print the script that completes commands in a shell."),
 }
 """Name → (where it lives, its line in the overview). In the order of the overview."""

@@ -1,0 +1,185 @@
+"""``jsonqueue simulate``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jsonqueue.cli.app import command
+from jsonqueue.cli.console import Console, Settings
+from jsonqueue.cli.text import count, plural
+
+if TYPE_CHECKING:
+    from jsonqueue.simulation import Scenario, Verdict
+
+__all__ = ["simulate"]
+
+
+@command("simulate", short_help="Run the real brokers on a simulated machine where things go wrong.")
+@click.option("--workers", type=click.IntRange(1, 1_000), default=10, show_default=True, help="Consumers.")
+@click.option("--tasks", type=click.IntRange(1, 1_000_000), default=1_000, show_default=True, help="Tasks to publish.")
+@click.option("--drop", type=click.FloatRange(0, 0.5), default=0.0, show_default=True, help="Share of the frames that the Pipes lose.")
+@click.option("--crashes", type=click.IntRange(0, 1_000), default=0, show_default=True, help="Processes, or the whole machine, that die.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Everything else is drawn from it; the same seed is the same run.")
+@click.option("--swarm", type=click.IntRange(1), metavar="N", help="Instead: N worlds, each with size and faults drawn from its own seed.")
+@click.option("--scenario", "given", metavar="JSON", help="Instead: exactly this, as a failure printed it.")
+@click.option("--shrink", is_flag=True, help="Reduce a failure to the fewest faults that still fail.")
+@click.option("--log", is_flag=True, help="Print the full trace: two runs of a seed print the same.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a report to be opened in a browser.")
+def simulate(
+    settings: Settings,
+    workers: int,
+    tasks: int,
+    drop: float,
+    crashes: int,
+    seed: int,
+    swarm: int | None,
+    given: str | None,
+    shrink: bool,
+    log: bool,
+    html: Path | None,
+) -> int:
+    """Run the real brokers, storage and consumers on a simulated clock, wire and disk, and judge them.
+
+    Lost, duplicated, out of order, deadlocked, or nothing of the kind: the verdict comes in seconds, hours of virtual time included. The
+    same seed gives the same run, to the byte, on any machine; a failure prints the line that repeats it. docs/simulation.md tells what is
+    simulated and what is judged.
+
+    Exit status 1 if a promise was broken.
+    """
+    from jsonqueue.simulation.running import scenario_of
+
+    console = settings.console
+    if swarm:
+        return _swarm(console, range(seed, seed + swarm), shrink=shrink)
+    scenario = _given(given) if given else scenario_of(seed, workers=workers, tasks=tasks, drop=drop, crashes=crashes)
+    return _one(console, seed, scenario, shrink=shrink, log=log, html=html)
+
+
+def _given(text: str) -> Scenario:
+    import msgspec
+
+    from jsonqueue.simulation import Scenario
+
+    try:
+        return msgspec.json.decode(text, type=Scenario)
+    except msgspec.DecodeError as error:
+        raise click.BadParameter(f"no scenario: {error}", param_hint="--scenario") from None
+
+
+def _one(console: Console, seed: int, scenario: Scenario, *, shrink: bool, log: bool, html: Path | None) -> int:
+    from jsonqueue.simulation.world import World
+
+    world = World(seed, scenario, keep=log or html is not None)
+    verdict = world.run()
+    if log:
+        for entry in world.trace.entries:
+            console.line(str(entry))
+    if html is not None:
+        from jsonqueue.simulation.report import page
+
+        html.write_text(page(verdict, list(world.trace.entries)), encoding="utf-8")
+        console.note(f"wrote {html}")
+    if shrink and not verdict.ok:
+        verdict = _shrunk(console, verdict)
+    _show(console, verdict, logged=log)
+    return 0 if verdict.ok else 1
+
+
+def _shrunk(console: Console, verdict: Verdict) -> Verdict:
+    from jsonqueue.simulation import shrink
+
+    smaller = shrink(verdict)
+    before, after = len(verdict.scenario.faults), len(smaller.scenario.faults)
+    console.note(f"shrunk: {plural(before, 'fault')} → {after}, {plural(verdict.scenario.tasks, 'task')} → {smaller.scenario.tasks}")
+    return smaller
+
+
+def _swarm(console: Console, seeds: range, *, shrink: bool) -> int:
+    from jsonqueue.simulation import run_seeds
+
+    events = virtual_ms = failed = 0
+    took_s, faults = 0.0, Counter[str]()
+    for verdict in run_seeds(seeds):
+        events += verdict.events + verdict.operations
+        virtual_ms += verdict.virtual_ms
+        took_s += verdict.took_s
+        faults.update(verdict.faults)
+        if not verdict.ok:
+            failed += 1
+            _show(console, _shrunk(console, verdict) if shrink else verdict, logged=False)
+    if console.as_json:
+        console.json({"seeds": len(seeds), "failed": failed, "events": events, "virtual_ms": virtual_ms, "faults": dict(faults)})
+        return 1 if failed else 0
+    console.facts(
+        [
+            ("seeds", f"{seeds.start} to {seeds.stop - 1}"),
+            ("events", f"{count(events)}, {count(sum(faults.values()))} of them faults"),
+            ("took", f"{took_s:.1f} s for {virtual_ms / 1000:,.0f} s of virtual time ({_times(virtual_ms, took_s)})"),
+            ("verdict", f"{failed} of {plural(len(seeds), 'world')} broke a promise" if failed else "no promise was broken"),
+        ]
+    )
+    return 1 if failed else 0
+
+
+def _show(console: Console, verdict: Verdict, *, logged: bool) -> None:
+    import msgspec
+
+    from jsonqueue.simulation import reproduce
+
+    if console.as_json:
+        shown = msgspec.to_builtins(verdict)
+        console.json({name: value for name, value in shown.items() if name not in {"depth", "took_s"}} | {"reproduce": reproduce(verdict)})
+        return
+    if not verdict.ok and not logged:
+        for line in verdict.last[-20:]:
+            console.line(line)
+        console.line()
+    console.facts(_facts(verdict))
+    console.line()
+    _headline(console, verdict)
+    if not verdict.ok:
+        console.line(f"  again:  {reproduce(verdict)}")
+
+
+def _facts(verdict: Verdict) -> list[tuple[str, str]]:
+    totals, scenario = verdict.totals, verdict.scenario
+    faults = ", ".join(f"{name} × {count(times)}" for name, times in verdict.faults.items()) or "none"
+    return [
+        ("seed", str(verdict.seed)),
+        (
+            "world",
+            f"{plural(scenario.publishers, 'publisher')}, {plural(scenario.consumers, 'consumer')}, {plural(scenario.tasks, 'task')}",
+        ),
+        ("faults", faults),
+        ("published", f"{count(totals.published)}, {count(totals.acknowledged)} acknowledged"),
+        ("ended", f"{count(totals.completed)} completed, {count(totals.dead)} dead, {count(totals.cancelled)} cancelled"),
+        ("runs", f"{count(totals.runs)}, {plural(totals.redelivered, 'task')} more than once"),
+        ("events", f"{count(verdict.events)}, and {plural(verdict.operations, 'disk operation')}"),
+        ("time", f"{verdict.virtual_ms / 1000:,.3f} s of virtual time"),
+        ("trace", verdict.digest),
+    ]
+
+
+def _headline(console: Console, verdict: Verdict) -> None:
+    totals = verdict.totals
+    if not verdict.ok:
+        text = f"✗ {verdict.violation}"
+    else:
+        text = (
+            f"✓ lost {totals.lost} · unexpected {totals.unexpected} · duplicated {totals.duplicated} · deadlocked 0: every promise was kept"
+        )
+    if not console.person:
+        console.line(text)
+        return
+    from rich.text import Text
+
+    console.show(Text(text, style="bold green" if verdict.ok else "bold red"))
+    console.note(f"{verdict.took_s:.2f} s of real time ({_times(verdict.virtual_ms, verdict.took_s)})")
+
+
+def _times(virtual_ms: int, took_s: float) -> str:
+    return f"{virtual_ms / 1000 / max(took_s, 1e-9):,.0f} × real time"

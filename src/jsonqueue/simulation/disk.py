@@ -1,0 +1,206 @@
+"""The simulated disk: :class:`~jsonqueue.storage.memory.MemoryFiles` with time, moods, and a view of what would survive.
+
+Three things stand on it:
+
+* :class:`Disk` is the machine's one disk: two planes, power cuts by sector and by name, a limit, syncs that fail.
+* :class:`ProcessFiles` is what a process holds of it. Each operation takes time, in which others may run; a process that was killed
+  meanwhile goes no further.
+* :class:`DurableView` shows the durable plane alone, read-only: what would be there if the power went away *now*. The judges look at that
+  whenever something is acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+from jsonqueue.errors import StorageError, SyncFailed
+from jsonqueue.storage.files import Identity
+from jsonqueue.storage.memory import MemoryFiles
+
+__all__ = ["Disk", "DurableView", "Killed", "ProcessFiles"]
+
+DISK_BYTES = 1 << 40
+
+
+class Killed(BaseException):
+    """kill -9 in the midst of an operation. Not an Exception, so that no handler takes it for an ordinary failure."""
+
+
+class Disk(MemoryFiles):
+    """One machine's disk."""
+
+    def __init__(self) -> None:
+        super().__init__(room=DISK_BYTES)
+        self.read_us = 0
+        self.write_us = 8
+        self.sync_us = 180
+        """How long an operation takes at the moment."""
+        self.sync_fails = 0
+        """So many of the next syncs fail."""
+
+    def sync_folder(self, name: str = "") -> None:
+        """As ever, in an order that no hash seed changes."""
+        self._step(f"sync_folder {name}")
+        for known in sorted({*self._durable, *self._names}):
+            if known.rpartition("/")[0] == name:
+                inode = self._names.get(known)
+                if inode is None:
+                    self._durable.pop(known, None)
+                else:
+                    self._durable[known] = inode
+
+    def sync(self, handle: int) -> None:
+        """As ever, unless the disk reports an error: then nobody knows what it holds, and the handle takes no more."""
+        if self.sync_fails > 0:
+            self.sync_fails -= 1
+            self._poisoned.add(handle)
+            raise SyncFailed("the simulated disk reports EIO")
+        super().sync(handle)
+
+    def _step(self, operation: str) -> None:
+        self.operations += 1  # without the readable trace of the base: a world does millions
+        self.fail(self.operations, operation)
+
+    def _name_of(self, inode: object) -> str:
+        return ""
+
+    def fill(self, left: int) -> None:
+        """Somebody else takes all but so many bytes."""
+        self.room = min(self.room, left)
+
+    def empty(self) -> None:
+        """There is room again."""
+        self.room = DISK_BYTES
+
+
+class ProcessFiles:
+    """The disk as one process has it. ``spend`` lets time pass, and raises :class:`Killed` when the process died meanwhile."""
+
+    def __init__(self, disk: Disk, spend: Callable[[int], None]) -> None:
+        self._disk = disk
+        self._spend = spend
+        self.dead = False
+
+    def open(self, name: str, *, create: bool = False) -> int:
+        self._spend(self._disk.write_us if create else self._disk.read_us)
+        return self._disk.open(name, create=create)
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        if self._disk.read_us:
+            self._spend(self._disk.read_us)
+        return self._disk.read(handle, offset, size)
+
+    def write(self, handle: int, data: bytes) -> int:
+        self._spend(self._disk.write_us)
+        return self._disk.write(handle, data)
+
+    def truncate(self, handle: int, size: int) -> None:
+        self._spend(self._disk.write_us)
+        self._disk.truncate(handle, size)
+
+    def size(self, handle: int) -> int:
+        return self._disk.size(handle)
+
+    def sync(self, handle: int) -> None:
+        self._spend(self._disk.sync_us)
+        self._disk.sync(handle)
+
+    def close(self, handle: int) -> None:
+        if not self.dead:  # the kernel has closed what a dead process had open
+            self._disk.close(handle)
+
+    def sync_folder(self, name: str = "") -> None:
+        self._spend(self._disk.sync_us)
+        self._disk.sync_folder(name)
+
+    def rename(self, old: str, new: str) -> None:
+        self._spend(self._disk.write_us)
+        self._disk.rename(old, new)
+
+    def link(self, old: str, new: str) -> None:
+        self._spend(self._disk.write_us)
+        self._disk.link(old, new)
+
+    def unlink(self, name: str) -> None:
+        self._spend(self._disk.write_us)
+        self._disk.unlink(name)
+
+    def list(self, folder: str = "") -> list[str]:
+        if self._disk.read_us:
+            self._spend(self._disk.read_us)
+        return self._disk.list(folder)
+
+    def make_folder(self, name: str) -> None:
+        self._disk.make_folder(name)
+
+    def identity(self, name: str) -> Identity | None:
+        return self._disk.identity(name)
+
+    def free_bytes(self) -> int:
+        return self._disk.free_bytes()
+
+
+class DurableView:
+    """Read-only: the names and bytes that a power cut would leave."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._handles: dict[int, object] = {}
+        self._next = 0
+
+    def open(self, name: str, *, create: bool = False) -> int:
+        if create:
+            self._refuse()
+        inode = self._disk._durable.get(name)
+        if inode is None:
+            raise FileNotFoundError(name)
+        self._next += 1
+        self._handles[self._next] = inode
+        return self._next
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        return bytes(memoryview(self._handles[handle].durable)[offset : offset + size])  # type: ignore[attr-defined]
+
+    def size(self, handle: int) -> int:
+        return len(self._handles[handle].durable)  # type: ignore[attr-defined]
+
+    def close(self, handle: int) -> None:
+        del self._handles[handle]
+
+    def list(self, folder: str = "") -> list[str]:
+        return sorted(name.rpartition("/")[2] for name in self._disk._durable if name.rpartition("/")[0] == folder)
+
+    def identity(self, name: str) -> Identity | None:
+        inode = self._disk._durable.get(name)
+        return (inode.number, len(inode.durable), 0) if inode else None
+
+    def free_bytes(self) -> int:
+        return 0
+
+    def write(self, handle: int, data: bytes) -> int:
+        self._refuse()
+
+    def truncate(self, handle: int, size: int) -> None:
+        self._refuse()
+
+    def sync(self, handle: int) -> None:
+        self._refuse()
+
+    def sync_folder(self, name: str = "") -> None:
+        self._refuse()
+
+    def rename(self, old: str, new: str) -> None:
+        self._refuse()
+
+    def link(self, old: str, new: str) -> None:
+        self._refuse()
+
+    def unlink(self, name: str) -> None:
+        self._refuse()
+
+    def make_folder(self, name: str) -> None:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise StorageError("what would survive a power cut can only be looked at")

@@ -1,0 +1,261 @@
+"""The judges: they sit beside the world, look at bytes and answers, and never at what the code under test believes.
+
+Whenever something is acknowledged, at that very moment, they read the *durable* plane of the disk: what was acknowledged must be there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msgspec import json
+
+from jsonqueue.errors import JsonQueueError
+from jsonqueue.event import Assign, Changed, Complete, Event, EventOwner, Mark, Result, Settled, Written
+from jsonqueue.simulation.disk import DurableView
+from jsonqueue.simulation.history import SMALL, History, explained
+from jsonqueue.simulation.shadow import Shadow
+from jsonqueue.simulation.trace import precedes
+from jsonqueue.simulation.verdict import Totals, Violation
+from jsonqueue.storage.checkpoint import final_checkpoint
+from jsonqueue.storage.codec import Position
+from jsonqueue.storage.log import LogKind, LogReader
+from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.recovery import Loaded, load_state
+from jsonqueue.task import AnyTask, TaskStatus
+
+if TYPE_CHECKING:
+    from jsonqueue.simulation.clients import CallerClient, ConsumerClient, PublisherClient
+    from jsonqueue.simulation.process import Actor, BrokerProcess
+    from jsonqueue.simulation.world import World
+
+__all__ = ["Judge"]
+
+_COMPARED_EVERY = 97
+"""Turns of the ConsumerBroker between two comparisons of its memory with the log."""
+
+
+class Judge:
+    """All of them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.shadow = Shadow()
+        self.history = History()
+        self.totals = Totals()
+        self.acknowledged_ids: set[str] = set()
+        self._attempted: set[str] = set()
+        self._born: dict[str, tuple[str, int]] = {}
+        self._runs: dict[str, int] = {}
+        durable = DurableView(world.disk)
+        self._published = LogReader(durable, LogKind.PUBLISHED, Position(0, 0))
+        self._progress = LogReader(durable, LogKind.PROGRESS, Position(0, 0))
+        self._last_number: dict[int, int] = {}
+        self._turns = 0
+
+    # ── publishing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def publishing(self, publisher: PublisherClient, request: int, ids: list[str]) -> None:
+        """A publisher asks for these to be stored."""
+        self._attempted.update(ids)
+        for task_id in ids:
+            self.history.invoke((publisher.name, request, task_id), "publish", task_id)
+
+    def announced(self, who: Actor, mark: Mark) -> None:
+        """The published log is said to be durable through here: is it?"""
+        try:
+            batches = self._published.read_through(Position(mark.number, mark.epoch))
+        except JsonQueueError as error:
+            raise Violation("not durable", f"{who.name} announces batch {mark.number}: {error}") from error
+        for batch in batches:
+            for task_id in self.shadow.add_published(batch):
+                self._born[task_id] = (who.name, who.clock.get(who.name, 0))
+                if task_id not in self._attempted:
+                    raise Violation("unexpected", f"nobody published {task_id}", task_id=task_id)
+
+    def acknowledged(self, publisher: PublisherClient, answer: Written, ids: list[str]) -> None:
+        """A publisher hears that these are stored."""
+        self._require_stored(ids, "was acknowledged")
+        self.acknowledged_ids.update(ids)
+        for task_id in ids:
+            self.history.answer((publisher.name, answer.request, task_id), "stored")
+        self._check_publishers_order(publisher, answer, ids)
+
+    def _check_publishers_order(self, publisher: PublisherClient, answer: Written, ids: list[str]) -> None:
+        """What one publisher says on one Pipe is stored in that order (unless the Pipe itself may turn it around)."""
+        weather = self._world.scenario.weather
+        link = publisher.link
+        if link is None or weather.reorder or weather.duplicate or answer.duplicates or answer.refused:
+            return
+        numbers = [self.shadow.numbers[task_id] for task_id in ids]
+        if numbers != sorted(numbers) or (numbers and numbers[0] <= self._last_number.get(link.number, 0)):
+            raise Violation("order", f"{publisher.name} published {', '.join(ids)} in this order, and they are stored in another")
+        if numbers:
+            self._last_number[link.number] = numbers[-1]
+
+    def _require_stored(self, ids: list[str], how: str) -> None:
+        for task_id in ids:
+            if task_id not in self.shadow.numbers:
+                raise Violation("not durable", f"{task_id} {how}, and is not on the disk", task_id=task_id)
+
+    # ── the brokers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def opened(self, broker: BrokerProcess) -> None:
+        """A broker has recovered its log: all of it is durable now."""
+        if broker.role is EventOwner.PUBLISHER_BROKER:
+            self.announced(broker, broker.broker.mark)
+        else:
+            self.after_turn(broker)
+
+    def before_sending(self, broker: BrokerProcess, peer: int, event: Event) -> None:
+        """Whatever is answered must be durable at this moment."""
+        if broker.role is EventOwner.PUBLISHER_BROKER:
+            self._before_written(broker, peer, event)
+        elif not isinstance(event, Assign):
+            self.after_turn(broker)
+            if isinstance(event, Result):
+                self._before_result(event)
+
+    def after_turn(self, broker: BrokerProcess) -> None:
+        """Read what the ConsumerBroker has made durable, and check every record of it."""
+        if broker.role is not EventOwner.CONSUMER_BROKER:
+            return
+        position = broker.broker.position
+        if position.number > self._progress.position.number:
+            try:
+                batches = self._progress.read_through(position)
+            except JsonQueueError as error:
+                raise Violation("not durable", f"{broker.name} goes on after batch {position.number}: {error}") from error
+            for batch in batches:
+                self.shadow.add_progress(batch)
+        self._turns += 1
+        self._world.turned()
+        if self._turns % _COMPARED_EVERY == 0:
+            self._compare_memory(broker)
+
+    def _before_written(self, broker: BrokerProcess, peer: int, event: Event) -> None:
+        assert isinstance(event, Written)
+        link = broker.links.get(peer)
+        if link is None:
+            return
+        client: Any = link.client
+        batch = client.asked(event.request) if client.link is link else None
+        if batch:
+            refused = {refusal.index for refusal in event.refused}
+            self._require_stored([task.id for index, task in enumerate(batch) if index not in refused], "is being acknowledged")
+
+    def _before_result(self, event: Result) -> None:
+        known = self.shadow.status_of(event.id)
+        if known is None and event.id in self.shadow.retired:
+            known = self.shadow.retired[event.id].status  # it left the queue in the turn that answers
+        if event.task is not None and known not in {event.task.status, "published"}:
+            raise Violation("not linear", f"{event.id} is {known} by the log, and its caller is told {event.task.status}", task_id=event.id)
+
+    def _compare_memory(self, broker: BrokerProcess) -> None:
+        """The memory of the broker against the log."""
+        dispatcher = broker.broker._dispatcher
+        if dispatcher is None or broker.broker.counters()["stalled"]:
+            return  # not loaded yet, or with a turn in memory that the disk has no room for
+        believed = {task_id: task.status for task_id, task in dispatcher.state.tasks.items()}
+        for task_id, task in self.shadow.state.tasks.items():
+            if believed.get(task_id) != task.status and broker.broker.position == self.shadow.progress:
+                raise Violation("forked", f"{task_id} is {believed.get(task_id)} in memory and {task.status} by the log", task_id=task_id)
+
+    # ── consumers ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def runs(self, consumer: ConsumerClient, task: AnyTask) -> None:
+        """A handler is started: the task must have been durable before, and whoever runs it must be able to know."""
+        self.totals.runs += 1
+        self._runs[task.id] = self._runs.get(task.id, 0) + 1
+        born = self._born.get(task.id)
+        if born is None or not precedes(*born, consumer.clock):
+            raise Violation("acausal", f"{consumer.name} runs {task.id} before it is known to be durable", task_id=task.id)
+
+    def says(self, consumer: ConsumerClient, frames: list[Event]) -> None:
+        """A consumer tells of outcomes."""
+        for frame in frames:
+            if isinstance(frame, Complete):
+                for task_id in frame.ids:
+                    self.history.invoke((consumer.name, frame.request, task_id), "complete", task_id)
+
+    def settled(self, consumer: ConsumerClient, event: Settled) -> None:
+        """A consumer hears that an outcome counts, or does not."""
+        frame = consumer.holdings.unsettled.get(event.request)
+        if not isinstance(frame, Complete):
+            return
+        stale = set(event.stale)
+        for task_id, token in zip(frame.ids, frame.tokens, strict=True):
+            counted = self.shadow.completed_by.get(task_id) == token
+            self.history.answer((consumer.name, event.request, task_id), "stale" if token in stale else "done")
+            if counted == (token in stale) and not (counted and task_id in self.shadow.retired):
+                told = "does not count" if token in stale else "is durable"
+                raise Violation("not durable", f"{consumer.name} is told that its {task_id} {told}; the log knows better", task_id=task_id)
+
+    # ── callers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def answered(self, caller: CallerClient, asked: tuple[str, str], answer: Result | Changed) -> None:
+        """A caller has its answer."""
+        what, task_id = asked
+        key = (caller.name, answer.request)
+        if isinstance(answer, Result):
+            status = "absent" if answer.task is None else answer.task.status.value
+            if answer.task is None and task_id not in self.shadow.retired and self.history.answered_before("publish", task_id, key):
+                raise Violation("not linear", f"{task_id} had been acknowledged, and a question after it found nothing", task_id=task_id)
+            self.history.answer(key, status if status in _SETTLED else "live")
+        elif what == "cancel":
+            why = answer.refused.get(task_id, "")
+            self.history.answer(key, "cancelled" if task_id in answer.ids else "absent" if why.startswith("not in") else "already over")
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def final(self) -> None:
+        """The whole account, when nothing is left to do."""
+        files = self._world.disk.copy()
+        loaded = load_state(files)
+        self._check_folds(files, loaded)
+        self._count(loaded)
+        weather = self._world.scenario.weather
+        if not weather.duplicate:  # a question that the wire doubles is two operations, and one answer
+            self._check_histories()
+
+    def _check_folds(self, files: MemoryFiles, loaded: Loaded) -> None:
+        """State = replay of the log = checkpoint + the rest of the log."""
+        replayed = _encoded(self.shadow.catch_up().tasks)
+        recovered = _encoded(loaded.state.tasks)
+        final_checkpoint(files, config=self._world.config, at_ms=self._world.clock.wall_ms())
+        folded = _encoded(load_state(files).state.tasks)
+        for name, other in (("recovery", recovered), ("the checkpoint", folded)):
+            if other != replayed:
+                differing = sorted(task_id for task_id in {*other, *replayed} if other.get(task_id) != replayed.get(task_id))
+                raise Violation("forked", f"{name} and the replay of the log differ over {', '.join(differing[:5])}", task_id=differing[0])
+
+    def _count(self, loaded: Loaded) -> None:
+        totals, shadow, tasks = self.totals, self.shadow, loaded.state.tasks
+        present = {*tasks, *shadow.retired}
+        lost = sorted(self.acknowledged_ids - present)
+        totals.published, totals.acknowledged = len(self._attempted), len(self.acknowledged_ids)
+        totals.recovered = len(present - self.acknowledged_ids)
+        totals.lost, totals.unexpected = len(lost), len(present - self._attempted)
+        statuses = [task.status for task in tasks.values()] + [ended.status for ended in shadow.retired.values()]
+        totals.completed = statuses.count(TaskStatus.COMPLETED)
+        totals.dead, totals.cancelled = statuses.count(TaskStatus.DEAD), statuses.count(TaskStatus.CANCELLED)
+        totals.redelivered = sum(1 for runs in self._runs.values() if runs > 1)
+        if lost:
+            raise Violation("lost", f"{', '.join(lost[:5])}: acknowledged, and not in the queue", task_id=lost[0])
+        if totals.unexpected:
+            raise Violation("unexpected", f"nobody published {', '.join(sorted(present - self._attempted)[:5])}")
+
+    def _check_histories(self) -> None:
+        for task_id, operations in self.history.by_task().items():
+            if len(operations) > SMALL:
+                continue
+            ever = self.shadow.ever.get(task_id, set())
+            if not explained(operations, died="died" in ever, replayed="replayed" in ever, retired=task_id in self.shadow.retired):
+                told = "; ".join(f"{operation.what} → {operation.outcome or 'no answer'}" for operation in operations)
+                raise Violation("not linear", f"no order explains what was answered about {task_id}: {told}", task_id=task_id)
+
+
+_SETTLED = {"completed", "dead", "cancelled", "absent"}
+
+
+def _encoded(tasks: dict[str, Any]) -> dict[str, bytes]:
+    return {task_id: json.encode(task) for task_id, task in tasks.items()}

@@ -1,0 +1,198 @@
+"""What a simulated run is made of, as plain data: who takes part, what they do, and what goes wrong when.
+
+A scenario and a seed are all that a run depends on. :func:`draw` makes one from a seed alone: which kinds of faults are on, how hard they
+strike and how large the world is are all drawn anew (swarm testing: a run with every fault at once finds less than many runs with a few).
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from msgspec import Struct
+
+from jsonqueue.config import Config
+from jsonqueue.retry import Exponential, Linear
+from jsonqueue.simulation.wire import Weather
+
+__all__ = ["FAULTS", "Fault", "Habits", "Scenario", "draw"]
+
+SECOND_US = 1_000_000
+
+FAULTS: dict[str, str] = {
+    "kill publisher broker": "kill -9; the manager starts another",
+    "kill consumer broker": "kill -9; the manager starts another",
+    "kill manager": "kill -9; the brokers notice and end, then all three start again",
+    "kill consumer": "kill -9 of a consumer, whatever it runs; another one takes its place",
+    "kill publisher": "kill -9 of a publisher; it comes back and publishes what was not acknowledged under the same ids",
+    "kill at operation": "kill -9 of a broker in the midst of its n-th disk operation from now",
+    "power cut": "the whole machine goes dark, and comes back with what the disk has kept",
+    "power cut at operation": "the same, in the midst of the n-th disk operation from now",
+    "stall consumer": "a consumer stands still (SIGSTOP), and goes on later as if nothing had been",
+    "stall broker": "a broker stands still, and goes on later",
+    "break pipe": "the Pipe between a client and its broker breaks",
+    "failed sync": "the next fsync reports EIO",
+    "full disk": "somebody else fills the disk, and frees it later",
+    "slow disk": "every fsync takes a hundred times as long, for a while",
+    "clock jump": "the wall clock jumps, forwards or backwards",
+}
+"""Everything that can be made to go wrong at a moment. (What Pipes do to single frames is the weather's.)"""
+
+
+class Fault(Struct, frozen=True, omit_defaults=True):
+    """One thing that goes wrong."""
+
+    at_us: int
+    kind: str
+    target: int = 0
+    """Which of its kind, where there are several."""
+    amount: int = 0
+    """How long (µs), how far (ms, for a clock), which operation."""
+
+    def __str__(self) -> str:
+        size = f" ({self.amount})" if self.amount else ""
+        return f"{self.at_us / 1000:.1f} ms: {self.kind} {self.target}{size}"
+
+
+class Habits(Struct, frozen=True, omit_defaults=True):
+    """What the tasks are like, and what callers do to them."""
+
+    work_us: tuple[int, int] = (200, 4_000)
+    """How long a handler takes."""
+    failing: float = 0.0
+    """Share of the attempts that fail."""
+    priorities: int = 1
+    """How many different ones."""
+    delayed: float = 0.0
+    """Share of the tasks that are published with a delay."""
+    dependent: float = 0.0
+    """Share of the tasks that wait for an earlier one."""
+    deadlines: float = 0.0
+    cancelled: float = 0.0
+    looked_at: float = 0.0
+    poison: float = 0.0
+    """Share of the tasks that kill whoever runs them."""
+    replays: int = 0
+    """How often somebody replays all dead letters."""
+
+
+class Scenario(Struct, frozen=True, omit_defaults=True):
+    """Everything a run depends on, but for the seed."""
+
+    publishers: int = 2
+    consumers: int = 3
+    concurrency: int = 1
+    tasks: int = 60
+    batch: int = 4
+    """Tasks in one write, at most."""
+    spread_us: int = SECOND_US
+    """Over how long a time they are published."""
+    habits: Habits = Habits()
+    weather: Weather = Weather()
+    faults: tuple[Fault, ...] = ()
+    config: Config = Config(
+        retry=Linear(step_ms=20), attempts_max=1_000, lease_ms=2_000, flush_interval_ms=200, segment_max_bytes=16_384, disk_reserve_bytes=0
+    )
+    patience_us: int = SECOND_US
+    """A publisher, or a caller, that has no answer for so long asks anew on a new Pipe."""
+    direct: bool = False
+    """Whether publishers append by themselves while no manager is there."""
+    read_us: int = 0
+    """How long a read from the disk takes. Above 0, others may run between two reads of one process."""
+
+    @property
+    def quiet_us(self) -> int:
+        """When the faults have stopped."""
+        return max([self.spread_us, *(fault.at_us + _lasting_us(fault) for fault in self.faults)])
+
+
+def _lasting_us(fault: Fault) -> int:
+    return fault.amount if fault.kind in {"stall consumer", "stall broker", "full disk", "slow disk"} else 0
+
+
+def draw(seed: int) -> Scenario:
+    """The scenario of this seed."""
+    chance = Random(seed)
+    tasks = chance.choice((6, 12, 24, 40, 80))
+    spread_us = chance.choice((20_000, 200_000, SECOND_US))
+    consumers = chance.randint(1, 5)
+    return Scenario(
+        publishers=chance.randint(1, 3),
+        consumers=consumers,
+        concurrency=chance.choice((1, 1, 2, 4)),
+        tasks=tasks,
+        batch=chance.choice((1, 3, 10)),
+        spread_us=spread_us,
+        habits=_draw_habits(chance),
+        weather=_draw_weather(chance),
+        faults=_draw_faults(chance, spread_us, consumers),
+        config=_draw_config(chance),
+        direct=chance.random() < 0.3,
+        read_us=chance.choice((0, 0, 0, 30)),
+    )
+
+
+def _on(chance: Random, share: float) -> float:
+    """This share, in half of the worlds."""
+    return share * chance.random() if chance.random() < 0.5 else 0.0
+
+
+def _draw_habits(chance: Random) -> Habits:
+    return Habits(
+        work_us=chance.choice(((50, 400), (200, 4_000), (5_000, 60_000))),
+        failing=_on(chance, 0.4),
+        priorities=chance.choice((1, 1, 3)),
+        delayed=_on(chance, 0.4),
+        dependent=_on(chance, 0.4),
+        deadlines=_on(chance, 0.3),
+        cancelled=_on(chance, 0.3),
+        looked_at=_on(chance, 0.6),
+        poison=_on(chance, 0.1),
+        replays=chance.choice((0, 0, 2)),
+    )
+
+
+def _draw_weather(chance: Random) -> Weather:
+    return Weather(
+        delay_us=chance.choice(((5, 60), (5, 60), (20, 2_000), (100, 20_000))),
+        drop=_on(chance, 0.1),
+        duplicate=_on(chance, 0.1),
+        reorder=_on(chance, 0.1),
+    )
+
+
+def _draw_config(chance: Random) -> Config:
+    return Config(
+        retry=chance.choice((Linear(step_ms=20), Exponential(first_ms=5, cap_ms=200))),
+        attempts_max=chance.choice((2, 5, 1_000)),
+        lease_ms=chance.choice((300, 2_000)),
+        flush_interval_ms=chance.choice((15, 60, 400)),
+        finished_keep_ms=60_000,
+        finished_keep_max=100_000,
+        dead_keep_ms=90_000,
+        segment_max_bytes=chance.choice((4_096, 16_384)),
+        disk_reserve_bytes=chance.choice((0, 4_096)),
+    )
+
+
+def _draw_faults(chance: Random, spread_us: int, consumers: int) -> tuple[Fault, ...]:
+    kinds = [kind for kind in FAULTS if chance.random() < 0.3]
+    if not kinds:
+        return ()
+    end_us = spread_us + 300_000
+    faults = [draw_fault(chance, chance.choice(kinds), end_us, consumers) for _ in range(chance.choice((1, 2, 4, 8, 16)))]
+    return tuple(sorted(faults, key=lambda fault: (fault.at_us, fault.kind, fault.target, fault.amount)))
+
+
+def draw_fault(chance: Random, kind: str, end_us: int, consumers: int) -> Fault:
+    """A fault of this kind, some time before the end."""
+    amount = {
+        "kill at operation": chance.randint(1, 25),
+        "power cut at operation": chance.randint(1, 25),
+        "stall consumer": chance.randint(1_000, 4_000_000),
+        "stall broker": chance.randint(1_000, 500_000),
+        "full disk": chance.randint(1_000, 400_000),
+        "slow disk": chance.randint(1_000, 400_000),
+        "clock jump": chance.choice((-86_400_000, -5_000, -100, 100, 5_000)),
+    }.get(kind, 0)
+    target = chance.randrange(consumers) if "consumer" in kind and "broker" not in kind else chance.randrange(2)
+    return Fault(chance.randrange(end_us), kind, target, amount)

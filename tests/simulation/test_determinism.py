@@ -1,0 +1,102 @@
+"""The same seed is the same run: twice here, under other hash seeds, on other versions of Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jsonqueue.broker.consumer_broker import ConsumerBroker
+from jsonqueue.broker.publisher_broker import PublisherBroker
+from jsonqueue.config import Config
+from jsonqueue.simulation import Fault, Scenario, draw, run_seed, simulate
+from jsonqueue.simulation.world import PRODUCTION, World
+from jsonqueue.storage.checkpoint import checkpoint
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+SEEDS = range(700, 712)
+PROGRAM = f"""
+from jsonqueue.simulation import run_seed
+for seed in range({SEEDS.start}, {SEEDS.stop}):
+    print(seed, run_seed(seed).digest)
+"""
+
+
+def digests(python: str, hash_seed: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run([python, "-c", PROGRAM], capture_output=True, text=True, timeout=50, check=True, env=environment)
+    return done.stdout
+
+
+def test_a_seed_is_one_run_whatever_the_hash_seed() -> None:
+    """Sets and dicts of strings are ordered anew in each process; no run depends on it."""
+    here = "".join(f"{seed} {run_seed(seed).digest}\n" for seed in SEEDS)
+    assert digests(sys.executable, "1") == here
+    assert digests(sys.executable, "2") == here
+
+
+def test_a_seed_is_one_run_on_every_python() -> None:
+    """The traces of all supported versions are the same, byte by byte: of those installed, or named in JSONQUEUE_PYTHONS."""
+    named = os.environ.get("JSONQUEUE_PYTHONS", "").split(os.pathsep)
+    found = [shutil.which(f"python{version}") for version in ("3.11", "3.12", "3.13")]
+    others = [python for python in (*named, *found) if python and _has_what_we_need(python)]
+    if not others:
+        pytest.skip("no other Python with msgspec here; JSONQUEUE_PYTHONS may name some")
+    here = digests(sys.executable, "0")
+    for python in others:
+        assert digests(python, "0") == here, python
+
+
+def _has_what_we_need(python: str) -> bool:
+    return not subprocess.run([python, "-c", "import msgspec, orjson, filelock"], capture_output=True, check=False).returncode
+
+
+def test_the_full_trace_is_the_same_too() -> None:
+    """`--log` twice differs in nothing."""
+    traces = []
+    for _ in range(2):
+        world = World(17, draw(17), keep=True)
+        world.run()
+        traces.append([str(entry) for entry in world.trace.entries])
+    assert traces[0] == traces[1]
+    assert len(traces[0]) > 100
+
+
+def test_what_runs_is_what_production_runs() -> None:
+    """Nothing under test is a copy, a subclass or a stand-in."""
+    world = World(1, Scenario(tasks=4))
+    world.run()
+    assert tuple(PRODUCTION) == (PublisherBroker, ConsumerBroker, checkpoint)
+    assert world.publisher_broker is not None
+    assert world.consumer_broker is not None
+    assert type(world.publisher_broker.broker) is PublisherBroker
+    assert type(world.consumer_broker.broker) is ConsumerBroker
+
+
+def test_a_quiet_world_loses_no_time_and_no_task() -> None:
+    """Without faults each task runs once."""
+    verdict = simulate(50, workers=3, seed=5)
+    assert verdict.ok, verdict.violation
+    assert (verdict.totals.completed, verdict.totals.runs, verdict.totals.redelivered) == (50, 50, 0)
+    assert verdict.faults == {}
+
+
+def test_faults_happen_when_they_are_asked_for() -> None:
+    """A power cut and a dead consumer leave their marks in the account."""
+    faults = (Fault(30_000, "power cut"), Fault(60_000, "kill consumer"))
+    verdict = run_seed(9, Scenario(tasks=80, spread_us=100_000, faults=faults))
+    assert verdict.ok, verdict.violation
+    assert verdict.faults == {"power cut": 1, "kill consumer": 1}
+
+
+def test_time_is_compressed_a_thousandfold() -> None:
+    """Two simulated hours of a slow queue take less than seven seconds."""
+    scenario = Scenario(tasks=200, spread_us=7_200_000_000, faults=(Fault(3_000_000_000, "power cut"),), config=Config(attempts_max=9))
+    verdict = run_seed(3, scenario)
+    assert verdict.ok, verdict.violation
+    assert verdict.virtual_ms >= 7_000_000
+    assert verdict.virtual_ms / 1000 > 1_000 * verdict.took_s

@@ -1,0 +1,43 @@
+"""Every run of the tests: thousands of worlds, each with its own size and its own faults, all judges on.
+
+How many: ``JSONQUEUE_WORLDS`` (2,000 by default, in two halves that run beside each other). The long run is ``scripts/simulate-long``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import msgspec
+import pytest
+
+from jsonqueue.simulation import Verdict, reproduce, run_seeds
+from jsonqueue.simulation.scenario import FAULTS
+
+WORLDS = int(os.environ.get("JSONQUEUE_WORLDS", "2000"))
+PARTS = 8
+EVENTS_A_WORLD = 800
+"""At least, on average: frames, timers and turns, and operations on the disk."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_world_breaks_a_promise(part: int) -> None:
+    """Whatever goes wrong, nothing acknowledged is lost, doubled, out of order or stuck."""
+    size = WORLDS // PARTS
+    faults: Counter[str] = Counter()
+    events = 0
+    for verdict in run_seeds(range(part * size, (part + 1) * size)):
+        assert verdict.ok, explained(verdict)
+        faults.update(verdict.faults)
+        events += verdict.events + verdict.operations
+    if size >= 200:
+        assert events >= size * EVENTS_A_WORLD
+        missing = {*FAULTS, "dropped", "duplicated", "reordered", "broken"} - faults.keys()
+        assert not missing, f"{missing} never happened: the worlds are too kind"
+
+
+def explained(verdict: Verdict) -> str:
+    """A failure as a person wants to see it."""
+    return "\n".join([*verdict.last, verdict.violation, reproduce(verdict), msgspec.json.encode(verdict.scenario).decode()])
