@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from zlib import crc32
 
 import msgspec
 import pytest
@@ -133,7 +134,8 @@ def test_a_newer_version_is_named(version: int) -> None:
     """In a form of today or in one that nobody knows yet."""
     files = written(some_tasks())
     first, rest = files.get(QUEUE).split(b"\n", 1)
-    changed = first.replace(b'"version":1', b'"version":%d' % version)
+    members = first[: first.index(b',"head"')].replace(b'"version":1', b'"version":%d' % version)
+    changed = members + b',"head":"%08x","tasks":[' % crc32(members)  # else it would be this version, damaged
     for text in (changed + b"\n" + rest, b'{"format":"jsonqueue","version":%d,"other":[]}' % version):
         files.put(QUEUE, text)
         with pytest.raises(UnsupportedFormat, match=f"version {version}") as caught:
