@@ -1,0 +1,167 @@
+"""Queues behind a server, where that is installed: Redis Streams through the raw client, and beanstalkd."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from peers.peer import Handler, Payload, Peer, Stop
+
+__all__ = ["Beanstalkd", "RedisAlways", "RedisEverySecond"]
+
+_ACKS_AT_ONCE = 100
+_BATCH = 1000
+
+
+class RedisAlways(Peer):
+    """Redis Streams with a consumer group: ``appendfsync always``, 100 tasks read and acknowledged at a time. No library above it."""
+
+    name = "Redis Streams, AOF always"
+    fsync = "always"
+
+    @staticmethod
+    def missing() -> str:
+        return "" if shutil.which("redis-server") and find_spec("redis") else "redis-server, or its Python client"
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        self.folder.mkdir(exist_ok=True)
+        where = ["--port", "0", "--unixsocket", self._socket, "--dir", str(self.folder)]
+        command = ["redis-server", *where, "--appendonly", "yes", "--appendfsync", self.fsync, "--save", ""]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+            self._await_server()
+            yield
+            server.terminate()
+
+    @property
+    def _socket(self) -> str:
+        return str(self.folder / "redis.sock")
+
+    def _await_server(self) -> None:
+        from redis.exceptions import ConnectionError as Refused
+
+        while True:
+            try:
+                self._client().xgroup_create("queue", "workers", id="0", mkstream=True)
+            except Refused:
+                time.sleep(0.05)
+            else:
+                return
+
+    def _client(self) -> Any:
+        from redis import Redis
+
+        return Redis(unix_socket_path=self._socket)
+
+    def sender(self) -> _RedisSender:
+        return _RedisSender(self._client())
+
+    def work(self, handler: Handler, stop: Stop) -> None:
+        client = self._client()
+        while not stop.is_set():
+            found = client.xreadgroup("workers", str(os.getpid()), {"queue": ">"}, count=_ACKS_AT_ONCE, block=50)
+            entries = _entries(found)
+            if entries:
+                # Handled and acknowledged together: what a crash repeats is up to a hundred tasks.
+                client.xack("queue", "workers", *(key for key, _ in entries))
+                for _, fields in entries:
+                    handler(json.loads(fields[b"task"]))
+
+
+def _entries(found: Any) -> list[Any]:
+    """Of the one stream that was read; newer clients give a dict of lists, older ones lists of pairs."""
+    if isinstance(found, dict):
+        return [entry for lists in found.values() for entries in lists for entry in entries]
+    return [entry for _, entries in found or () for entry in entries]
+
+
+class RedisEverySecond(RedisAlways):
+    """The same, synced once a second: up to a second of acknowledged tasks is lost in a power cut."""
+
+    name = "Redis Streams, AOF 1 s"
+    durable = "1 s"
+    fsync = "everysec"
+
+
+class _RedisSender:
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def one(self, payload: Payload) -> None:
+        self._client.xadd("queue", {"task": json.dumps(payload)})
+
+    def many(self, payloads: Sequence[Payload]) -> None:
+        for first in range(0, len(payloads), _BATCH):
+            pipeline = self._client.pipeline(transaction=False)
+            for payload in payloads[first : first + _BATCH]:
+                pipeline.xadd("queue", {"task": json.dumps(payload)})
+            pipeline.execute()
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class Beanstalkd(Peer):
+    """beanstalkd with ``-b -f0``: an fsync for each job."""
+
+    name = "beanstalkd -f0"
+
+    @staticmethod
+    def missing() -> str:
+        return "" if shutil.which("beanstalkd") and find_spec("greenstalk") else "beanstalkd, or greenstalk"
+
+    @property
+    def _port_file(self) -> Any:
+        return self.folder / "port"
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._port_file.write_text(str(port))
+        command = ["beanstalkd", "-l", "127.0.0.1", "-p", str(port), "-b", str(self.folder), "-f0"]
+        with subprocess.Popen(command) as server:
+            time.sleep(0.3)
+            yield
+            server.terminate()
+
+    def _client(self) -> Any:
+        import greenstalk
+
+        return greenstalk.Client(("127.0.0.1", int(self._port_file.read_text())))
+
+    def sender(self) -> _BeanstalkSender:
+        return _BeanstalkSender(self._client())
+
+    def work(self, handler: Handler, stop: Stop) -> None:
+        import greenstalk
+
+        client = self._client()
+        while not stop.is_set():
+            try:
+                job = client.reserve(timeout=0)
+            except greenstalk.TimedOutError:
+                continue
+            handler(json.loads(job.body))
+            client.delete(job)
+
+
+class _BeanstalkSender:
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.close = client.close
+
+    def one(self, payload: Payload) -> None:
+        self._client.put(json.dumps(payload))
+
+    def many(self, payloads: Sequence[Payload]) -> None:
+        raise NotImplementedError("beanstalkd takes one job at a time")
