@@ -110,6 +110,24 @@ def test_a_payload_is_utf8(admission: Admission, size: int) -> None:
     assert admission.decide([TaskIn(id="a", data=raw)]).refused[0].reason == "its payload is not valid UTF-8"
 
 
+@pytest.mark.parametrize("number", [b"1e309", b"-1E+999", b"1e0309", b"9" * 310 + b".5", b"9" * 250 + b"e99", b"9" * 5000])
+def test_a_number_that_no_consumer_could_read_is_refused(number: bytes) -> None:
+    """Grammatical JSON, but whoever decodes it fails, with all that is in the same frame. Its neighbours are taken."""
+    admission = Admission({}, last_task=0, config=Config())
+    tasks = [TaskIn(id="a", data=Raw(b"1")), TaskIn(id="b", data=Raw(b'{"n":[' + number + b"]}"))]
+    verdict = admission.decide(tasks)
+    assert _ids(verdict.accepted) == ["a"]
+    assert verdict.refused == [Refusal(1, "its payload holds a number that is out of range")]
+
+
+@pytest.mark.parametrize("text", [b"1e308", b"1e-999", b'"1e999"', b'["e123","' + b"9" * 400 + b'"]', b"9" * 300])
+def test_a_large_number_or_what_only_looks_like_one_is_taken(text: bytes) -> None:
+    admission = Admission({}, last_task=0, config=Config())
+    tasks = [TaskIn(id="a", data=Raw(text)), TaskIn(id="b", data=Raw(text))]
+    assert _ids(admission.decide(tasks).accepted) == ["a", "b"]
+    assert _ids(admission.decide([tasks[0], tasks[0]]).accepted) == ["a"]
+
+
 def test_brackets_in_strings_do_not_nest() -> None:
     assert depth_of(rb'{"a[[[":["\"[", "]{", [1]]}') == 3
     assert depth_of(b"1") == 0
