@@ -97,15 +97,17 @@ def test_orders_that_come_before_it_is_open_wait_for_it(broker):
     assert (news.request, news.peers) == (7, 1)
 
 
-def test_sigterm_is_a_stop_and_sigint_is_the_managers_business(broker):
-    """A terminal sends SIGINT to the whole group: it must not end a broker before the manager has decided."""
-    broker.news()
-    os.kill(broker.child.pid, signal.SIGINT)
-    os.kill(broker.child.pid, signal.SIGHUP)
+@pytest.mark.parametrize("while_it_boots", [True, False])
+def test_signals_are_the_managers_business(broker, while_it_boots):
+    """They go to the whole group: none may end a broker before the manager has decided, be it ever so young."""
+    if not while_it_boots:
+        broker.news()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(broker.child.pid, number)
     peer = broker.attach()
     peer.send(encode(Write(1, [TaskIn(id="a", data=Raw(b"1"))])))
     assert peer.receive(5) == [encode(Written(1, number=1))]
-    os.kill(broker.child.pid, signal.SIGTERM)
+    broker.child.post(Stop())
     assert broker.await_end() == 0
 
 

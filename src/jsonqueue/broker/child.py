@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from random import SystemRandom
 
-from jsonqueue.broker.process import BOOT, PROCESS_NAMES
+from jsonqueue.broker.process import BOOT, LEFT_TO_THE_MANAGER, PROCESS_NAMES
 from jsonqueue.channel.control import Failed, News, Order, Start, decode_news, encode
 from jsonqueue.channel.pipe import FdPipe, Pipe
 from jsonqueue.config import Config
@@ -47,12 +50,13 @@ class Child:
             # Sent before the process exists, so that its first read finds all of it.
             self.control.post("\0".join(_import_paths()).encode("utf-8", "surrogateescape"))
             self.post(Start(role, queue_dir, config, os.getpid(), SystemRandom().getrandbits(32)), marks)
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", BOOT, PROCESS_NAMES[role], queue_dir, str(theirs)],
-                pass_fds=[theirs],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
+            with _blocked(LEFT_TO_THE_MANAGER):  # A child starts with its parent's mask.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", BOOT, PROCESS_NAMES[role], queue_dir, str(theirs)],
+                    pass_fds=[theirs],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                )
         except BaseException:
             self.control.close()
             raise
@@ -97,6 +101,16 @@ class Child:
         status = self._process.wait()
         self.control.close()
         return status
+
+
+@contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Within, these signals wait (for this thread)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _import_paths() -> list[str]:

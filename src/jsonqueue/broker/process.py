@@ -6,13 +6,16 @@ imported), then :class:`~jsonqueue.channel.control.Start`. Its arguments name it
 ==========  ======================================================================================
 exits with  because
 ==========  ======================================================================================
-0           it was asked to stop (by the manager, or with SIGTERM), or the manager is gone
+0           it was asked to stop by the manager, or the manager is gone
 70          an error of ours; the traceback is on standard error
 others      the exit status of the :class:`~jsonqueue.errors.JsonQueueError` that it told the manager: 74 for a disk that failed
 ==========  ======================================================================================
 
 When the manager is gone (end of the control Pipe, or of its process) there is nothing to drain for: what was acknowledged is durable,
-and the next manager may be waiting for the locks. SIGINT is ignored: a terminal sends it to the whole group, and the manager decides.
+and the next manager may be waiting for the locks.
+
+SIGINT, SIGTERM and SIGHUP are ignored, from the first instruction on: a terminal, ``timeout`` and systemd send them to the whole group, and
+the manager decides what they mean. A broker that ended by itself would be gone while others still drain. ``kill -9`` ends one at any time.
 """
 
 from __future__ import annotations
@@ -24,11 +27,9 @@ import os
 import select
 import selectors
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from random import Random
-from types import FrameType
 from typing import NoReturn
 
 from jsonqueue.broker.consumer_broker import ConsumerBroker
@@ -61,7 +62,7 @@ from jsonqueue.storage.files import Files
 from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.locks import LockName, hold
 
-__all__ = ["BOOT", "PROCESS_NAMES", "main"]
+__all__ = ["BOOT", "LEFT_TO_THE_MANAGER", "PROCESS_NAMES", "main"]
 
 PROCESS_NAMES = {EventOwner.PUBLISHER_BROKER: "jsonqueue-publisher-broker", EventOwner.CONSUMER_BROKER: "jsonqueue-consumer-broker"}
 
@@ -71,6 +72,9 @@ BOOT = (
     "from jsonqueue.broker.process import main; main()"
 )
 """What the interpreter is given with ``-c``. No ``__main__`` is imported again, so no guard is needed there, and notebooks work."""
+
+LEFT_TO_THE_MANAGER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that a broker ignores. It is started with them blocked, so that none can end it before it has said so."""
 
 _DRAIN_MS = 1_000
 _PARENT_LOOK_MS = 500
@@ -84,8 +88,9 @@ class _ManagerGone(Exception):
 
 def main() -> NoReturn:
     """Be the broker that the manager asks for."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in LEFT_TO_THE_MANAGER:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_THE_MANAGER)
     logging.basicConfig(format=f"{sys.argv[1]} [{os.getpid()}] %(levelname)s: %(message)s")
     status = _serve(FdPipe(int(sys.argv[3])))
     logging.shutdown()
@@ -140,7 +145,6 @@ class _Desk:
         self._side.use_marks(self._loop, self._take_pipe())
         self._loop.watch(self._control, self._hear)
         self._watch_manager()
-        self._watch_sigterm()
         for order in self._early:
             self._obey(order)
 
@@ -209,7 +213,7 @@ class _Desk:
         except ConnectionClosed:
             raise _ManagerGone from None
 
-    # ── the manager's end, and signals ───────────────────────────────────────────────────────────────────────────────
+    # ── the manager's end ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _watch_manager(self) -> None:
         """The control Pipe ends with the manager, unless a fork of the manager's process holds a copy of it: so look at the process too."""
@@ -225,17 +229,6 @@ class _Desk:
     def _look_for_manager(self) -> None:
         if os.getppid() != self._start.manager_pid:
             raise _ManagerGone
-
-    def _watch_sigterm(self) -> None:
-        woken, waker = socket.socketpair()
-        waker.setblocking(False)
-        self._wakers = (woken, waker)  # Closed if nobody held them.
-        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-        self._loop.watch(woken.fileno(), lambda: None)
-
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self._stopping = True
 
 
 def _manager_gone() -> None:

@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -41,7 +42,10 @@ def main() -> None:
     os.set_inheritable(fd, False)  # not for whatever the handler starts
     address = msgspec.json.decode(sys.argv[2], type=Address)
     sys.argv[1:] = []
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who decides
+    # Ctrl-C is for the parent, who decides; so is the SIGTERM that systemd sends to all of a service. What a handler starts
+    # dies of a SIGTERM as ever: a signal that is caught, unlike one that is ignored, is not so for the programs it starts.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_it_to_the_parent)
     pipe = Pipe(fd)
     try:
         run = _loaded(address)
@@ -50,6 +54,10 @@ def main() -> None:
         return
     _say(pipe, Join("child", os.getpid(), 1))
     _serve(pipe, run)
+
+
+def _leave_it_to_the_parent(number: int, frame: FrameType | None) -> None:
+    """Do nothing."""
 
 
 def _why(error: BaseException) -> str:
