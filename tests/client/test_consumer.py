@@ -16,7 +16,7 @@ from client.fakes import PATIENCE_S, FakeBroker, Peer, Side, assign, delivered, 
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.outcome import Cancel, Retry
 from jsonqueue.errors import FolderRefused, InvalidHandler, InvalidTask
-from jsonqueue.event import Assign, Complete, EventOwner, Fail, Heartbeat, Join, Return, Revoke
+from jsonqueue.event import Assign, Complete, EventOwner, Fail, Heartbeat, Join, Return, Revoke, Welcome
 from jsonqueue.task import AnyTask
 
 
@@ -437,6 +437,7 @@ def test_a_second_signal_ends_at_once(broker: FakeBroker) -> None:
 
     side = Side(play)
     Consumer("queue_data", gate, connect=broker.connect).run()
+    assert gate.cancelled == []  # it has not ended
     side.result()
     gate.let_on()
 
@@ -530,3 +531,18 @@ def test_the_join_comes_first_on_every_connection(broker: FakeBroker) -> None:
             assert peer.hear(Join).want == 1
             assert peer.silent(0.02)  # nothing else before the Welcome
             peer.hang_up()
+
+
+def test_who_takes_calls_and_hangs_up_is_called_ever_less_often(broker: FakeBroker) -> None:
+    """Only a Welcome shows that a broker is well again."""
+    with at_work(broker, double) as consumer:
+        for _ in range(3):
+            peer = broker.accept()
+            peer.hear(Join)
+            peer.hang_up()
+        peer = broker.accept()
+        peer.hear(Join)
+        assert consumer._session._backoff_s == 0.4
+        peer.say(Welcome("", 1, 30_000), assign(1))
+        peer.hear(Complete)
+        assert consumer._session._backoff_s == 0.0

@@ -13,6 +13,7 @@ import pytest
 from client.fakes import FakeBroker, Peer, Side
 from jsonqueue.client.flow import WINDOW
 from jsonqueue.client.publisher import Publisher, PublishSummary
+from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
 from jsonqueue.errors import BrokerUnavailable, InvalidTask, PublishRejected, PublishUnknown, TasksRejected
 from jsonqueue.event import EventOwner, Refusal, Write, Written
@@ -28,9 +29,16 @@ def broker() -> Iterator[FakeBroker]:
     broker.close()
 
 
+class StillClock(SystemClock):
+    """No time passes while a batch is filled, however slow the machine."""
+
+    def monotonic_ms(self) -> int:
+        return 0
+
+
 @pytest.fixture
 def publisher(broker: FakeBroker, tmp_path: Path) -> Iterator[Publisher]:
-    with Publisher(tmp_path / "q", connect=broker.connect, chance=Random(7), timeout=5) as publisher:
+    with Publisher(tmp_path / "q", connect=broker.connect, chance=Random(7), timeout=5, clock=StillClock()) as publisher:
         yield publisher
 
 
@@ -187,12 +195,32 @@ def test_several_batches_are_in_flight_and_no_more_are_read_meanwhile(broker: Fa
 def test_large_payloads_make_small_batches(tmp_path: Path) -> None:
     """A batch is bounded in bytes, too."""
     broker = FakeBroker(EventOwner.PUBLISHER)
-    publisher = Publisher(tmp_path / "q", connect=broker.connect)
+    publisher = Publisher(tmp_path / "q", connect=broker.connect, clock=StillClock())
     side = Side(lambda: publisher.publish_many(["x" * 600_000] * 4))
     assert [len(write.tasks) for write in serve(broker.accept(), 2)] == [2, 2]
     side.result()
     publisher.close()
     broker.close()
+
+
+class LeapingClock(SystemClock):
+    """Ten milliseconds pass at each look."""
+
+    def __init__(self) -> None:
+        self._now_ms = 0
+
+    def monotonic_ms(self) -> int:
+        self._now_ms += 10
+        return self._now_ms
+
+
+def test_a_batch_does_not_wait_long_for_more(broker: FakeBroker, tmp_path: Path) -> None:
+    """A source that gives a task now and then must not hold back a thousand."""
+    publisher = Publisher(tmp_path / "q", connect=broker.connect, clock=LeapingClock())
+    side = Side(lambda: publisher.publish_many(range(12)))
+    assert [len(write.tasks) for write in serve(broker.accept(), 2)] == [6, 6]
+    assert side.result().published == 12
+    publisher.close()
 
 
 def test_what_was_in_flight_is_sent_again_in_order(broker: FakeBroker, publisher: Publisher) -> None:

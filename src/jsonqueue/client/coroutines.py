@@ -67,10 +67,7 @@ class Coroutines:
     async def _main(self) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         self._ready.set()
-        await self._ended.wait()
-        for run in self._runs:
-            run.cancel()
-        await asyncio.gather(*self._runs, return_exceptions=True)
+        await self._ended.wait()  # what still runs then, asyncio.run() cancels
 
     def _end(self) -> None:
         self._ended.set()

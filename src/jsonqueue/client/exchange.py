@@ -85,11 +85,6 @@ class Line:
                         self._answers[answer.request] = answer
                 self._changed.notify_all()
 
-    def forget(self, request: int) -> None:
-        """Nobody waits for this answer any more."""
-        with self._changed:
-            self._answers.pop(request, None)
-
     def close(self) -> None:
         """Give the line up; whoever still waits gets :class:`ConnectionClosed`."""
         with self._changed:
