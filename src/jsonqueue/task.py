@@ -18,7 +18,7 @@ __all__ = ["ID_PATTERN", "PRIORITY_LIMIT", "AnyTask", "Attempt", "Outcome", "Sto
 
 T = TypeVar("T")
 
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$"
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\Z"
 """Task ids and consumer names: readable, never a path, nothing that needs escaping in JSON, a shell or a terminal."""
 
 PRIORITY_LIMIT = 1_000_000

@@ -14,7 +14,7 @@ from jsonqueue.task import ID_PATTERN, StoredTaskIn
 __all__ = ["Admission", "Verdict"]
 
 _one_id = re.compile(ID_PATTERN).fullmatch
-_many_ids = re.compile("(?:" + ID_PATTERN.strip("^$") + "\n)*").fullmatch
+_many_ids = re.compile("(?:" + ID_PATTERN.removeprefix("^").removesuffix(r"\Z") + "\n)*").fullmatch
 
 
 class Verdict(NamedTuple):
@@ -94,7 +94,7 @@ class Admission:
         if not room:
             return "the disk is nearly full; what is queued goes on, new tasks are refused until there is room"
         if not _one_id(task.id):
-            return f"invalid id {task.id[:200]!r}: an id matches {ID_PATTERN}"
+            return f"invalid id {task.id[:200]!r}: an id is 1 to 128 letters, digits and . _ : @ -, and begins with a letter or a digit"
         if len(self._known) + len(accepted) >= self._config.tasks_max:
             return f"the queue is full: tasks_max is {self._config.tasks_max}"
         for needed in task.after:
