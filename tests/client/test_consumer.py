@@ -423,6 +423,19 @@ def test_a_signal_drains(broker: FakeBroker, number: int) -> None:
     assert gate.seen == ["t1"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_another_thread_gets_drains_too(broker: FakeBroker, number: int) -> None:
+    """The kernel picks the thread; the main one sleeps meanwhile, and must hear of it."""
+
+    def play() -> None:
+        welcome(broker)
+        signal.pthread_kill(threading.get_ident(), number)
+
+    side = Side(play)
+    Consumer("queue_data", Gate(), connect=broker.connect).run()
+    side.result()
+
+
 def test_a_second_signal_ends_at_once(broker: FakeBroker) -> None:
     """Whatever the handler is doing."""
     gate = Gate()

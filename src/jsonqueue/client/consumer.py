@@ -247,14 +247,18 @@ class _Bell:
 
     @contextmanager
     def rung_by_signals(self) -> Iterator[None]:
-        """Within, SIGINT and SIGTERM ring, if this is the main thread (no other can see to signals)."""
+        """Within (and within :meth:`hung`), SIGINT and SIGTERM ring, if this is the main thread (no other can see to signals)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        assert self._rope is not None
+        # The kernel may give a signal to any thread, and its handler then waits until the main thread wakes up: this wakes it.
+        fd = signal.set_wakeup_fd(self._rope.fileno(), warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(fd)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
