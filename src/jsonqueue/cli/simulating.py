@@ -10,10 +10,11 @@ import click
 
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
-from jsonqueue.cli.text import count, plural
+from jsonqueue.cli.text import count, duration, plural
 
 if TYPE_CHECKING:
     from jsonqueue.simulation import Scenario, Verdict
+    from jsonqueue.simulation.workload import Answers
 
 __all__ = ["simulate"]
 
@@ -26,6 +27,9 @@ __all__ = ["simulate"]
 @click.option("--seed", type=int, default=1, show_default=True, help="Everything else is drawn from it; the same seed is the same run.")
 @click.option("--swarm", type=click.IntRange(1), metavar="N", help="Instead: N worlds, each with size and faults drawn from its own seed.")
 @click.option("--scenario", "given", metavar="JSON", help="Instead: exactly this, as a failure printed it.")
+@click.option(
+    "--workload", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="TOML", help="Instead: a workload of your own."
+)
 @click.option("--shrink", is_flag=True, help="Reduce a failure to the fewest faults that still fail.")
 @click.option("--log", is_flag=True, help="Print the full trace: two runs of a seed print the same.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a report to be opened in a browser.")
@@ -38,6 +42,7 @@ def simulate(
     seed: int,
     swarm: int | None,
     given: str | None,
+    workload: Path | None,
     shrink: bool,
     log: bool,
     html: Path | None,
@@ -53,6 +58,8 @@ def simulate(
     from jsonqueue.simulation.running import scenario_of
 
     console = settings.console
+    if workload is not None:
+        return _workload(console, workload, seed)
     if swarm:
         return _swarm(console, range(seed, seed + swarm), shrink=shrink)
     scenario = _given(given) if given else scenario_of(seed, workers=workers, tasks=tasks, drop=drop, crashes=crashes)
@@ -68,6 +75,36 @@ def _given(text: str) -> Scenario:
         return msgspec.json.decode(text, type=Scenario)
     except msgspec.DecodeError as error:
         raise click.BadParameter(f"no scenario: {error}", param_hint="--scenario") from None
+
+
+def _workload(console: Console, path: Path, seed: int) -> int:
+    """What a workload does to the queue: as it is, with 5 more workers, and were no attempt to fail."""
+    import msgspec
+
+    from jsonqueue.simulation.workload import answer, parse_workload, without_retries
+
+    workload = parse_workload(path.read_text(encoding="utf-8"), source=str(path))
+    runs = {"as it is": answer(workload, seed=seed), "5 more workers": answer(workload, seed=seed, more_consumers=5)}
+    if workload.failure_rate:
+        runs["no failures"] = answer(without_retries(workload), seed=seed)
+    if console.as_json:
+        for name, run in runs.items():
+            console.json({"what": name} | {key: value for key, value in msgspec.to_builtins(run).items() if key != "verdict"})
+    else:
+        headings = ("what", "workers", "wait p50", "p90", "p99", "most", "busy", "deepest", "drained after", "retries")
+        console.table(headings, [_answers(name, run) for name, run in runs.items()], right=range(1, len(headings)))
+    broken = [run.verdict for run in runs.values() if not run.verdict.ok]
+    for verdict in broken:
+        _show(console, verdict, logged=False)
+    return 1 if broken else 0
+
+
+def _answers(name: str, run: Answers) -> list[str]:
+    waits = [duration(run.wait_ms[share]) for share in ("p50", "p90", "p99", "most")]
+    return [
+        name, count(run.consumers), *waits,
+        f"{run.utilisation:.0%}", count(run.deepest), duration(run.drained_s * 1000), count(run.retried),
+    ]  # fmt: skip
 
 
 def _one(console: Console, seed: int, scenario: Scenario, *, shrink: bool, log: bool, html: Path | None) -> int:

@@ -5,6 +5,7 @@ Whenever something is acknowledged, at that very moment, they read the *durable*
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from msgspec import json
@@ -21,7 +22,7 @@ from jsonqueue.storage.codec import Position
 from jsonqueue.storage.log import LogKind, LogReader
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.recovery import Loaded, load_state
-from jsonqueue.task import AnyTask, TaskStatus
+from jsonqueue.task import AnyTask, StoredTask, TaskStatus
 
 if TYPE_CHECKING:
     from jsonqueue.simulation.clients import CallerClient, ConsumerClient, PublisherClient
@@ -32,6 +33,10 @@ __all__ = ["Judge"]
 
 _COMPARED_EVERY = 97
 """Turns of the ConsumerBroker between two comparisons of its memory with the log."""
+
+
+class _NotYet(Exception):
+    """Not durable, and nobody said that it was."""
 
 
 class Judge:
@@ -104,33 +109,41 @@ class Judge:
         if broker.role is EventOwner.PUBLISHER_BROKER:
             self.announced(broker, broker.broker.mark)
         else:
-            self.after_turn(broker)
+            self._read_progress(broker)
 
     def before_sending(self, broker: BrokerProcess, peer: int, event: Event) -> None:
         """Whatever is answered must be durable at this moment."""
         if broker.role is EventOwner.PUBLISHER_BROKER:
             self._before_written(broker, peer, event)
         elif not isinstance(event, Assign):
-            self.after_turn(broker)
+            self._read_progress(broker)
             if isinstance(event, Result):
                 self._before_result(event)
 
     def after_turn(self, broker: BrokerProcess) -> None:
-        """Read what the ConsumerBroker has made durable, and check every record of it."""
+        """Check every record that the ConsumerBroker has made durable; what nobody was told of may still wait for its sync."""
         if broker.role is not EventOwner.CONSUMER_BROKER:
             return
-        position = broker.broker.position
-        if position.number > self._progress.position.number:
-            try:
-                batches = self._progress.read_through(position)
-            except JsonQueueError as error:
-                raise Violation("not durable", f"{broker.name} goes on after batch {position.number}: {error}") from error
-            for batch in batches:
-                self.shadow.add_progress(batch)
+        with suppress(_NotYet):
+            self._read_progress(broker, waiting=True)
         self._turns += 1
         self._world.turned()
         if self._turns % _COMPARED_EVERY == 0:
             self._compare_memory(broker)
+
+    def _read_progress(self, broker: BrokerProcess, *, waiting: bool = False) -> None:
+        """Read the durable log to its end: all that was appended, unless it may still be ``waiting`` for its sync."""
+        position = broker.broker.position
+        if position.number <= self._progress.position.number:
+            return
+        try:
+            batches = self._progress.read_through(position)
+        except JsonQueueError as error:
+            if waiting:
+                raise _NotYet from error
+            raise Violation("not durable", f"{broker.name} answers after batch {position.number}: {error}") from error
+        for batch in batches:
+            self.shadow.add_progress(batch)
 
     def _before_written(self, broker: BrokerProcess, peer: int, event: Event) -> None:
         assert isinstance(event, Written)
@@ -185,8 +198,9 @@ class Judge:
         stale = set(event.stale)
         for task_id, token in zip(frame.ids, frame.tokens, strict=True):
             counted = self.shadow.completed_by.get(task_id) == token
-            self.history.answer((consumer.name, event.request, task_id), "stale" if token in stale else "done")
-            if counted == (token in stale) and not (counted and task_id in self.shadow.retired):
+            if task_id not in self.shadow.archived:  # of one that has left the queue, nobody knows any more what settled it
+                self.history.answer((consumer.name, event.request, task_id), "stale" if token in stale else "done")
+            if counted == (token in stale) and task_id not in self.shadow.archived:
                 told = "does not count" if token in stale else "is durable"
                 raise Violation("not durable", f"{consumer.name} is told that its {task_id} {told}; the log knows better", task_id=task_id)
 
@@ -198,7 +212,7 @@ class Judge:
         key = (caller.name, answer.request)
         if isinstance(answer, Result):
             status = "absent" if answer.task is None else answer.task.status.value
-            if answer.task is None and task_id not in self.shadow.retired and self.history.answered_before("publish", task_id, key):
+            if answer.task is None and task_id not in self.shadow.archived and self.history.answered_before("publish", task_id, key):
                 raise Violation("not linear", f"{task_id} had been acknowledged, and a question after it found nothing", task_id=task_id)
             self.history.answer(key, status if status in _SETTLED else "live")
         elif what == "cancel":
@@ -222,11 +236,26 @@ class Judge:
         replayed = _encoded(self.shadow.catch_up().tasks)
         recovered = _encoded(loaded.state.tasks)
         final_checkpoint(files, config=self._world.config, at_ms=self._world.clock.wall_ms())
-        folded = _encoded(load_state(files).state.tasks)
+        after = load_state(files)
+        folded = _encoded(after.state.tasks)
+        self._check_archive(files, after)
         for name, other in (("recovery", recovered), ("the checkpoint", folded)):
             if other != replayed:
                 differing = sorted(task_id for task_id in {*other, *replayed} if other.get(task_id) != replayed.get(task_id))
                 raise Violation("forked", f"{name} and the replay of the log differ over {', '.join(differing[:5])}", task_id=differing[0])
+
+    def _check_archive(self, files: MemoryFiles, loaded: Loaded) -> None:
+        """What has left the queue is in the archive, once for each time it left; what has not is not."""
+        lines = [line for name in files.list("archive") for line in files.get(f"archive/{name}").split(b"\n")[:-1]]
+        numbers = [(task.id, task.number) for task in json.decode(b"[" + b",".join(lines) + b"]", type=list[StoredTask])]
+        if len(set(numbers)) != len(numbers):
+            raise Violation("duplicated", "a task is in the archive twice")
+        both = {number for _, number in numbers} & {task.number for task in loaded.state.tasks.values()}
+        if both:
+            raise Violation("duplicated", f"in the queue and in the archive: tasks {sorted(both)[:5]}")
+        missing = sorted(self.shadow.archived - {task_id for task_id, _ in numbers})
+        if missing:
+            raise Violation("lost", f"{', '.join(missing[:5])} left the queue and never reached the archive", task_id=missing[0])
 
     def _count(self, loaded: Loaded) -> None:
         totals, shadow, tasks = self.totals, self.shadow, loaded.state.tasks
@@ -249,7 +278,7 @@ class Judge:
             if len(operations) > SMALL:
                 continue
             ever = self.shadow.ever.get(task_id, set())
-            if not explained(operations, died="died" in ever, replayed="replayed" in ever, retired=task_id in self.shadow.retired):
+            if not explained(operations, died="died" in ever, replayed="replayed" in ever, retired="retired" in ever):
                 told = "; ".join(f"{operation.what} → {operation.outcome or 'no answer'}" for operation in operations)
                 raise Violation("not linear", f"no order explains what was answered about {task_id}: {told}", task_id=task_id)
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Manager"]
 
-_ORDER_US = (20, 400)
-_SPAWN_US = (500, 8_000)
+_ORDER_US = (20, 3_000)
+_SPAWN_US = (200, 8_000)
 _REGISTER_US = (50, 800)
 _BROKER = {
     EventOwner.PUBLISHER: EventOwner.PUBLISHER_BROKER,

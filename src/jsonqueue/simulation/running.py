@@ -86,9 +86,13 @@ def run_seeds(seeds: Iterator[int] | range, *, cast: Cast = PRODUCTION) -> Itera
 
 def reproduce(verdict: Verdict) -> str:
     """The line that runs it again."""
-    if verdict.scenario == draw(verdict.seed):
+    scenario = verdict.scenario
+    plain = {"workers": scenario.consumers, "tasks": scenario.tasks, "drop": scenario.weather.drop, "crashes": len(scenario.faults)}
+    if scenario == scenario_of(verdict.seed, **plain):  # type: ignore[arg-type]
+        return "jsonqueue simulate " + " ".join(f"--{name} {figure}" for name, figure in plain.items()) + f" --seed {verdict.seed}"
+    if scenario == draw(verdict.seed):
         return f"jsonqueue simulate --swarm 1 --seed {verdict.seed}"
-    return f"jsonqueue simulate --seed {verdict.seed} --scenario '{msgspec.json.encode(verdict.scenario).decode()}'"
+    return f"jsonqueue simulate --seed {verdict.seed} --scenario '{msgspec.json.encode(scenario).decode()}'"
 
 
 def shrink(verdict: Verdict, *, cast: Cast = PRODUCTION, tries: int = 400) -> Verdict:

@@ -127,7 +127,7 @@ def draw(seed: int) -> Scenario:
         faults=_draw_faults(chance, spread_us, consumers),
         config=_draw_config(chance),
         direct=chance.random() < 0.3,
-        read_us=chance.choice((0, 0, 0, 30)),
+        read_us=chance.choice((0, 0, 30, 300)),
     )
 
 
@@ -166,7 +166,7 @@ def _draw_config(chance: Random) -> Config:
         attempts_max=chance.choice((2, 5, 1_000)),
         lease_ms=chance.choice((300, 2_000)),
         flush_interval_ms=chance.choice((15, 60, 400)),
-        finished_keep_ms=60_000,
+        finished_keep_ms=chance.choice((60_000, 60_000, 400)),
         finished_keep_max=100_000,
         dead_keep_ms=90_000,
         segment_max_bytes=chance.choice((4_096, 16_384)),

@@ -39,14 +39,25 @@ class Shadow:
         self.completed_by: dict[str, int] = {}
         """Id → the token that completed it."""
         self.retired: dict[str, Ended] = {}
+        self.archived: set[str] = set()
+        """Every id that has ever left the queue."""
         self.ever: dict[str, set[str]] = {}
-        """Id → "died", "replayed": what made its state change, beside consumers and callers."""
+        """Id → "died", "replayed", "retired": what made its state change, beside consumers and callers."""
         self.open = 0
         """Tasks that have not ended, as far as progress has been read."""
         self.deliveries = 0
         self._coming: deque[tuple[Batch, list[StoredTaskIn]]] = deque()
         self._ready: list[tuple[int, int, str]] = []
         self._last_token = 0
+
+    def begin(self, tasks: Iterable[StoredTask], *, published: Position, progress: Position) -> None:
+        """Start from a queue file, in place of an empty queue."""
+        self.state = QueueState(tasks)
+        self.published, self.progress = published, progress
+        self.numbers = {task.id: task.number for task in self.state.tasks.values()}
+        self._last_token = max([task.token for task in self.state.tasks.values()], default=0)
+        self._queue(self.state.tasks.values())
+        self.open = sum(not task.status.ended for task in self.state.tasks.values())
 
     # ── what was published ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -116,6 +127,8 @@ class Shadow:
             for task_id in record.ids:
                 leaving = self.state.tasks[task_id]
                 self.retired[task_id] = Ended(leaving.number, leaving.status)
+                self.archived.add(task_id)
+                self.ever.setdefault(task_id, set()).add("retired")
         elif isinstance(record, Completed):
             for task_id in record.ids:
                 task = self.state.tasks.get(task_id)

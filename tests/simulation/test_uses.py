@@ -1,0 +1,143 @@
+"""What users do with the simulator: probes, their own handlers, their own workloads, their own logs; shrinking, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jsonqueue.client.publisher import Publisher
+from jsonqueue.errors import InvalidConfig
+from jsonqueue.retry import Never
+from jsonqueue.simulation import assert_always, assert_eventually, reproduce, run_seed, shrink, simulate
+from jsonqueue.simulation.history import Operation, explained
+from jsonqueue.simulation.replay import replay, what_if
+from jsonqueue.simulation.report import page
+from jsonqueue.simulation.workload import answer, parse_workload, without_retries
+from jsonqueue.simulation.world import World
+from simulation.planted import BUGS
+
+pytest_plugins = ["pytester"]
+
+
+def test_a_probe_that_holds_and_one_that_does_not() -> None:
+    """What a user claims is checked at every turn."""
+    fine = [
+        assert_always("bounded", lambda view: view.depth <= 60),
+        assert_eventually("ends", lambda view: view.status("t1") == "completed"),
+    ]
+    assert simulate(60, seed=2, probes=fine).ok
+    wrong = simulate(60, seed=2, probes=[assert_always("never more than 3 wait", lambda view: view.depth <= 3)])
+    assert (wrong.kind, "never more than 3 wait" in wrong.violation) == ("probe", True)
+    never = simulate(10, seed=2, probes=[assert_eventually("a thousand runs", lambda view: view.runs > 1_000)])
+    assert never.kind == "probe"
+
+
+def test_a_handler_that_is_not_idempotent_is_found() -> None:
+    """Crashes make a handler run twice for one task; some seed shows it."""
+
+    def effects(seed: int) -> list[int]:
+        seen: list[int] = []
+        verdict = simulate([{"n": n} for n in range(30)], seed=seed, workers=3, crashes=6, handler=lambda task: seen.append(task.data["n"]))
+        assert verdict.ok, verdict.violation
+        assert set(seen) == set(range(30))
+        return seen
+
+    assert any(len(effects(seed)) > 30 for seed in range(20))
+
+
+def test_the_plugin_runs_a_test_for_each_seed(pytester: pytest.Pytester) -> None:
+    """`--jsonqueue-seeds=3` makes three tests of one."""
+    pytester.makepyfile(
+        """
+        from jsonqueue.simulation import simulate
+        def test_it(jsonqueue_seed):
+            assert simulate(5, seed=jsonqueue_seed, crashes=1, handler=lambda task: None).ok
+        """
+    )
+    pytester.runpytest("-p", "jsonqueue.simulation.pytest_plugin", "--jsonqueue-seeds=3", "-p", "no:cacheprovider").assert_outcomes(
+        passed=3
+    )
+
+
+SPEC = """
+tasks = 600
+consumers = 4
+failure_rate = 0.2
+[arrival]
+pattern = "even"
+per_second = 300.0
+[duration]
+kind = "exponential"
+ms = 15.0
+"""
+
+
+def test_a_workload_is_answered() -> None:
+    """300 tasks a second of 15 ms each are 4.5 consumers' work: 4 fall behind, 5 more do not; retries cost what they cost."""
+    workload = parse_workload(SPEC)
+    now, more, calm = answer(workload), answer(workload, more_consumers=5), answer(without_retries(workload))
+    assert now.verdict.ok, now.verdict.violation
+    assert now.utilisation > 0.9
+    assert more.wait_ms["p99"] < now.wait_ms["p99"] / 4
+    assert more.deepest < now.deepest
+    assert now.retried > 60 > calm.retried == 0
+
+
+def test_a_workload_that_is_wrong_is_named() -> None:
+    """The setting at fault is in the message."""
+    with pytest.raises(InvalidConfig, match="per_second"):
+        parse_workload("[arrival]\nper_second = -1.0\n")
+
+
+def test_a_failure_shrinks_to_the_faults_that_matter() -> None:
+    """Of all that a seed draws, what is needed to fail is left, and one line repeats it."""
+    bug = BUGS["half a batch kept on a full disk"]
+    with bug.plant() as cast:
+        found = run_seed(bug.seed, cast=cast)
+        smaller = shrink(found, cast=cast)
+        assert smaller.kind == found.kind
+        assert len(smaller.scenario.faults) <= len(found.scenario.faults)
+        assert smaller.scenario.tasks <= found.scenario.tasks
+        assert run_seed(bug.seed, smaller.scenario, cast=cast).same(smaller)
+    assert reproduce(found) == f"jsonqueue simulate --swarm 1 --seed {bug.seed}"
+
+
+def test_the_report_is_one_page_without_a_network() -> None:
+    """It holds the trace, and asks for nothing from outside."""
+    world = World(3, run_seed(3).scenario, keep=True)
+    text = page(world.run(), list(world.trace.entries))
+    assert "every promise was kept" in text
+    assert "http" not in text.replace("http://www.w3.org", "")
+    assert '"names":["manager.1"' in text
+
+
+def test_the_log_of_a_real_queue_replays(tmp_path: Path) -> None:
+    """The same transitions, record by record; then the same work under other circumstances."""
+    queue = tmp_path / "q"
+    with Publisher(queue) as publisher:
+        publisher.publish_many([{"n": n} for n in range(40)])
+    replayed = replay(queue)
+    assert (replayed.tasks, replayed.same) == (40, True)
+    assert replayed.batches >= 1
+    other = what_if(queue, consumers=2, retry=Never())
+    assert other.verdict.ok, other.verdict.violation
+    assert other.verdict.totals.completed == 40
+
+
+@pytest.mark.parametrize(
+    ("operations", "fits"),
+    [
+        ([("publish", 1, 2, "stored"), ("look", 3, 4, "live"), ("cancel", 5, 6, "cancelled"), ("look", 7, 8, "cancelled")], True),
+        ([("publish", 1, 2, "stored"), ("look", 3, 4, "absent")], False),
+        ([("publish", 1, 4, "stored"), ("look", 2, 3, "absent")], True),
+        ([("publish", 1, 2, "stored"), ("cancel", 3, 4, "cancelled"), ("complete", 5, 6, "done")], False),
+        ([("publish", 1, 2, "stored"), ("cancel", 3, 6, "already over"), ("complete", 4, 5, "done")], True),
+        ([("publish", 1, 2, "stored"), ("complete", 3, 4, "done"), ("complete", 5, 6, "done")], False),
+    ],
+)
+def test_histories_are_judged(operations: list[Any], fits: bool) -> None:
+    """An order is found where there is one, and none where there is none."""
+    history = [Operation(what, "t1", invoked, returned, outcome) for what, invoked, returned, outcome in operations]
+    assert explained(history) is fits
