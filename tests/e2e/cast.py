@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
@@ -71,19 +72,21 @@ class Cast:
             self.kill(process)
         self.witness.close()
 
-    def start(self, *arguments: str, **options: object) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, environment: dict[str, str] | None = None, **options: object) -> subprocess.Popen[bytes]:
         """``jsonqueue --queue … arguments``, with the witness at hand."""
-        environment = {**os.environ, "WITNESS_FD": str(self.witness.writer), "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+        paths = os.pathsep.join([str(HERE), *sys.path])
+        environment = {**os.environ, "WITNESS_FD": str(self.witness.writer), "PYTHONPATH": paths, **(environment or {})}
+        given = {"stdout": subprocess.PIPE, "pass_fds": (self.witness.writer,), **options}
         process = subprocess.Popen(
             [sys.executable, "-m", "jsonqueue.main", "--queue", str(self.queue_dir), *arguments],
-            env=environment, pass_fds=(self.witness.writer,), cwd=HERE, stdin=subprocess.DEVNULL, **{"stdout": subprocess.PIPE, **options},
+            env=environment, cwd=HERE, stdin=subprocess.DEVNULL, **given,
         )  # fmt: skip
         self._processes.append(process)
         return process
 
-    def serve(self, *settings: str) -> subprocess.Popen[bytes]:
+    def serve(self, *settings: str, **options: object) -> subprocess.Popen[bytes]:
         """Brokers; returns when they serve, which they say in their first line."""
-        process = self.start("serve", *[word for setting in settings for word in ("--set", setting)])
+        process = self.start("serve", *[word for setting in settings for word in ("--set", setting)], **options)
         assert process.stdout is not None
         line = process.stdout.readline()
         assert b"serving" in line, line
@@ -96,17 +99,30 @@ class Cast:
     def status(self) -> ManagerStatus:
         return operate(self.queue_dir, "status").status
 
+    def await_consumers(self, number: int) -> None:
+        """Until so many consumers have joined."""
+        until = time.monotonic() + PATIENCE_S
+        while sum(broker.counters.get("consumers", 0) for broker in self.status().brokers) < number:
+            assert time.monotonic() < until, f"{number} consumers did not join"
+
     def broker_pid(self, role: str) -> int:
         (broker,) = [broker for broker in self.status().brokers if broker.role == role]
         return broker.pid
+
+    def kill_all_of(self, command: str) -> None:
+        """kill -9 to every process of this command that still runs."""
+        for process in self._processes:
+            if command in process.args and process.poll() is None:
+                process.kill()
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """kill -9, and reap."""
         if process.poll() is None:
             process.kill()
         process.wait(PATIENCE_S)
-        if process.stdout is not None:
-            process.stdout.close()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
     def stop(self, process: subprocess.Popen[bytes]) -> int:
         """SIGTERM: drain and exit; its status."""
