@@ -222,9 +222,12 @@ class Judge:
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def final(self) -> None:
-        """The whole account, when nothing is left to do."""
+        """The whole account, when nothing is left to do: of what a last power cut leaves."""
+        self._world.disk.crash(None)
         files = self._world.disk.copy()
         loaded = load_state(files)
+        for batch in self._progress.read_through(loaded.progress):  # sealed outside of a turn, and told to nobody
+            self.shadow.add_progress(batch)
         self._check_folds(files, loaded)
         self._count(loaded)
         weather = self._world.scenario.weather

@@ -43,9 +43,6 @@ __all__ = ["PRODUCTION", "Cast", "World"]
 _DRAIN_US = 600_000_000
 """Once the faults have stopped, everything must have ended within ten minutes of virtual time."""
 
-_SETTLE_US = 50_000
-"""What nobody was told of may wait a moment for its sync; before the account is closed, it has."""
-
 _EPOCH_MS = 1_763_000_000_000
 
 
@@ -149,7 +146,6 @@ class World:
             self._until(self.scheduler.now_us + _DRAIN_US, self.finished)
             if not self.finished():
                 raise Violation("deadlock", self._unfinished())
-            self._until(self.scheduler.now_us + _SETTLE_US, lambda: False)
             self.judge.final()
             self.probes.at_the_end()
         except Violation as error:
