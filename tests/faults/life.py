@@ -42,6 +42,7 @@ class Ledger:
         self.tried: dict[str, None] = {}
         self.acknowledged: set[str] = set()
         self.completed: dict[str, int] = {}
+        self.tokens: dict[int, str] = {}
         self.refused: set[str] = set()
         """And not tried again since."""
         self.damaged = False
@@ -62,6 +63,7 @@ class Ledger:
             self.acknowledged.update(rest)
         elif verb == "done":
             assert self.completed.get(rest[0], int(rest[1])) == int(rest[1]), f"{rest[0]} completed twice"
+            assert self.tokens.setdefault(int(rest[1]), rest[0]) == rest[0], f"token {rest[1]} was given out twice"
             self.completed[rest[0]] = int(rest[1])
         elif verb == "refused":
             self.refused.update(rest)
@@ -225,6 +227,7 @@ def the_life(life: Life, say: Say) -> None:
     life.publish("d0")
     life.stop(after_ms=MONTH_MS)  # Another month, another archive file.
     life.start()
+    life.publish("d0")  # A publisher that did not hear the answer asks again.
     life.publish("e0", "e1")
     life.complete(2)
     life.checkpoint()

@@ -125,22 +125,31 @@ def _whole_batches(files: Files, kind: LogKind, through: int, lost: list[str]) -
 
 
 def _batches_in(data: bytes, segment: Segment, lost: list[str]) -> Iterator[Batch]:
-    offset, before = 0, _chain_before(data, segment)
+    before = _chain_before(data, segment)
+    offset = data.find(b"\n") + 1 or len(data)
+    unread: list[str] = []
     while offset < len(data):
         end = data.find(b"\n", offset) + 1 or len(data)
-        line = data[offset:end]
+        line, where = data[offset:end], f"{segment.name}, byte {offset}"
         head = _head_of(line)
-        if head is not None:
-            batch = _batch_of(line, head, segment.kind)
-            # Only the stored checksum of the batch before can tell; where that is gone as well, the batch is taken at its word.
-            if batch is not None and before.number == batch.number - 1 and crc32(line[HEADER:], before.chain) != batch.chain:
-                lost.append(f"{segment.name}, byte {offset}: {segment.kind} batch {batch.number}, of which something was changed")
-            elif batch is not None:
-                yield batch
-        elif offset and not segment.folder:
-            lost.append(f"{segment.name}, byte {offset}: {len(line)} bytes that are no batch (any more)")
-        before = _Before(head.number, head.chain) if head is not None and offset else before
+        batch = _batch_of(line, head, segment.kind) if head is not None else None
+        if batch is None:
+            unread.append(f"{where}: {len(line)} bytes that are no batch (any more)")
+        elif not _continues(batch, line, before):
+            lost.append(f"{where}: {segment.kind} batch {batch.number}, of which something was changed")
+        else:
+            if 0 <= before.number != batch.number - 1:
+                lost.append(f"{where}: {segment.kind} batch {batch.number} was kept, though nothing can confirm it")
+            unread.clear()  # What lies before a batch is missed by its number.
+            yield batch
+        before = _Before(head.number, head.chain) if head is not None else before
         offset = end
+    lost += unread
+
+
+def _continues(batch: Batch, line: bytes, before: _Before) -> bool:
+    """Whether its checksum fits. Only that of the batch before can tell; where that is gone as well, a batch is taken at its word."""
+    return before.number != batch.number - 1 or crc32(line[HEADER:], before.chain) == batch.chain
 
 
 class _Before(NamedTuple):

@@ -1,0 +1,282 @@
+"""Planted bugs: one-line faults put into a copy of the source, and the harness that must find each.
+
+A harness that lets its bug pass is as red as a test that fails. ``python -m faults.planted`` runs all of them (or ``--only a,b``), and with
+``--table FILE`` writes what it found as the table in docs/track-record.md. The production code itself knows nothing of this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import jsonqueue
+from faults.lanes import TESTS
+
+__all__ = ["BUGS", "HARNESSES", "Bug", "Verdict", "main", "try_out"]
+
+SOURCE = Path(jsonqueue.__file__).resolve().parent
+LIMIT_S = 60.0
+_OWN_FAULT = r"^(IndexError|StopIteration|NameError|ModuleNotFoundError|SyntaxError)\b"
+"""What a broken harness, or a broken patch, would die of: no bug was found then."""
+
+_PYTEST = ("pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout=55", "--no-header")
+HARNESSES: dict[str, tuple[str, ...]] = {
+    "states": ("faults.states",),
+    "kill": ("faults.kill", "--random", "100"),
+    "bits": ("faults.damage", "--only", "1", "--size", "6000", "--thorough", "299"),
+    "snapshot bits": ("faults.damage", "--only", "2", "--size", "6000", "--thorough", "499", "--head", "17"),
+    "stale files": ("faults.damage", "--only", "4", "--size", "12000"),
+    "wild damage": ("faults.damage", "--only", "5", "--size", "6000", "--wild", "160"),
+    "golden": (*_PYTEST, "faults/test_golden.py"),
+    "errors": ("faults.errors", "--stride", "100"),
+    "full disk": (*_PYTEST, "faults/test_full_disk.py"),
+    "world": (*_PYTEST, "broker/test_world.py"),
+    "core": (*_PYTEST, "core"),
+    "recovery": (*_PYTEST, "storage/test_recovery.py", "storage/test_log.py"),
+}
+"""Name → module and arguments, from the folder of the tests."""
+
+
+class Bug(NamedTuple):
+    name: str
+    """What somebody might have done."""
+    harness: str
+    """Which finds it."""
+    file: str
+    old: str
+    new: str
+    hole: str = ""
+    """The protocol's own name for it, if it has one."""
+
+
+class Verdict(NamedTuple):
+    bug: Bug
+    found: bool
+    seconds: float
+    words: str
+
+
+_SYNC = "            self._log.sync()  # Nothing below this line runs until the disk has it.\n"
+BUGS = (
+    # ── brokers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    Bug("publish acknowledged before its fsync", "states", "broker/publisher_broker.py", _SYNC, "            pass\n"),
+    Bug("completion acknowledged before its fsync", "states", "broker/consumer_broker.py",
+        'if self._config.durability == "power-cut":', 'if self._config.durability == "":'),
+    Bug("a refused publish stays known, so that its retry is a duplicate", "states", "broker/publisher_broker.py",
+        "self._admission.withdraw(accepted)", "pass"),
+    Bug("refused after it was stored, for want of room to rotate", "full disk", "broker/publisher_broker.py",
+        "            self.rotate()\n", "            self._log.rotate()\n"),
+    Bug("a broker ends when there is no room to rotate", "full disk", "broker/consumer_broker.py",
+        "                if not self._reserve.spend(len(records)):\n                    raise", "                raise"),
+    Bug("publishers may take the last room", "full disk", "broker/publisher_broker.py",
+        "self._files.free_bytes() >= self._config.disk_reserve_bytes", "True"),
+    Bug("a turn that found no room is forgotten", "full disk", "broker/consumer_broker.py",
+        "self._unwritten = (turn, at_ms)", "self._unwritten = None"),
+    Bug("nobody looks whether room has returned", "full disk", "broker/publisher_broker.py",
+        "if now_ms - self._looked_ms >= _ROOM_LOOK_MS:", "if self._room:"),
+    # ── logs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    Bug("a started log is not synced before it is used", "states", "storage/log.py",
+        "        self._files.sync(handle)\n        self._files.rename(draft", "        self._files.rename(draft", "H3, H4"),
+    Bug("a started log's name is not synced", "states", "storage/log.py",
+        ".name)\n        self._files.sync_folder()\n        self._handle, self._head_size",
+        ".name)\n        self._handle, self._head_size"),
+    Bug("a rotated segment's name is not synced", "states", "storage/log.py",
+        "            self._files.sync(handle)\n            self._files.sync_folder()", "            self._files.sync(handle)"),
+    Bug("numbers go on from the log only, not from queue.json", "kill", "storage/log.py",
+        "    end = start = header.through(kind)\n", "    start = header.through(kind)\n    end = End(0, 0, 0, None)\n", "H8"),
+    Bug("the epoch goes on from the log only, not from queue.json", "kill", "storage/log.py",
+        "epoch = 1 + max([header.epoch(kind), *", "epoch = 1 + max([0, *", "H9"),
+    Bug("the epoch is not raised", "kill", "storage/log.py", "        epoch = 1 + max([", "        epoch = max([1, "),
+    Bug("an empty segment is rotated", "kill", "storage/log.py",
+        "        if self.bytes == self._head_size:\n            return False",
+        "        if not self.bytes:\n            return False", "H16"),
+    Bug("a short write without room is kept", "states", "storage/log.py",
+        "self._guarded(lambda: self._files.truncate(self._handle, self.bytes))", "pass"),
+    Bug("a failed fsync of a log is not told", "world", "storage/log.py",
+        "            self._guarded(lambda: self._files.sync(self._handle))\n",
+        "            with suppress(SyncFailed):\n                self._files.sync(self._handle)\n"),
+    Bug("a failed fsync is tried again", "errors", "storage/files.py",
+        "            self._poisoned.add(handle)\n", "            return _data_sync(handle)\n", "H4"),
+    Bug("a short write is taken for a whole one", "errors", "storage/files.py", "    while written < len(data):", "    while not written:"),
+    Bug("fsync of the wrong file", "world", "storage/log.py",
+        "self._guarded(lambda: self._files.sync(self._handle))", "self._guarded(lambda: self._files.sync_folder())"),
+    Bug("a successor is not checked to continue its predecessor", "stale files", "storage/segments.py",
+        "    if continues and chain != at.chain:", "    if continues and chain == -1:"),
+    Bug("a log is not checked against what queue.json folded of it", "stale files", "storage/segments.py",
+        "    if skipped < len(batches) and (", "    if skipped < 0 and ("),
+    Bug("segments are deleted whatever queue.json holds", "world", "storage/segments.py",
+        "if segment.first < lowest.first and segment.epoch <= lowest.epoch]", "if segment != every[-1]]", "H17"),
+    Bug("a missing log is taken for an empty one", "stale files", "storage/log.py",
+        "    if header.epoch(kind) and not header.closed and", "    if not header and"),
+    # ── lines ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    Bug("the log is cut at the first wrong checksum", "bits", "storage/codec.py",
+        "        return TailState.TORN\n    return TailState.DAMAGED", "        return TailState.TORN\n    return TailState.TORN"),
+    Bug("any NUL means torn", "bits", "storage/codec.py", "    if _has_blank_sector(data, base) or", "    if data.count(0) or"),
+    Bug("no checksum of the header", "bits", "storage/codec.py", '    if b"%08x" % crc32(head[6:64]) != head[64:]:', "    if not head:"),
+    Bug("no checksum of the payload", "bits", "storage/codec.py",
+        "    if crc32(memoryview(data)[offset + HEADER : end], chain) != head.chain:", "    if not head.chain:"),
+    Bug("a batch behind the damage does not count", "wild damage", "storage/codec.py",
+        "isinstance(bad, NewerVersion) or _later_batch(data, number)", "isinstance(bad, NewerVersion)"),
+    Bug("a torn header is damage", "states", "storage/codec.py", "short=head[: len(MAGIC)] == MAGIC[: len(head)]", "short=False"),
+    # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────────
+    Bug("segments are deleted before queue.json is replaced", "states", "storage/checkpoint.py",
+        "    files.rename(DRAFT, QUEUE)\n    files.sync_folder()  # Not before this line is the new queue.json certain to be found after a "
+        "power cut.\n    _unlink(files, spent)", "    _unlink(files, spent)\n    files.rename(DRAFT, QUEUE)\n    files.sync_folder()"),
+    Bug("segments are deleted before queue.json's name is synced", "states", "storage/checkpoint.py",
+        "    files.sync_folder()  # Not before this line is the new queue.json certain to be found after a power cut.\n", ""),
+    Bug("the new queue.json is not synced", "world", "storage/queue_file.py",
+        "% self._crc)\n        self._files.sync(self._handle)\n", "% self._crc)\n"),
+    Bug("the archive is not synced", "states", "storage/archive.py",
+        "                self._files.sync(self._handle)\n                self._files.sync_folder(FOLDER)",
+        "                self._files.sync_folder(FOLDER)"),
+    Bug("the archive's name is not synced", "states", "storage/archive.py",
+        "                self._files.sync_folder(FOLDER)\n", ""),
+    Bug("the archive is not cut to what is committed of it", "kill", "storage/archive.py",
+        "        self._files.truncate(handle, committed)\n",
+        "", "H19"),
+    Bug("retired tasks are not archived", "kill", "storage/checkpoint.py", "                self._archive.add(task)",
+        "                pass"),
+    Bug("tasks that nothing happened to are not folded", "kill", "storage/checkpoint.py",
+        "            if given.id not in self._touched:\n                yield", "            if not given.id:\n                yield"),
+    Bug("the epochs are not kept in queue.json", "kill", "storage/checkpoint.py",
+        "tuple(highest_epoch(self._files, kind, header, self._folders) for kind in LogKind)", "header.epochs", "H9"),
+    Bug("the last task number is not kept in queue.json", "kill", "storage/checkpoint.py",
+        '"last_task": self._last_task,', '"last_task": header.last_task,'),
+    Bug("the checksums to continue are not kept in queue.json", "kill", "storage/checkpoint.py",
+        '"chains": (f"{published.chain:08x}", f"{progress.chain:08x}"),', '"chains": header.chains,'),
+    Bug("a clean stop is not told from a lost log", "kill", "storage/checkpoint.py",
+        "archive=mark, closed=closed, **", "archive=mark, closed=False, **"),
+    Bug("the generation before is not kept", "kill", "storage/checkpoint.py",
+        '        _link_over(files, QUEUE, f"{PREVIOUS}/{QUEUE}")', "        pass"),
+    Bug("the segments between two generations are not kept", "kill", "storage/checkpoint.py",
+        '            files.link(name, f"{PREVIOUS}/{name}")', "            pass"),
+    Bug("queue.json's checksum is not checked", "snapshot bits", "storage/queue_file.py",
+        ' or b"%08x" % crc != self._checksum:', ":"),
+    Bug("a missing queue.json is an empty queue", "stale files", "storage/queue_file.py",
+        '            if name == QUEUE and files.identity(f"{PREVIOUS}/{QUEUE}"):', "            if not name:"),
+    Bug("a damaged version is a newer one", "golden", "storage/queue_file.py",
+        " and not self._is_ours_but_for_the_version():", ":"),
+    # ── recovery and repair ──────────────────────────────────────────────────────────────────────────────────────────
+    Bug("ids in queue.json may be published again", "kill", "storage/recovery.py",
+        "for task in _ids_decoder.decode(b\"[%b]\" % block)])", "for task in _ids_decoder.decode(b\"[%b]\" % block)][:0])"),
+    Bug("ids in the log may be published again", "world", "storage/recovery.py",
+        "            numbers.update((task.id, number) for number, task in enumerate(tasks, batch.first_task))\n", ""),
+    Bug("progress may rest on batches that are not there", "recovery", "storage/recovery.py",
+        "        if self.published.number < batch.after.number or (", "        if self.published.number < 0 or ("),
+    Bug("salvage takes altered batches at their word", "bits", "storage/salvage.py",
+        " or crc32(line[HEADER:], before.chain) == batch.chain", " or batch.number > 0"),
+    Bug("salvage does not list the lines it cannot read", "wild damage", "storage/salvage.py", "    lost += unread\n", ""),
+    # ── judgement ────────────────────────────────────────────────────────────────────────────────────────────────────
+    Bug("a token without its epoch", "world", "core/dispatching.py", "    return (epoch << _EPOCH_BITS)",
+        "    return (1 << _EPOCH_BITS)", "H9"),
+    Bug("a late completion is taken", "core", "core/dispatching.py",
+        "        for task in expired:\n            del seat.held[task.token]\n", ""),
+    Bug("what a dead consumer held is not returned", "world", "core/dispatching.py",
+        "            self._waiting.leave(seat)\n            self._lose(list(seat.held.values()), Outcome.LOST, now)",
+        "            self._waiting.leave(seat)"),
+    Bug("orphaned leases never end", "core", "core/dispatching.py",
+        "        if self._orphans and now.monotonic_ms >= self._orphans.until_ms:", "        if self._orphans and not now.monotonic_ms:"),
+    Bug("a restart forgets what was ready", "kill", "core/dispatching.py",
+        "            else:\n                self._queue(task, now)\n            if task.deadline_ms:\n                self._deadlines.add"
+        "(task, task.deadline_ms)\n        for", "            if task.deadline_ms:\n                self._deadlines.add(task, "
+        "task.deadline_ms)\n        for"),
+    Bug("a restart hands out what consumers hold", "core", "core/dispatching.py", "                self._orphans.add(task)",
+        "                self._queue(task, now)"),
+    Bug("a cancelled task is not taken from its consumer", "core", "core/dispatching.py",
+        "                self._take_away(task)\n", ""),
+    Bug("a repeated completion is called stale", "core", "core/dispatching.py",
+        "    return any(attempt.token == token and", "    return any(attempt.token < 0 and"),
+    Bug("attempts are not counted", "core", "core/state.py", "            task.attempt += 1\n", ""),
+    Bug("a return counts as an attempt", "core", "core/state.py", "                task.attempt -= 1", "                pass"),
+    Bug("a retry does not wait", "core", "core/state.py",
+        "        task.status = TaskStatus.SCHEDULED if record.retry_at_ms > at_ms else _PENDING\n        task.run_at_ms",
+        "        task.status = _PENDING\n        task.run_at_ms"),
+    Bug("a retired task stays", "world", "core/state.py", "            del self.tasks[task_id]", "            pass"),
+    Bug("a task that kills its consumers is delivered for ever", "core", "core/settling.py", "    if len(tasks) > 1:", "    if tasks:"),
+    Bug("a late forget message drops a new task's id", "core", "core/publishing.py",
+        "            if number <= through and self._known.get(task_id) == number:", "            if task_id in self._known:", "H11"),
+    Bug("two tasks of one write may have one id", "core", "core/publishing.py",
+        "            len(fresh) == len(ids)\n            and ", "            "),
+)  # fmt: skip
+
+
+def try_out(bug: Bug) -> Verdict:
+    """Plant the bug in a copy of the source, and run its harness on that."""
+    with tempfile.TemporaryDirectory(prefix="jsonqueue-planted-") as folder:
+        source = Path(folder) / "src"
+        shutil.copytree(SOURCE, source / "jsonqueue", ignore=shutil.ignore_patterns("__pycache__"))
+        path = source / "jsonqueue" / bug.file
+        text = path.read_text()
+        if text.count(bug.old) != 1:
+            return Verdict(bug, False, 0.0, f"the line to change is there {text.count(bug.old)} times")
+        path.write_text(text.replace(bug.old, bug.new))
+        return _run(bug, source)
+
+
+def _run(bug: Bug, source: Path) -> Verdict:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("COVERAGE", "COV_", "PYTEST"))}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(source), str(TESTS), *filter(None, sys.path)]), "PYTHONDONTWRITEBYTECODE": "1"}
+    began = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *HARNESSES[bug.harness]],
+            env=environment, cwd=TESTS, capture_output=True, text=True, timeout=LIMIT_S, check=False,
+        )  # fmt: skip
+        output = done.stdout + done.stderr
+        found = done.returncode == 1 and not re.search(_OWN_FAULT, output, re.MULTILINE)
+    except subprocess.TimeoutExpired:
+        output, found = f"nothing within {LIMIT_S:.0f} s", False
+    return Verdict(bug, found, time.monotonic() - began, _words(output))
+
+
+def _words(output: str) -> str:
+    """What the harness said, in a line."""
+    for pattern in (r"^FOUND .*$", r"^E  +\S.*$", r"^\w*(?:Error|Exception|History|Queue)\b.*$"):
+        if found := re.search(pattern, output, re.MULTILINE):
+            return re.sub(r"\s+", " ", found[0].removeprefix("FOUND ").removeprefix("E").strip())[:160]
+    return output.strip()[-160:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="find every planted bug")
+    parser.add_argument("--only", default="", help="numbers of bugs, with commas")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--table", type=Path, help="write the table into this page")
+    options = parser.parse_args()
+    chosen = [BUGS[int(number)] for number in options.only.split(",")] if options.only else list(BUGS)
+    verdicts = []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for verdict in pool.map(try_out, chosen):
+            verdicts.append(verdict)
+            mark = "found" if verdict.found else "MISSED"
+            number = BUGS.index(verdict.bug)
+            print(f"{mark:6} {verdict.seconds:5.1f} s  {number:2} {verdict.bug.name} ({verdict.bug.harness}): {verdict.words}", flush=True)
+    if options.table:
+        _write_table(options.table, verdicts)
+    missed = sum(not verdict.found for verdict in verdicts)
+    print(f"{len(verdicts) - missed} of {len(verdicts)} found")
+    sys.exit(1 if missed else 0)
+
+
+def _write_table(page: Path, verdicts: list[Verdict]) -> None:
+    rows = ["| planted | found by | seconds |", "|---|---|---|"]
+    for verdict in verdicts:
+        hole = f" ({verdict.bug.hole})" if verdict.bug.hole else ""
+        rows.append(f"| {verdict.bug.name}{hole} | {verdict.bug.harness if verdict.found else '**missed**'} | {verdict.seconds:.0f} |")
+    text = page.read_text()
+    begin, end = "<!-- planted bugs -->\n", "<!-- end of planted bugs -->"
+    head, _, rest = text.partition(begin)
+    page.write_text(head + begin + "\n".join(rows) + "\n" + end + rest.partition(end)[2])
+
+
+if __name__ == "__main__":
+    main()
