@@ -110,3 +110,42 @@ def test_settings_come_from_the_folder() -> None:
     files.put(CONFIG_FILE, b"leese_ms = 1")
     with pytest.raises(InvalidConfig, match="leese_ms"):
         load_config(files)
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "data.json", "Makefile"])
+def test_a_queue_is_not_begun_among_somebodys_files(tmp_path: Path, name: str) -> None:
+    """A mistyped path is told, and nothing is written there."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FolderRefused, match=name) as caught:
+        open_folder(tmp_path, create=True)
+    assert "empty" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["queue.json", "queue.lock", "published-000000000001-00000001.jsonl", "queue.json.draft"])
+def test_a_queue_stays_one_whatever_lies_beside_it(tmp_path: Path, name: str) -> None:
+    """Once there is a file of ours, others are no reason to refuse it."""
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / name).touch()
+    open_folder(tmp_path, create=True).shut()
+
+
+def test_what_describes_a_folder_is_in_nobodys_way(tmp_path: Path) -> None:
+    """A README, settings, dot files and folders may be there before the queue is."""
+    for name in (".gitignore", ".DS_Store", "README.md", "README", CONFIG_FILE):
+        (tmp_path / name).touch()
+    (tmp_path / "scripts").mkdir()
+    open_folder(tmp_path, create=True).shut()
+
+
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize("name", ["archive", "previous"])
+def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, create: bool) -> None:
+    """What belongs in it would be written elsewhere."""
+    root, elsewhere = tmp_path / "q", tmp_path / "elsewhere"
+    root.mkdir(0o700)
+    elsewhere.mkdir()
+    (root / name).symlink_to(elsewhere)
+    with pytest.raises(FolderRefused, match=name):
+        open_folder(root, create=create)
+    assert not list(elsewhere.iterdir())

@@ -191,7 +191,10 @@ class RealFiles:
             os.link(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def unlink(self, name: str) -> None:
-        os.unlink(name, dir_fd=self._folder)
+        try:
+            os.unlink(name, dir_fd=self._folder)
+        except (IsADirectoryError, PermissionError) as error:  # of a folder: Linux says the one, macOS the other
+            raise _explained(error, name) from error
 
     def list(self, folder: str = "") -> list[str]:
         try:
@@ -206,6 +209,16 @@ class RealFiles:
     def make_folder(self, name: str) -> None:
         with suppress(FileExistsError), _explaining(name):
             os.mkdir(name, 0o700, dir_fd=self._folder)
+        self.check_folder(name)
+
+    def check_folder(self, name: str) -> None:
+        """Raise :class:`FolderRefused` if what has this name is not a folder of ours: what is in it would be looked for elsewhere."""
+        try:
+            found = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            _refuse(self.root / name, "a folder of ours")
 
     def identity(self, name: str) -> Identity | None:
         try:
@@ -254,7 +267,5 @@ def _explained(error: OSError, name: str) -> StorageError:
     return StorageError(f"{name}: {error.strerror}")
 
 
-def _refuse(path: Path) -> NoReturn:
-    raise FolderRefused(
-        f"{path} is not a regular file", hint="somebody put a link or a device where a file of the queue belongs; remove it"
-    )
+def _refuse(path: Path, expected: str = "a regular file") -> NoReturn:
+    raise FolderRefused(f"{path} is not {expected}", hint="somebody put something else where a part of the queue belongs; move it away")

@@ -2,11 +2,15 @@
 
 A folder is used only if it is ours, nobody else may write to it, and it lies on a disk of this machine: the locks mean nothing on a network
 filesystem, and an fsync there promises little. Folders are 0700, files 0600.
+
+A queue is begun in an empty folder, or beside nothing but a README, settings, dot files and folders: a mistyped path must not strew the
+queue's files among somebody's own.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -18,6 +22,8 @@ __all__ = ["ARCHIVE", "MOUNTS", "load_config", "open_folder"]
 
 ARCHIVE = "archive"
 _FOLDERS = (ARCHIVE, "previous")
+_OURS = re.compile(r"queue\.json(\..*)?|(queue|published|progress)\.lock|(published|progress)-\d{12}-\d{8}\.jsonl|jsonqueue\.sock")
+_MAY_BE_THERE = re.compile(rf"\.|README|{re.escape(CONFIG_FILE)}$|reserve$")
 MOUNTS = Path("/proc/self/mountinfo")
 # fmt: off
 _NETWORK = frozenset((
@@ -39,11 +45,36 @@ def open_folder(path: str | Path, *, create: bool, force: bool = False, read_onl
     if not force:
         _check_local(root)
     files = RealFiles(root, read_only=read_only)
-    if create:
-        for name in _FOLDERS:
-            files.make_folder(name)
-        files.sync_folder()
+    try:
+        _settle_in(files, create=create)
+    except BaseException:
+        files.shut()
+        raise
     return files
+
+
+def _settle_in(files: RealFiles, *, create: bool) -> None:
+    if not create:
+        for name in _FOLDERS:
+            files.check_folder(name)
+        return
+    _check_unlittered(files)
+    for name in _FOLDERS:
+        files.make_folder(name)
+    files.sync_folder()
+
+
+def _check_unlittered(files: RealFiles) -> None:
+    """Whether it is a queue already, or may become one."""
+    names = files.list()
+    if any(_OURS.fullmatch(name) for name in names):
+        return
+    for name in names:
+        if not _MAY_BE_THERE.match(name) and not (files.root / name).is_dir():
+            raise FolderRefused(
+                f"{files.root} holds {name!r} and no queue: a new queue would be strewn among somebody's files",
+                hint="name a folder that is empty or does not exist yet, such as queue_data in it",
+            )
 
 
 def load_config(files: Files) -> Config:
