@@ -19,7 +19,7 @@ from jsonqueue.config import Config
 from jsonqueue.core.records import Completed, Leased, encode_records
 from jsonqueue.errors import CorruptQueue, StorageError, UnsupportedFormat
 from jsonqueue.storage.checkpoint import Cut, checkpoint
-from jsonqueue.storage.codec import Batch, encode_segment_head, scan
+from jsonqueue.storage.codec import Batch, encode_segment_head, read_segment_head, scan
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueReader
@@ -46,6 +46,8 @@ class Corpus(NamedTuple):
     starts: list[int]
     """Offset of each batch, and the end of the last."""
     state: dict[str, bytes]
+    tasks: int
+    """In each published batch."""
 
     @property
     def data(self) -> bytes:
@@ -98,7 +100,7 @@ def _corpus(name: str, kind: LogKind, size: int, *, tasks: int, words: str) -> C
     for batch in found.batches:
         starts.append(starts[-1] + 98 + len(batch.records))
     assert starts[-1] == len(data)
-    return Corpus(name, _files_of(disk), segment, found.batches, starts, _state(disk))
+    return Corpus(name, _files_of(disk), segment, found.batches, starts, _state(disk), tasks)
 
 
 def _fill(disk: MemoryFiles, kind: LogKind, size: int, tasks: int, words: str) -> None:
@@ -388,8 +390,15 @@ def stale(lane: Lane, corpus: Corpus) -> None:
     for epoch in (1, 2, 7):
         strange = Segment(other.segment.first, epoch, kind).name
         lane.attempt(f"{strange} of another queue", lambda s=strange: _count(lane, corpus, {s: other.data}, False, True))
+    # One that numbers its batches and its tasks just as ours does.
+    twin = _corpus("twin", kind, len(corpus.data) // 2, tasks=corpus.tasks, words="twin" * 8)
+    older = next(name for name in reversed(twin.files) if name.startswith(f"{PREVIOUS}/{kind}"))
+    head = read_segment_head(twin.files[older], kind)
+    again = encode_segment_head(kind, first=head.first, epoch=9, chain=int(head.chain, 16)) + twin.files[older][head.size :]
+    name = Segment(head.first, 9, kind).name
+    lane.attempt(f"{name} of a twin", lambda n=name: _count(lane, corpus, {n: again}, False, True))
     sealed = {segment.name: corpus.data[: corpus.starts[4]]}
-    for whose in (corpus, other):
+    for whose in (corpus, other, twin):
         line = whose.data[whose.starts[4] : whose.starts[5]]
         successor = Segment(whose.batches[4].number, segment.epoch, kind).name
         changed = {**sealed, successor: whose.alone(4, line, behind=len(whose.batches))}

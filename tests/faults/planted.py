@@ -35,7 +35,7 @@ HARNESSES: dict[str, tuple[str, ...]] = {
     "bits": ("faults.damage", "--only", "1", "--size", "6000", "--thorough", "299"),
     "snapshot bits": ("faults.damage", "--only", "2", "--size", "6000", "--thorough", "499", "--head", "17"),
     "stale files": ("faults.damage", "--only", "4", "--size", "12000"),
-    "wild damage": ("faults.damage", "--only", "5", "--size", "6000", "--wild", "160"),
+    "wild damage": ("faults.damage", "--only", "5", "--size", "6000", "--wild", "480"),
     "golden": (*_PYTEST, "faults/test_golden.py"),
     "errors": ("faults.errors", "--stride", "100"),
     "full disk": (*_PYTEST, "faults/test_full_disk.py"),
