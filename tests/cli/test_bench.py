@@ -1,0 +1,69 @@
+"""jsonqueue bench: it measures, says what it measured, and leaves nothing behind. No figure is judged here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from jsonqueue.cli.app import run
+from jsonqueue.cli.bench.figures import Figure, median_of_runs, spread_of
+from jsonqueue.cli.bench.plot import svg_of
+from jsonqueue.cli.bench.report import shown
+
+
+def _figure(value: float, x: float | None = None, unit: str = "tasks/s") -> Figure:
+    return Figure("drain", "2 consumers", value, unit, 0.2, x)
+
+
+def test_several_runs_come_down_to_their_median() -> None:
+    """The single values stay beside it."""
+    (merged,) = median_of_runs([[_figure(3.0)], [_figure(1.0)], [_figure(8.0)]])
+    assert (merged.value, merged.runs) == (3.0, [3.0, 1.0, 8.0])
+
+
+def test_figures_of_a_series_are_kept_apart() -> None:
+    """The same measure at another backlog is another figure."""
+    assert [figure.x for figure in median_of_runs([[_figure(3.0, 1.0), _figure(2.0, 10.0)]])] == [1.0, 10.0]
+
+
+def test_a_spread_of_nothing_is_none() -> None:
+    """No sample, no figure; and no error."""
+    assert spread_of([]) == {"p50": 0.0, "p99": 0.0, "max": 0.0, "count": 0}
+
+
+@pytest.mark.parametrize(("value", "text"), [(126_927.4, "126,927"), (12.34, "12.3"), (0.731, "0.73")])
+def test_a_figure_has_as_many_digits_as_say_something(value: float, text: str) -> None:
+    """More would be noise."""
+    assert shown(value) == text
+
+
+def test_a_plot_is_well_formed_and_names_every_figure() -> None:
+    """Bars and series in one SVG, with what is special to XML escaped."""
+    odd = Figure("publish", "a < b & c", 5.0, "ms", 0.2)
+    drawing = svg_of([_figure(3.0), odd, _figure(4.0, 1_000.0), _figure(4.5, 1_000_000.0)])
+    texts = [text.text for text in ElementTree.fromstring(drawing).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"publish: a < b & c", "drain: 2 consumers", "1,000", "1,000,000"} <= set(texts)
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong name costs no minute of measuring."""
+    assert run(["bench", "--plot", "figures.gif"]) == 2
+    assert "must end in .svg or .png" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_a_measurement_prints_its_figures_and_cleans_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each figure with its unit and the fdatasync of the disk beside it; the queues it made are gone."""
+    plot = tmp_path / "figures.svg"
+    assert (
+        run(["bench", "publish", "both", "--batch", "--tasks", "50", "--folder", str(tmp_path / "here"), "--plot", str(plot), "--json"])
+        == 0
+    )
+    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(figure["measure"], figure["unit"]) for figure in figures] == [("publish", "tasks/s"), ("both", "tasks/s")]
+    assert all(figure["value"] > 0 and figure["sync_ms"] > 0 for figure in figures)
+    assert not list((tmp_path / "here").iterdir())
+    assert plot.read_text().startswith("<svg")
