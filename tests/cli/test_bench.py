@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree.ElementTree import fromstring
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_a_plot_is_well_formed_and_names_every_figure() -> None:
     """Bars and series in one SVG, with what is special to XML escaped."""
     odd = Figure("publish", "a < b & c", 5.0, "ms", 0.2)
     drawing = svg_of([_figure(3.0), odd, _figure(4.0, 1_000.0), _figure(4.5, 1_000_000.0)])
-    texts = [text.text for text in ElementTree.fromstring(drawing).iter("{http://www.w3.org/2000/svg}text")]
+    texts = [text.text for text in fromstring(drawing).iter("{http://www.w3.org/2000/svg}text")]
     assert {"publish: a < b & c", "drain: 2 consumers", "1,000", "1,000,000"} <= set(texts)
 
 
