@@ -24,7 +24,7 @@ from faults.lanes import Lane, arguments, fast_folder
 from faults.life import Ledger, Life, judge, recover, the_life
 from jsonqueue.storage.files import RealFiles
 
-__all__ = ["main", "why_not"]
+__all__ = ["Disk", "main", "make_folders", "run", "why_not"]
 
 SHUTDOWN = 0x8004587D
 """EXT4_IOC_SHUTDOWN."""
@@ -56,13 +56,13 @@ class Disk:
         self.root.mkdir()
         with self._image.open("wb") as image:
             image.truncate(MEGABYTES << 20)
-        _run("mkfs.ext4", "-q", "-F", "-m", "0", "-J", "size=4", str(self._image))
-        self._device = _run("losetup", "-f", "--show", str(self._image)).strip()
+        run("mkfs.ext4", "-q", "-F", "-m", "0", "-J", "size=4", str(self._image))
+        self._device = run("losetup", "-f", "--show", str(self._image)).strip()
         self.mounted = False
         self.mount()
 
     def mount(self) -> None:
-        _run("mount", "-t", "ext4", self._device, str(self.root))
+        run("mount", "-t", "ext4", self._device, str(self.root))
         self.mounted = True
 
     def unmount(self) -> None:
@@ -71,7 +71,7 @@ class Disk:
                 self.mounted = False
                 return
             time.sleep(0.005)
-        _run("umount", str(self.root))
+        run("umount", str(self.root))
 
     def cut(self) -> None:
         """No journal commit, no write-back: gone is what was not durable."""
@@ -84,10 +84,10 @@ class Disk:
     def close(self) -> None:
         if self.mounted:
             self.unmount()
-        _run("losetup", "-d", self._device)
+        run("losetup", "-d", self._device)
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
@@ -115,7 +115,7 @@ def main() -> None:
 
 def _length_ms(disk: Disk) -> float:
     """How long a life takes."""
-    files = _folder(disk.root / "measure")
+    files = make_folders(disk.root / "measure")
     ledger = Ledger()
     began = time.monotonic()
     _in_fork(lambda: the_life(Life(files, ledger.hear), ledger.hear))
@@ -140,7 +140,7 @@ def _in_fork(work: Callable[[], None]) -> None:
     assert not error, error
 
 
-def _folder(root: Path) -> RealFiles:
+def make_folders(root: Path) -> RealFiles:
     root.mkdir(mode=0o700)
     for name in ("archive", "previous"):
         (root / name).mkdir(mode=0o700)
@@ -156,7 +156,7 @@ def _cycle(lane: Lane, disk: Disk, chance: Random, number: int, length_ms: float
     """A new queue; a life; a cut. Every third time another cut within the recovery. Then the judgement."""
     root = disk.root / f"q{number}"
     ledger = Ledger()
-    _folder(root).shut()
+    make_folders(root).shut()
     _work_until_cut(disk, root, ledger, chance.random() * length_ms * 1.1, _live)
     lane.counts["power cuts"] += 1
     if number % 3 == 0:

@@ -67,3 +67,11 @@ def test_power_cuts_of_a_real_filesystem() -> None:
     print(f"{report['power cuts']} power cuts")
     assert report["power cuts"] > 20
     assert report["power cuts within a recovery"]
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be done here")
+def test_a_disk_without_a_byte_to_spare() -> None:
+    """On a tmpfs and an ext4 that another program fills: publishing is refused, completions land, and service resumes by itself."""
+    report = run_lane("full", prefix=("unshare", "-m"), timeout=100)
+    assert report["status"] == 0, report["output"]
+    assert report["disks"] == 2
