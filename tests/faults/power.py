@@ -83,7 +83,7 @@ class Disk:
 
     def close(self) -> None:
         if self.mounted:
-            self.unmount()
+            run("umount", "-l", str(self.root))  # Also where a failed case still holds a file of it.
         run("losetup", "-d", self._device)
 
 
