@@ -50,6 +50,12 @@ class Witness:
             reached = self._changed.wait_for(lambda: len(self.runs) >= tasks, PATIENCE_S)
             assert reached, f"{len(self.runs)} of {tasks} tasks were run"
 
+    def wait_for_runs(self, task_id: str, number: int) -> None:
+        """Until this task has been begun so often."""
+        with self._changed:
+            reached = self._changed.wait_for(lambda: self.runs[task_id] >= number, PATIENCE_S)
+            assert reached, f"task {task_id} was run {self.runs[task_id]} times, not {number}"
+
     def close(self) -> None:
         os.close(self.writer)
         self._thread.join(PATIENCE_S)
@@ -74,7 +80,7 @@ class Cast:
 
     def start(self, *arguments: str, environment: dict[str, str] | None = None, **options: object) -> subprocess.Popen[bytes]:
         """``jsonqueue --queue … arguments``, with the witness at hand."""
-        paths = os.pathsep.join([str(HERE), *sys.path])
+        paths = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
         environment = {**os.environ, "WITNESS_FD": str(self.witness.writer), "PYTHONPATH": paths, **(environment or {})}
         given = {"stdout": subprocess.PIPE, "pass_fds": (self.witness.writer,), **options}
         process = subprocess.Popen(
