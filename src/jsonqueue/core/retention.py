@@ -43,7 +43,7 @@ class Retention:
             finished_ms, _, task_id = self._dead.popleft()
             if _is_that_death(tasks.get(task_id), finished_ms):
                 retired.append(task_id)
-        return retired
+        return list(dict.fromkeys(retired))  # replayed and dead again within one millisecond, a task is noted twice
 
     def next_ms(self) -> int | None:
         """When the next task gets too old."""

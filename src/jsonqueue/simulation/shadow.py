@@ -149,7 +149,7 @@ class Shadow:
         while self._ready:
             _, number, first = heapq.heappop(self._ready)
             known = self.state.tasks.get(first)
-            if known is None or known.status is not TaskStatus.PENDING or known.suspect or first in taken:
+            if known is None or known.status is not TaskStatus.PENDING or known.suspect or known.number != number or first in taken:
                 continue
             if first == task_id:
                 return
