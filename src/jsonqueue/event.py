@@ -402,4 +402,5 @@ class decoder_for:  # noqa: N801 - reads as the function it is
         try:
             return self._decode(frame)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadFrame(f"not an event that a {self._owner} may send: {error}") from None
+            # What it quotes of the frame may hold anything, and this will be printed.
+            raise BadFrame(f"not an event that a {self._owner} may send: {ascii(str(error))[1:-1]}") from None

@@ -171,6 +171,22 @@ def test_no_frame_ends_a_broker(seed, caplog):
         clients.close()
 
 
+def test_nothing_that_a_client_says_acts_upon_the_terminal_that_shows_the_log(caplog):
+    """Neither its name nor what an error quotes of its frame can clear a screen or forge a line."""
+    clients = Clients(0)
+    ours, theirs = Pipe.pair()
+    peer = Pipe(ours)
+    clients.loops[EventOwner.CALLER].attach(1, Pipe(theirs), EventOwner.CALLER, "x\x1b[2J\nforged")
+    peer.send(b'{"type":"look","request":1,"id":"a","\\u001b]52;c;x\\u0007\\r\\nforged":1}')
+    clients.loops[EventOwner.CALLER].turn(0)
+    (said,) = caplog.messages
+    assert "x\\x1b[2J\\nforged" in said
+    assert "\\x1b]52;c;x\\x07" in said
+    assert said.isprintable()
+    peer.close()
+    clients.close()
+
+
 @pytest.mark.parametrize(
     ("owner", "frame"),
     [

@@ -63,7 +63,7 @@ class _Peer:
     def __init__(self, number: int, pipe: Pipe, owner: EventOwner, name: str) -> None:
         self.number = number
         self.pipe = pipe
-        self.name = f"{owner} {name}" if name else str(owner)
+        self.name = f"{owner} {ascii(name)[1:-1]}" if name else str(owner)
         self.decode = _DECODERS[owner]
         self.read_in_turn = 0
         self.writing = False

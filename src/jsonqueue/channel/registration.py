@@ -350,7 +350,7 @@ def _decode_request(frame: bytes) -> Register | Operate:
     try:
         return _request_decoder.decode(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadFrame(f"not a request: {error}") from None
+        raise BadFrame(f"not a request: {ascii(str(error))[1:-1]}") from None
 
 
 def _decode_answer(frame: bytes) -> Registered | Refused | Report:
