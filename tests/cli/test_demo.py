@@ -375,8 +375,9 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Si
     """Ctrl-C at any moment: quiet, its status the shell's, its children gone, its queue whole."""
     source = tmp_path / "code"
     source.mkdir()
-    for name in range(400):
-        (source / f"m{name}.py").write_bytes(SOURCE * 300)
+    (source / "m.py").write_bytes(SOURCE * 300)
+    for name in range(4_000):  # far more than an idle machine does between two lines of progress
+        (source / f"m{name}.py").hardlink_to(source / "m.py")
     demo = subprocess.Popen(
         [sys.executable, "-m", "jsonqueue.main", "--input", str(source)], cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True, start_new_session=True,
