@@ -379,7 +379,9 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Si
     for name in range(4_000):  # far more than an idle machine does between two lines of progress
         (source / f"m{name}.py").hardlink_to(source / "m.py")
     # Tests that run in the background of a shell inherit an ignored SIGINT, which would be left so; a terminal's child has it.
-    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from jsonqueue.main import main; raise SystemExit(main())"
+    heeds = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from jsonqueue.main import main; raise SystemExit(main())"
+    )
     demo = subprocess.Popen(
         [sys.executable, "-c", heeds, "--input", str(source)], cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True, start_new_session=True,

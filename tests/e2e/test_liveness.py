@@ -141,7 +141,8 @@ def _resident_bytes(pid: int) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_everything_drains_everything(cast: Cast, number: int) -> None:
-    """Brokers and consumers in the midst of work get it at once, as from a terminal or systemd: all exit with 0, nothing is lost."""
+    """Brokers and consumers in the midst of work get it at once, as from a terminal or systemd: all exit with 0, nothing is lost, and
+    those who start next finish it."""
     manager = cast.serve(stderr=subprocess.PIPE)
     workers = [cast.work("note") for _ in range(2)]
     cast.await_consumers(2)
@@ -157,9 +158,15 @@ def test_a_signal_to_everything_drains_everything(cast: Cast, number: int) -> No
     assert b"died" not in said, said
     tasks = cast.tasks()
     assert len(tasks) == 2_000
-    assert {task.status for task in tasks.values()} <= {TaskStatus.COMPLETED, TaskStatus.PENDING}
     completed = {task_id for task_id, task in tasks.items() if task.status is TaskStatus.COMPLETED}
-    assert set(cast.witness.runs) == completed, "what was begun was finished and told"
+    assert completed <= set(cast.witness.runs)
+    # The brokers do not wait for the consumers, nor these for them: what was told too late is in progress still, and done again.
+    manager = cast.serve()
+    cast.work("note")
+    with Publisher(cast.queue_dir) as publisher:
+        assert publisher.publish("the last", priority=-1).result(timeout=PATIENCE_S) == {"seen": "the last"}
+    assert cast.stop(manager) == 0
+    assert [task.status for task in cast.tasks().values()] == [TaskStatus.COMPLETED] * 2_001
 
 
 def test_a_second_signal_ends_brokers_and_consumers_at_once_and_loses_nothing(cast: Cast) -> None:
