@@ -17,12 +17,14 @@ ORDERS = [
     control.Forget({"a": 1}, 9),
     control.Ask(6),
     control.Stop(),
+    control.Stop(wait_max_ms=10_000),
 ]
 NEWS = [
     control.Ready(4),
     control.Rotated(5),
     control.Rotated(5, progress=(7, 2), published=(8, 3)),
     control.Counters(6, 2, {"pending": 1}),
+    control.Draining(3),
     control.Failed("SyncFailed", "no", "hint"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from cli.calls import call
 from jsonqueue.channel.registration import BrokerStatus, ManagerStatus, Report
-from jsonqueue.cli.live import bar
+from jsonqueue.cli.live import LiveLine, bar
 from jsonqueue.cli.serving import Rates, settings_of
 from jsonqueue.config import Config
 from jsonqueue.errors import InvalidConfig, ManagerRunning
@@ -188,3 +189,12 @@ def _line(*arguments: str) -> list[str]:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_a_warning_does_not_run_into_the_line_that_changes_in_place(capsys):
+    """The line is cleared for it, and it has a line of its own."""
+    with LiveLine(lambda: "0 completed", watched=True, every_s=60):
+        logging.getLogger("jsonqueue.manager").warning("waiting for %s", "\x1b[31mred")
+    logging.getLogger("jsonqueue.manager").info("not of interest")
+    assert capsys.readouterr().err.startswith("\r\x1b[K" + "waiting for \\x1b[31mred\n")
+    assert not logging.getLogger("jsonqueue").handlers

@@ -40,6 +40,22 @@ def test_a_task_goes_to_who_waits_and_is_settled_by_its_token(stage: Stage) -> N
     stage.check()
 
 
+def test_in_its_drain_nothing_is_handed_out_and_everything_is_heard(stage: Stage) -> None:
+    """A broker that is about to end takes outcomes and returns, and starts nothing that it could not see the end of."""
+    stage.join(1, 2)
+    first, second = assigned(stage.publish("a", "b", "c"))
+    stage.dispatcher.drain()
+    assert stage.dispatcher.held == 2
+    turn = stage.complete(1, first, want=2)
+    assert whats(turn) == ["completed"]
+    assert answers(turn, Settled) == [Settled(7)]
+    assert whats(stage.give_back(1, second, want=2)) == ["unleased"]
+    assert stage.dispatcher.held == 0
+    assert [stage.task(task_id).status for task_id in "abc"] == ["completed", "pending", "pending"]
+    assert not stage.join(2, 5).pushes
+    stage.check()
+
+
 def test_higher_priority_first_then_publish_order(stage: Stage) -> None:
     """Also for tasks that come back: a retry does not go to the end of its lane."""
     stage.publish("a", given("b", priority=5), "c", given("d", priority=5), given("e", priority=-1))

@@ -138,6 +138,11 @@ class Cast:
             process.stdout.close()
         return status
 
+    def await_said(self, process: subprocess.Popen[bytes], words: bytes) -> None:
+        """Until a line with these words is on its standard error (which has to be a pipe)."""
+        assert process.stderr is not None
+        assert any(words in line for line in process.stderr), f"it ended without saying {words!r}"
+
     def tasks(self) -> dict[str, StoredTask]:
         """What the files alone say."""
         return inspect(self.queue_dir).state.tasks

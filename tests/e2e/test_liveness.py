@@ -141,8 +141,8 @@ def _resident_bytes(pid: int) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_everything_drains_everything(cast: Cast, number: int) -> None:
-    """Brokers and consumers in the midst of work get it at once, as from a terminal or systemd: all exit with 0, nothing is lost, and
-    those who start next finish it."""
+    """Brokers and consumers in the midst of work get it at once, as from a terminal or systemd: all exit with 0, what was begun is finished
+    and told, the rest waits for the next start."""
     manager = cast.serve(stderr=subprocess.PIPE)
     workers = [cast.work("note") for _ in range(2)]
     cast.await_consumers(2)
@@ -158,15 +158,30 @@ def test_a_signal_to_everything_drains_everything(cast: Cast, number: int) -> No
     assert b"died" not in said, said
     tasks = cast.tasks()
     assert len(tasks) == 2_000
-    completed = {task_id for task_id, task in tasks.items() if task.status is TaskStatus.COMPLETED}
-    assert completed <= set(cast.witness.runs)
-    # The brokers do not wait for the consumers, nor these for them: what was told too late is in progress still, and done again.
-    manager = cast.serve()
-    cast.work("note")
+    assert {task.status for task in tasks.values()} <= {TaskStatus.COMPLETED, TaskStatus.PENDING}
+    assert {task_id for task_id, task in tasks.items() if task.status is TaskStatus.COMPLETED} == set(cast.witness.runs)
+
+
+def test_brokers_that_stop_wait_for_what_consumers_hold_and_hand_out_nothing_more(cast: Cast) -> None:
+    """What a consumer holds is completed under this very broker, what is behind it is not begun, and who works on is not told to stop."""
+    manager = cast.serve(stderr=subprocess.PIPE)
+    gate, gate_writer = os.pipe()
+    worker = cast.start("work", "handlers:wait_for_gate", pass_fds=(cast.witness.writer, gate), environment={"GATE_FD": str(gate)})
     with Publisher(cast.queue_dir) as publisher:
-        assert publisher.publish("the last", priority=-1).result(timeout=PATIENCE_S) == {"seen": "the last"}
-    assert cast.stop(manager) == 0
-    assert [task.status for task in cast.tasks().values()] == [TaskStatus.COMPLETED] * 2_001
+        running = publisher.publish("first")
+        cast.witness.wait_for(1)
+        publisher.publish_many(range(5_000))
+        manager.send_signal(signal.SIGTERM)
+        cast.await_said(manager, b"a second signal stops at once")
+        os.write(gate_writer, b"!")
+    assert manager.wait(PATIENCE_S) == 0
+    statuses = {task_id: task.status for task_id, task in cast.tasks().items()}
+    assert statuses[running.id] is TaskStatus.COMPLETED
+    assert {task_id for task_id, status in statuses.items() if status is TaskStatus.COMPLETED} == set(cast.witness.runs)
+    assert set(statuses.values()) == {TaskStatus.COMPLETED, TaskStatus.PENDING}
+    assert worker.poll() is None, "it waits for the next broker"
+    for fd in (gate, gate_writer):
+        os.close(fd)
 
 
 def test_a_second_signal_ends_brokers_and_consumers_at_once_and_loses_nothing(cast: Cast) -> None:

@@ -125,6 +125,17 @@ class ConsumerBroker:
         counters = self._dispatcher.counters() if self._dispatcher else {}
         return {**counters, "log_bytes": self._log.bytes, "stalled": int(self._unwritten is not None)}
 
+    def drain(self) -> None:
+        """Hand out nothing more: it is about to end."""
+        if self._dispatcher is not None:
+            self._dispatcher.drain()
+
+    @property
+    def unsettled(self) -> int:
+        """How many tasks are still to be heard of from the consumers that are here, or decided and not written yet for want of room."""
+        held = self._dispatcher.held if self._dispatcher is not None else 0
+        return held + (len(self._unwritten[0].records) if self._unwritten is not None else 0)
+
     def attach(self, peer: int) -> None:
         """A consumer or a caller has a Pipe; a consumer will say more in its Join."""
 

@@ -38,7 +38,8 @@ class BrokerManager:
     def __init__(
         self, queue_dir: str | os.PathLike[str], config: Config | None = None, *, grace: float = 10.0, what: str = "BrokerManager"
     ) -> None:
-        """``config`` None: the folder's own ``jsonqueue.toml``, or the defaults. ``grace``: seconds a broker gets to drain at the end.
+        """``config`` None: the folder's own ``jsonqueue.toml``, or the defaults. ``grace``: seconds to wait at the end for what
+        consumers hold.
 
         ``what``: how this manager is called in the message that a second one gets (``jsonqueue serve``, say).
         """

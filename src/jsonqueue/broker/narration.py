@@ -51,6 +51,11 @@ class Narration:
     def stopping(self) -> None:
         _log.info("stopping: publishers first, then consumers, then one last checkpoint")
 
+    def draining(self, held: int, *, grace_ms: int) -> None:
+        # A warning, since whoever asked for the stop wonders why it takes its time.
+        what = "1 task that a consumer holds" if held == 1 else f"{held} tasks that consumers hold"
+        _log.warning("waiting at most %g s for %s; a second signal stops at once", grace_ms / 1000, what)
+
     def not_folded(self, error: BaseException) -> None:
         _log.warning("stopped without a last checkpoint, the logs keep what queue.json lacks: %s", error)
 

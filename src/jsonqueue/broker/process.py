@@ -39,6 +39,7 @@ from jsonqueue.channel.control import (
     Ask,
     Attach,
     Counters,
+    Draining,
     Failed,
     Forget,
     Marks,
@@ -133,6 +134,7 @@ class _Desk:
         self._broker = self._side.broker
         self._loop = BrokerLoop(self._broker, self._clock)
         self._stopping = False
+        self._drain_max_ms = 0
         self._ready = False
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -155,10 +157,21 @@ class _Desk:
             if not self._ready and self._side.ready:
                 self._report_ready()
             self._loop.turn(self._wait_max_ms)
+        self._settle()
         self._loop.drain(_DRAIN_MS)
         self._broker.close()
         self._loop.close()
         self._lock.release()
+
+    def _settle(self) -> None:
+        """Hear what becomes of the tasks that are out there: consumers that stop in the same moment are about to say it."""
+        self._side.drain()
+        if held := self._side.unsettled:
+            self._tell(Draining(held))
+        until_ms = self._clock.monotonic_ms() + self._drain_max_ms
+        while self._side.unsettled and (left_ms := until_ms - self._clock.monotonic_ms()) > 0:
+            self._look_for_manager()
+            self._loop.turn(left_ms if self._wait_max_ms is None else min(left_ms, self._wait_max_ms))
 
     def _report_ready(self) -> None:
         self._ready = True
@@ -201,7 +214,7 @@ class _Desk:
             case Ask():
                 self._tell(Counters(order.request, self._loop.peers, self._broker.counters()))
             case Stop():
-                self._stopping = True
+                self._stopping, self._drain_max_ms = True, order.wait_max_ms
 
     def _take_pipe(self) -> Pipe:
         (fd,) = self._control.take_fds(1)
@@ -243,6 +256,8 @@ class _PublisherSide:
 
     lock: LockName = "published"
     ready = True
+    unsettled = 0
+    """What a publisher has said is answered in the same turn."""
 
     def __init__(self, start: Start, files: Files, clock: SystemClock) -> None:
         self._outlet = MarksOutlet()
@@ -255,6 +270,9 @@ class _PublisherSide:
     def use_marks(self, loop: BrokerLoop, pipe: Pipe) -> None:
         self._outlet.renew(pipe, loop)
         self._outlet.announce(self._broker.mark)
+
+    def drain(self) -> None:
+        """It hands out nothing."""
 
     def rotate(self, request: int) -> News:
         self._broker.rotate()
@@ -279,6 +297,13 @@ class _ConsumerSide:
     @property
     def ready(self) -> bool:
         return self._broker.ready
+
+    @property
+    def unsettled(self) -> int:
+        return self._broker.unsettled
+
+    def drain(self) -> None:
+        self._broker.drain()
 
     def use_marks(self, loop: BrokerLoop, pipe: Pipe) -> None:
         loop.listen_to(pipe)

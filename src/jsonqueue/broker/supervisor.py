@@ -6,8 +6,9 @@ A broker that dies is started again at once, three times within a minute. The ot
 exceptions: where a broker found damage (exit status 65, 77, 78) starting again would find it again, so everything stops with that error;
 and after a failed fsync (74) both brokers start again, since one may have read what the other one's disk has lost.
 
-To stop: the PublisherBroker drains and ends; then the ConsumerBroker has all the marks there will ever be, drains and ends; then, with
-nobody left who writes, the logs are folded into queue.json.
+To stop: the PublisherBroker drains and ends; then the ConsumerBroker has all the marks there will ever be, hands out nothing more, waits
+(for the grace, at most) until consumers have settled what they hold, and ends; then, with nobody left who writes, the logs are folded into
+queue.json.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jsonqueue.broker.narration import Narration
 from jsonqueue.broker.questions import Questions
 from jsonqueue.broker.reception import Guest, Reception
 from jsonqueue.broker.restarts import DISK_FAILED, Restarts
-from jsonqueue.channel.control import Attach, Counters, Failed, Marks, News, Order, Ready, Rotated, Stop
+from jsonqueue.channel.control import Attach, Counters, Draining, Failed, Marks, News, Order, Ready, Rotated, Stop
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import Action, BrokerStatus, Listener, ManagerStatus, Operate, Refused, Register, Registered, Report
 from jsonqueue.clock import Clock
@@ -45,6 +46,8 @@ _HELD_BACK_MS = 30_000
 """How long a client waits at most while its broker starts."""
 _REAP_MS = 10
 _DYING_MAX_MS = 2_000
+_LEAVE_MS = 2_000
+"""What a ConsumerBroker has, when the grace is over, to say its last answers and close its log."""
 _PUBLISHER, _CONSUMER = EventOwner.PUBLISHER_BROKER, EventOwner.CONSUMER_BROKER
 _SERVED_BY = {EventOwner.PUBLISHER: _PUBLISHER, EventOwner.CONSUMER: _CONSUMER, EventOwner.CALLER: _CONSUMER}
 
@@ -235,6 +238,8 @@ class Supervisor:
             case Counters():
                 child.peers, child.counters = news.peers, news.counters
                 self._questions.answered(child.role, news.request)
+            case Draining():
+                self._say.draining(news.held, grace_ms=self._grace_ms)
             case Failed():
                 child.last_words = news
 
@@ -394,7 +399,9 @@ class Supervisor:
         if self._phase is _Phase.PUBLISHER_STOPS and self._has_stopped(_PUBLISHER, now_ms):
             self._phase = _Phase.CONSUMER_STOPS
             self._stop_until_ms = now_ms + self._grace_ms
-            self._post(_CONSUMER, Stop())
+            # The broker's own limit comes first, so that it ends in good order where consumers take longer than that.
+            self._stop_until_ms += _LEAVE_MS
+            self._post(_CONSUMER, Stop(self._grace_ms))
         if self._phase is _Phase.CONSUMER_STOPS and self._has_stopped(_CONSUMER, now_ms):
             self._phase = _Phase.ENDED
 

@@ -36,6 +36,7 @@ __all__ = [
     "Ask",
     "Attach",
     "Counters",
+    "Draining",
     "Failed",
     "Forget",
     "Marks",
@@ -103,7 +104,9 @@ class Ask(Order, tag="ask"):
 
 
 class Stop(Order, tag="stop"):
-    """Serve what has arrived, then exit."""
+    """Serve what has arrived, then exit. A ConsumerBroker hands out nothing more, and waits this long for what consumers hold."""
+
+    wait_max_ms: int = 0
 
 
 class News(Struct, tag_field="type", omit_defaults=True, forbid_unknown_fields=True):
@@ -132,6 +135,12 @@ class Counters(News, tag="counters"):
     counters: dict[str, int]
 
 
+class Draining(News, tag="draining"):
+    """It was told to stop, and waits for this many tasks that consumers hold."""
+
+    held: int
+
+
 class Failed(News, tag="failed"):
     """Last words."""
 
@@ -144,7 +153,7 @@ class Failed(News, tag="failed"):
 _M = TypeVar("_M")
 _encoder = msgspec.json.Encoder()
 _order_decoder: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Start | Attach | Marks | Rotate | Forget | Ask | Stop)
-_news_decoder: msgspec.json.Decoder[News] = msgspec.json.Decoder(Ready | Rotated | Counters | Failed)
+_news_decoder: msgspec.json.Decoder[News] = msgspec.json.Decoder(Ready | Rotated | Counters | Draining | Failed)
 
 
 def encode(message: Order | News) -> bytes:

@@ -5,6 +5,7 @@ Plain escape sequences instead of rich: ``publish`` and ``work`` would spend mor
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -21,16 +22,18 @@ __all__ = ["LiveLine", "bar"]
 
 
 class LiveLine:
-    """Shows ``text()`` a few times a second until the ``with`` block ends, then clears the line."""
+    """Shows ``text()`` a few times a second until the ``with`` block ends, then clears the line. Warnings go above it."""
 
     def __init__(self, text: Callable[[], str], *, watched: bool, every_s: float = 0.2) -> None:
         self._text = text
         self._every_s = every_s
         self._over = threading.Event()
+        self._above = _Above(logging.WARNING)
         self._thread = threading.Thread(target=self._run, name="live-line", daemon=True) if watched else None
 
     def __enter__(self) -> Self:
         if self._thread:
+            _logger.addHandler(self._above)
             self._thread.start()
         return self
 
@@ -38,12 +41,25 @@ class LiveLine:
         self._over.set()
         if self._thread:
             self._thread.join()
+            _logger.removeHandler(self._above)
 
     def _run(self) -> None:
         # The first look comes after a moment: what is over at once needs no progress.
         while not self._over.wait(self._every_s):
             _put(clip(printable(self._text()), shutil.get_terminal_size().columns - 1))
         _put("")
+
+
+class _Above(logging.Handler):
+    """Puts a record where the line is, which then comes back below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _put("")
+        sys.stderr.write(f"{printable(record.getMessage())}\n")
+        sys.stderr.flush()
+
+
+_logger = logging.getLogger("jsonqueue")
 
 
 def _put(text: str) -> None:

@@ -26,9 +26,14 @@ __all__ = ["Rates", "checkpoint", "serve", "settings_of", "stop"]
 
 @command("serve", short_help="Start the brokers of a queue and serve until stopped.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override a setting for this run (repeatable).")
-@click.option("--grace", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds the brokers get to drain at the end.")
+@click.option(
+    "--grace", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds to wait at the end for what consumers hold."
+)
 def serve(settings: Settings, assignments: tuple[str, ...], grace: float) -> None:
     """Start the brokers of a queue and serve until SIGINT, SIGTERM or `jsonqueue stop`.
+
+    The first signal drains: nothing more is handed out, and what consumers hold may be finished. A second one stops at once; then they tell
+    what they did to whoever serves next.
 
     Makes the folder if it does not exist. A second serve on the same folder exits with status 75 and writes nothing.
     """

@@ -90,6 +90,7 @@ class Dispatcher:
         self._retention = Retention(config)
         self._watchers = Watchers()
         self._orphans = Orphans()
+        self._draining = False
 
     # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -334,6 +335,8 @@ class Dispatcher:
 
     def assign(self, now: Now) -> None:
         """Match what is ready with who waits."""
+        if self._draining:
+            return
         if self._suspects:
             self._assign_suspects(now)
         if not self._ready or not self._waiting:
@@ -369,6 +372,15 @@ class Dispatcher:
         seat.lease(range(first, self._next_token), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
         self._waiting.served(seat)
         self.turn.pushes.append((seat.peer, Assign(tasks)))
+
+    def drain(self) -> None:
+        """Hand out nothing more: the broker is about to end. Whatever else is said and asked is heard as ever."""
+        self._draining = True
+
+    @property
+    def held(self) -> int:
+        """How many tasks the consumers that are here hold."""
+        return sum(len(seat.held) for seat in self._seats.values())
 
     # ── following up ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -452,7 +464,7 @@ class Dispatcher:
             "tasks": len(self.state.tasks),
             "ready": len(self._ready) + len(self._suspects),
             "scheduled": len(self._scheduled),
-            "in_progress": sum(len(seat.held) for seat in self._seats.values()) + len(self._orphans),
+            "in_progress": self.held + len(self._orphans),
             "consumers": len(self._seats),
             "waiting": len(self._waiting),
             "deliveries": self._next_token - first_token(self._epoch),
