@@ -193,6 +193,42 @@ def test_a_send_that_finds_no_room_in_time_gives_up():
     os.close(theirs)
 
 
+def test_a_send_that_finds_no_room_goes_on_when_there_is_some(ends):
+    """A slow reader delays a frame, and gets all of it."""
+    pipe, raw = ends
+    body = b"x" * (16 << 20)
+    got = bytearray()
+
+    def read_all() -> None:
+        while len(got) < len(body) + 4:
+            got.extend(raw.recv(1 << 20))
+
+    reader = threading.Thread(target=read_all)
+    reader.start()
+    pipe.send(body, timeout=30)
+    reader.join()
+    assert got == framed(body)
+
+
+def test_a_frame_that_no_reader_would_take_is_not_sent(ends, monkeypatch):
+    """It would cost its sender the connection; nothing of it goes out, and the Pipe still works."""
+    monkeypatch.setattr("jsonqueue.channel.pipe.FRAME_MAX_BYTES", 8)
+    pipe, raw = ends
+    for use in (pipe.post, pipe.send):
+        with pytest.raises(BadFrame, match="9 bytes, where at most 8"):
+            use(b"x" * 9)
+    pipe.send(b"x" * 8)
+    assert raw.recv(100) == framed(b"x" * 8)
+
+
+def test_a_pipe_that_another_thread_closes_just_before_the_wait_is_closed(ends, monkeypatch):
+    """Between a look and the wait for more there is a moment, too: it must not end in an error of poll's."""
+    pipe, _ = ends
+    monkeypatch.setattr(pipe, "read", lambda: pipe.close() or [])
+    with pytest.raises(ConnectionClosed, match="at this end"):
+        pipe.receive(5)
+
+
 def test_closing_wakes_a_thread_that_waits_for_frames():
     """A client can end its receiving thread."""
     ours, theirs = Pipe.pair()
@@ -285,6 +321,36 @@ def test_closing_gives_back_the_fds_nobody_took():
     giver.close()
     taker.close()
     assert _open_fds() == before
+
+
+def test_more_fds_than_there_is_room_for_are_an_error_and_no_leak():
+    """The kernel drops what it has no room for; a frame whose fds are gone must not be taken for one whose fds are late."""
+    before = _open_fds()
+    ours, theirs = Pipe.pair()
+    giver, taker = socket.socket(fileno=ours), FdPipe(theirs)
+    fd = os.open(os.devnull, os.O_RDONLY)
+    socket.send_fds(giver, [framed(b"too many")], [fd] * 100)
+    with pytest.raises(BadFrame, match="fds were lost"):
+        taker.read()
+    os.close(fd)
+    giver.close()
+    taker.close()
+    assert _open_fds() == before
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_PASSCRED"), reason="the kernel adds no credentials of its own")
+def test_only_fds_are_taken_from_beside_the_frames():
+    """What else a kernel puts beside the bytes (here its word on who sent them) is no fd."""
+    ours, theirs = Pipe.pair()
+    giver, taker = FdPipe(ours), FdPipe(theirs)
+    with socket.socket(fileno=os.dup(theirs)) as ancillary:
+        ancillary.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    giver.post(b"frame")
+    assert taker.receive(5) == [b"frame"]
+    with pytest.raises(BadFrame, match="1 fds announced, 0 came"):
+        taker.take_fds(1)
+    giver.close()
+    taker.close()
 
 
 def _is_open(fd: int) -> bool:

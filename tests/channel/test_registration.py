@@ -7,6 +7,7 @@ import socket
 import stat
 import struct
 import threading
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -16,11 +17,14 @@ from jsonqueue.channel.registration import (
     PROTOCOL,
     SOCKET_NAME,
     Listener,
+    ManagerStatus,
     Operate,
     Refused,
     Register,
     Registered,
+    Report,
     Visitor,
+    _peer,
     connect,
     operate,
 )
@@ -125,6 +129,52 @@ def test_a_refusal_carries_its_reason_to_the_caller(tmp_path, listener):
     thread.join()
 
 
+@pytest.mark.parametrize(
+    ("given", "why"), [(Refused("the brokers are stopping"), "are stopping"), (Registered(Config()), "something else")]
+)
+def test_an_operator_is_told_why_there_is_no_report(tmp_path, listener, given, why):
+    """A refusal keeps its reason; an answer to another question is none."""
+    thread = answer_one(listener, lambda visitor, request: visitor.answer(given))
+    with pytest.raises(BrokerUnavailable, match=why):
+        operate(tmp_path, "checkpoint")
+    thread.join()
+
+
+def test_a_report_is_no_pipe(tmp_path, listener):
+    """A client that asked for its Pipe takes no other answer for one."""
+    thread = answer_one(listener, lambda visitor, request: visitor.answer(a_report()))
+    with pytest.raises(BrokerUnavailable, match="something else"):
+        connect(tmp_path, EventOwner.PUBLISHER)
+    thread.join()
+
+
+def a_report(message: str = "") -> Report:
+    return Report(True, ManagerStatus("/q", 1, 0, 0, "power-cut", Config(), []), message)
+
+
+def test_an_answer_that_is_none_is_a_bad_frame(tmp_path, listener):
+    """Whoever listens there is no manager of ours."""
+    thread = answer_one(listener, lambda visitor, request: visitor._pipe.post(b"HTTP/1.1 400 Bad Request"))
+    with pytest.raises(BadFrame, match="not an answer of a manager"):
+        operate(tmp_path, "status")
+    thread.join()
+
+
+def test_an_answer_that_finds_no_room_goes_out_when_there_is_some():
+    """The manager does not wait for a caller that does not read, and cuts no answer short."""
+    ours, theirs = Pipe.pair()
+    visitor, caller = Visitor(ours, 0), Pipe(theirs)
+    assert visitor.answer(a_report("x" * (8 << 20))) is False
+    frames: list[bytes] = []
+    while not frames:
+        frames = caller.read()
+        visitor.flush()
+    assert visitor.flush()
+    assert msgspec.json.decode(frames[0], type=Report) == a_report("x" * (8 << 20))
+    visitor.close()
+    caller.close()
+
+
 def test_a_manager_that_hangs_up_or_stays_silent_is_unavailable(tmp_path, listener):
     """A client waits no longer than it said."""
     with pytest.raises(BrokerUnavailable, match="in time"):
@@ -156,6 +206,17 @@ def test_a_caller_that_talks_nonsense_is_a_bad_frame(tmp_path, listener, sent):
         with pytest.raises(BadFrame):
             visitor.request()
         visitor.close()
+
+
+def test_one_connection_serves_one_request():
+    """A caller that asks twice at once does not know the protocol."""
+    ours, theirs = Pipe.pair()
+    visitor, caller = Visitor(ours, 0), Pipe(theirs)
+    caller.post(*[msgspec.json.encode(Operate("status"))] * 2)
+    with pytest.raises(BadFrame, match="more than one request"):
+        visitor.request()
+    visitor.close()
+    caller.close()
 
 
 def test_another_protocol_version_is_refused_by_name(tmp_path, listener):
@@ -215,3 +276,25 @@ def test_where_long_paths_cannot_work_the_error_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.platform", "darwin")
     with pytest.raises(FolderRefused, match="too long"):
         Listener(tmp_path / ("d" * 120))
+    with pytest.raises(FolderRefused, match="too long"):
+        operate(tmp_path / ("d" * 120), "status")
+
+
+def test_a_listener_is_closed_once_and_whatever_became_of_its_socket(tmp_path):
+    """Somebody may have cleared the folder meanwhile; closing again is no error, and touches nobody else's socket."""
+    listener = Listener(tmp_path)
+    (tmp_path / SOCKET_NAME).unlink()
+    listener.close()
+    successor = Listener(tmp_path)
+    listener.close()
+    assert (tmp_path / SOCKET_NAME).is_socket()
+    successor.close()
+
+
+def test_where_the_kernel_tells_no_pid_it_tells_the_uid(monkeypatch):
+    """macOS and the BSDs: the second member of struct xucred; the pid is not known then."""
+    monkeypatch.delattr(socket, "SO_PEERCRED", raising=False)
+    asked = []
+    connection = SimpleNamespace(getsockopt=lambda *what: asked.append(what) or struct.pack("IIh16I", 0, 501, 1, *range(16)))
+    assert _peer(connection) == (0, 501)
+    assert asked == [(0, 1, 128)]

@@ -1,0 +1,50 @@
+"""The settings, as a ``jsonqueue.toml`` or a caller gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jsonqueue.config import CONFIG_FILE, Config, config_from, parse_config
+from jsonqueue.errors import InvalidConfig
+from jsonqueue.storage.files import RealFiles
+from jsonqueue.storage.folder import load_config
+
+
+def test_what_a_file_does_not_say_keeps_its_default() -> None:
+    """One line is a whole settings file, and an empty file is all defaults."""
+    assert parse_config("lease_ms = 4_000") == Config(lease_ms=4_000)
+    assert parse_config("# nothing yet") == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("lease_ms = ", "is not valid TOML"),
+        ("lease = 4_000", "unknown setting 'lease'"),
+        ("lease_ms = 'long'", r"Expected `int`.*lease_ms"),
+        ("lease_ms = -1", "lease_ms"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused_by_name(text: str, why: str) -> None:
+    """Running on with a default in the place of a mistyped setting would be found out too late."""
+    with pytest.raises(InvalidConfig, match=why) as caught:
+        parse_config(text)
+    assert str(caught.value).startswith(CONFIG_FILE)
+
+
+def test_an_unknown_setting_is_answered_with_those_that_there_are() -> None:
+    """The hint is the list to look it up in."""
+    with pytest.raises(InvalidConfig) as caught:
+        config_from({"lease": 1}, source="here")
+    assert all(name in caught.value.hint for name in Config.__struct_fields__)
+
+
+def test_settings_that_are_no_text_are_refused_by_name(tmp_path: Path) -> None:
+    """Not with a traceback from a decoder."""
+    (tmp_path / CONFIG_FILE).write_bytes(b"lease_ms = 1 # \xff")
+    files = RealFiles(tmp_path)
+    with pytest.raises(InvalidConfig, match="is not UTF-8"):
+        load_config(files)
+    files.shut()
