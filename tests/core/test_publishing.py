@@ -9,13 +9,14 @@ from core.stage import given
 from jsonqueue.config import Config
 from jsonqueue.core.payload import depth_of
 from jsonqueue.core.publishing import Admission
+from jsonqueue.core.taken import TakenIds
 from jsonqueue.event import Refusal
 from jsonqueue.task import StoredTaskIn, TaskIn
 
 
 @pytest.fixture
 def admission() -> Admission:
-    return Admission({"old": 4}, last_task=4, config=Config(payload_max_bytes=1_000, depth_max=8, tasks_max=6))
+    return Admission(TakenIds({"old": 4}), last_task=4, config=Config(payload_max_bytes=1_000, depth_max=8, tasks_max=6))
 
 
 def _ids(tasks: list[StoredTaskIn]) -> list[str]:
@@ -113,7 +114,7 @@ def test_a_payload_is_utf8(admission: Admission, size: int) -> None:
 @pytest.mark.parametrize("number", [b"1e309", b"-1E+999", b"1e0309", b"9" * 310 + b".5", b"9" * 250 + b"e99", b"9" * 5000])
 def test_a_number_that_no_consumer_could_read_is_refused(number: bytes) -> None:
     """Grammatical JSON, but whoever decodes it fails, with all that is in the same frame. Its neighbours are taken."""
-    admission = Admission({}, last_task=0, config=Config())
+    admission = Admission(TakenIds(), last_task=0, config=Config())
     tasks = [TaskIn(id="a", data=Raw(b"1")), TaskIn(id="b", data=Raw(b'{"n":[' + number + b"]}"))]
     verdict = admission.decide(tasks)
     assert _ids(verdict.accepted) == ["a"]
@@ -122,7 +123,7 @@ def test_a_number_that_no_consumer_could_read_is_refused(number: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"1e308", b"1e-999", b'"1e999"', b'["e123","' + b"9" * 400 + b'"]', b"9" * 300])
 def test_a_large_number_or_what_only_looks_like_one_is_taken(text: bytes) -> None:
-    admission = Admission({}, last_task=0, config=Config())
+    admission = Admission(TakenIds(), last_task=0, config=Config())
     tasks = [TaskIn(id="a", data=Raw(text)), TaskIn(id="b", data=Raw(text))]
     assert _ids(admission.decide(tasks).accepted) == ["a", "b"]
     assert _ids(admission.decide([tasks[0], tasks[0]]).accepted) == ["a"]

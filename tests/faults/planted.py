@@ -203,9 +203,13 @@ BUGS = (
     Bug("a retired task stays", "world", "core/state.py", "            del self.tasks[task_id]", "            pass"),
     Bug("a task that kills its consumers is delivered for ever", "core", "core/settling.py", "    if len(tasks) > 1:", "    if tasks:"),
     Bug("a late forget message drops a new task's id", "core", "core/publishing.py",
-        "            if number <= through and self._known.get(task_id) == number:", "            if task_id in self._known:", "H11"),
-    Bug("two tasks of one write may have one id", "core", "core/publishing.py",
-        "            len(fresh) == len(ids)\n            and ", "            "),
+        " for task_id, number in left.items() if number <= through}", " for task_id, number in left.items()}"),
+    Bug("a forget message about an earlier task drops a new one's id", "core", "core/taken.py",
+        "            if single.get(task_id) == number:", "            if task_id in single:", "H11"),
+    Bug("two tasks of one write may have one id", "core", "core/taken.py", "len(fresh) < len(ids) or ", ""),
+    Bug("an id that was forgotten in a run stays taken", "core", "core/taken.py",
+        "                run.there[offset] = 0\n", ""),
+    Bug("a second run of the same ids is taken for new ones", "core", "core/taken.py", "run.first + len(run.there) > counter", "False"),
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from jsonqueue.channel.registration import SOCKET_NAME, connect
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
 from jsonqueue.core.publishing import Admission
+from jsonqueue.core.taken import TakenIds
 from jsonqueue.errors import BadFrame, ConnectionClosed
 from jsonqueue.event import (
     Assign,
@@ -103,7 +104,7 @@ def test_payloads_to_the_byte_and_to_the_level(config: Config, extra: int, taken
     large = b'"' + b"x" * (size - 2) + b'"'
     deep = b"[" * depth + b"1" + b"]" * depth
     for payload in (large, deep):
-        verdict = Admission({}, last_task=0, config=config).decide([TaskIn(id="a", data=Raw(payload))])
+        verdict = Admission(TakenIds(), last_task=0, config=config).decide([TaskIn(id="a", data=Raw(payload))])
         assert bool(verdict.accepted) is taken
 
 
@@ -130,7 +131,7 @@ def test_of_five_thousand_odd_names_only_plain_ones_are_taken() -> None:
     for _ in range(5_000):
         name = "".join(chance.choices(_PIECES, k=chance.randrange(1, 5)))
         plain = set(name) <= _SAFE and name[0].isascii() and name[0].isalnum()
-        admission = Admission({}, last_task=0, config=Config())
+        admission = Admission(TakenIds(), last_task=0, config=Config())
         both = admission.decide([TaskIn(id="ok", data=Raw(b"1")), TaskIn(id=name, data=Raw(b"1"))]).accepted
         assert (name in {task.id for task in both}) is plain, ascii(name)
         taken += plain
@@ -146,7 +147,7 @@ def test_of_five_thousand_odd_names_only_plain_ones_are_taken() -> None:
 
 @pytest.mark.parametrize(("length", "taken"), [(127, True), (128, True), (129, False)])
 def test_the_longest_id_to_the_letter(length: int, taken: bool) -> None:
-    verdict = Admission({}, last_task=0, config=Config()).decide([TaskIn(id="x" * length, data=Raw(b"1"))])
+    verdict = Admission(TakenIds(), last_task=0, config=Config()).decide([TaskIn(id="x" * length, data=Raw(b"1"))])
     assert bool(verdict.accepted) is taken
 
 

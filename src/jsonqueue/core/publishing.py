@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from jsonqueue.config import Config
 from jsonqueue.core.payload import all_sound, fault_of
+from jsonqueue.core.taken import TakenIds
 from jsonqueue.event import Refusal
 from jsonqueue.task import ID_PATTERN, StoredTaskIn
 
@@ -28,7 +29,7 @@ class Verdict(NamedTuple):
 class Admission:
     """Knows the id and number of every task in the queue, and no more of it."""
 
-    def __init__(self, known: dict[str, int], *, last_task: int, config: Config) -> None:
+    def __init__(self, known: TakenIds, *, last_task: int, config: Config) -> None:
         self._known = known
         self._config = config
         self.last_task = last_task
@@ -43,32 +44,27 @@ class Admission:
             return Verdict(tasks, [], [])
         return self._decide_one_by_one(tasks, room)
 
-    def admit(self, accepted: Iterable[StoredTaskIn]) -> int:
+    def admit(self, accepted: list[StoredTaskIn]) -> int:
         """Number the accepted tasks; the number of the first."""
         first = self.last_task + 1
-        for task in accepted:
-            self.last_task += 1
-            self._known[task.id] = self.last_task
+        if accepted:
+            self._known.add([task.id for task in accepted], first)
+            self.last_task += len(accepted)
         return first
 
     def withdraw(self, accepted: list[StoredTaskIn]) -> None:
-        """Take an admission back: the disk did not take the batch."""
-        for task in accepted:
-            del self._known[task.id]
+        """Take an admission back, the latest: the disk did not take the batch."""
         self.last_task -= len(accepted)
+        self._known.discard({task.id: number for number, task in enumerate(accepted, self.last_task + 1)})
 
     def forget(self, left: Mapping[str, int], *, through: int) -> None:
         """These tasks (id → number) have left the queue, durably. An id that was published anew since stays known."""
-        for task_id, number in left.items():
-            if number <= through and self._known.get(task_id) == number:
-                del self._known[task_id]
+        self._known.discard({task_id: number for task_id, number in left.items() if number <= through})
 
     def _plain(self, ids: list[str], tasks: list[StoredTaskIn]) -> bool:
         """Whether nothing about the whole batch needs a closer look; all of this runs at C speed."""
-        fresh = set(ids)
         return (
-            len(fresh) == len(ids)
-            and self._known.keys().isdisjoint(fresh)
+            self._known.all_free(ids)
             and len(self._known) + len(ids) <= self._config.tasks_max
             and _all_ids(ids)
             and not any(task.after for task in tasks)

@@ -17,6 +17,7 @@ from msgspec import Struct, json
 
 from jsonqueue.core.records import decode_progress, decode_published
 from jsonqueue.core.state import BrokenHistory, QueueState
+from jsonqueue.core.taken import TakenIds
 from jsonqueue.errors import CorruptQueue
 from jsonqueue.storage.codec import UNREADABLE, Batch, Position
 from jsonqueue.storage.files import Files
@@ -32,7 +33,7 @@ __all__ = ["Fold", "KnownIds", "Loaded", "damaged", "fold_logs", "inspect", "loa
 class KnownIds(NamedTuple):
     """What the PublisherBroker refuses as duplicates."""
 
-    numbers: dict[str, int]
+    numbers: TakenIds
     """Id → task number: the ids in queue.json, and those published after its cut. (Retired ones included until a checkpoint has passed.)"""
     last_task: int
     """The highest task number ever given."""
@@ -68,21 +69,22 @@ def load_ids(files: Files) -> KnownIds:
 
 def _load_ids(files: Files) -> KnownIds:
     header = QueueHeader()
-    numbers: dict[str, int] = {}
+    numbers = TakenIds()
     reader = QueueReader.open(files)
     if reader:
         with reader:
             header = reader.header
             for block in reader.blocks():
                 try:
-                    numbers.update([(task.id, task.number) for task in _ids_decoder.decode(b"[%b]" % block)])
+                    found = _ids_decoder.decode(b"[%b]" % block)
                 except UNREADABLE as error:
                     raise reader.unreadable(error) from None
+                numbers.add_loaded([task.id for task in found], [task.number for task in found])
     last_task = header.last_task
     for batches, _ in walk(files, LogKind.PUBLISHED, header.through(LogKind.PUBLISHED)):
         for batch in batches:
             tasks = published_tasks(batch, last_task)
-            numbers.update((task.id, number) for number, task in enumerate(tasks, batch.first_task))
+            numbers.add([task.id for task in tasks], batch.first_task)
             last_task += len(tasks)
     return KnownIds(numbers, last_task)
 

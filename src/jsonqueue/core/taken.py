@@ -1,0 +1,176 @@
+"""The ids that are taken, each with the number of its task, in as little memory as it goes.
+
+Most ids come in batches and count on: ``k3jqd7m2xw5abc-1001``, ``…-1002``, and so on, as publishers make them; and tasks of one batch are
+numbered one after the other. Such a batch is kept as a run: from where to where, and a byte for each id that tells whether it is still
+there. So a million ids take a megabyte or two instead of a hundred and forty. Every other id has its own entry in a dict.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+
+__all__ = ["TakenIds"]
+
+_RUN_MIN = 16
+"""Fewer ids take less as entries of their own."""
+
+_DIGITS_MAX = 18
+
+
+class _Run:
+    """``{prefix}-{first}``, ``{prefix}-{first + 1}``, …, whose tasks have the numbers from ``number`` on."""
+
+    __slots__ = ("first", "left", "number", "there")
+
+    def __init__(self, first: int, number: int, count: int) -> None:
+        self.first = first
+        self.number = number
+        self.there = bytearray(b"\x01") * count
+        self.left = count
+
+
+_NO_RUN = _Run(0, 0, 0)
+
+
+class _Series:
+    """The runs of one prefix, in the order of their counters; no two overlap."""
+
+    __slots__ = ("firsts", "runs")
+
+    def __init__(self) -> None:
+        self.firsts: list[int] = []
+        self.runs: list[_Run] = []
+
+    def before(self, end: int) -> _Run | None:
+        """The last run that begins before ``end``."""
+        place = bisect_right(self.firsts, end - 1)
+        return self.runs[place - 1] if place else None
+
+    def add(self, run: _Run) -> None:
+        place = bisect_right(self.firsts, run.first)
+        self.firsts.insert(place, run.first)
+        self.runs.insert(place, run)
+
+    def remove(self, run: _Run) -> None:
+        place = bisect_right(self.firsts, run.first) - 1
+        del self.firsts[place], self.runs[place]
+
+
+class TakenIds(Mapping[str, int]):
+    """Id → task number."""
+
+    __slots__ = ("_in_runs", "_series", "_single")
+
+    def __init__(self, numbers: Mapping[str, int] | None = None) -> None:
+        self._single: dict[str, int] = dict(numbers or {})
+        self._series: dict[str, _Series] = {}
+        self._in_runs = 0
+
+    def __len__(self) -> int:
+        return len(self._single) + self._in_runs
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._single
+        for prefix, series in self._series.items():
+            for run in series.runs:
+                yield from (f"{prefix}-{counter}" for counter, there in enumerate(run.there, run.first) if there)
+
+    def __contains__(self, task_id: object) -> bool:
+        return isinstance(task_id, str) and (task_id in self._single or self._in_run(task_id) is not None)
+
+    def __getitem__(self, task_id: str) -> int:
+        if (number := self._single.get(task_id)) is not None:
+            return number
+        if (found := self._in_run(task_id)) is None:
+            raise KeyError(task_id)
+        run, offset = found
+        return run.number + offset
+
+    def discard(self, gone: Mapping[str, int]) -> None:
+        """Forget these, each only if it still stands for the task of that number."""
+        single, run, stem = self._single, _NO_RUN, ""
+        for task_id, number in gone.items():
+            if single.get(task_id) == number:
+                del single[task_id]
+                continue
+            # Neighbours leave together: most are in the same run as the one before.
+            if not 0 <= number - run.number < len(run.there):
+                found = self._in_run(task_id)
+                if found is None:
+                    continue
+                run, stem = found[0], _parts(task_id)[0] + "-"
+            offset = number - run.number
+            if 0 <= offset < len(run.there) and run.there[offset] and task_id == f"{stem}{run.first + offset}":
+                run.there[offset] = 0
+                run.left -= 1
+                self._in_runs -= 1
+                if not run.left:
+                    self._drop(stem[:-1], run)
+
+    def add(self, ids: list[str], first: int) -> None:
+        """These are taken from now on, by tasks with the numbers from ``first`` on. None of them was."""
+        counting = _counting(ids)
+        if counting is None or self._overlaps(*counting, len(ids)):
+            self._single.update(zip(ids, range(first, first + len(ids)), strict=True))
+            return
+        prefix, counter = counting
+        self._series.setdefault(prefix, _Series()).add(_Run(counter, first, len(ids)))
+        self._in_runs += len(ids)
+
+    def add_loaded(self, ids: list[str], numbers: list[int]) -> None:
+        """The same for tasks as they stand in a file: in the order of their numbers, some of them missing."""
+        begin = 0
+        for end in [*(place for place in range(1, len(ids)) if numbers[place] != numbers[place - 1] + 1), len(ids)]:
+            self.add(ids[begin:end], numbers[begin] if begin < end else 0)
+            begin = end
+
+    def all_free(self, ids: list[str]) -> bool:
+        """Whether none of these is taken and none comes twice. Of many it may say no where a look at each would have found them free."""
+        counting = _counting(ids)
+        if counting is not None:
+            return not self._overlaps(*counting, len(ids)) and (not self._single or self._single.keys().isdisjoint(ids))
+        fresh = set(ids)
+        if len(fresh) < len(ids) or not self._single.keys().isdisjoint(fresh):
+            return False
+        return not self._series or all(self._in_run(task_id) is None for task_id in fresh)
+
+    def _overlaps(self, prefix: str, counter: int, count: int) -> bool:
+        series = self._series.get(prefix)
+        run = series.before(counter + count) if series else None
+        return run is not None and run.first + len(run.there) > counter
+
+    def _in_run(self, task_id: str) -> tuple[_Run, int] | None:
+        series = self._series.get(task_id.rpartition("-")[0])
+        counter = _parts(task_id)[1] if series else 0
+        run = series.before(counter + 1) if series and counter else None
+        if run is None:
+            return None
+        offset = counter - run.first
+        return (run, offset) if offset < len(run.there) and run.there[offset] else None
+
+    def _drop(self, prefix: str, run: _Run) -> None:
+        series = self._series[prefix]
+        series.remove(run)
+        if not series.runs:
+            del self._series[prefix]
+
+
+def _parts(task_id: str) -> tuple[str, int]:
+    """``"abc-17"`` as ``("abc", 17)``. The counter is 0 if there is none, or if it is written as we would not write it."""
+    prefix, _, digits = task_id.rpartition("-")
+    if not digits.isdecimal() or not digits.isascii() or digits[0] == "0" or len(digits) > _DIGITS_MAX:
+        return prefix, 0
+    return prefix, int(digits)
+
+
+def _counting(ids: list[str]) -> tuple[str, int] | None:
+    """Prefix and first counter, if these are many and count on one by one."""
+    if len(ids) < _RUN_MIN:
+        return None
+    prefix, counter = _parts(ids[0])
+    if not counter or "\n" in prefix:
+        return None
+    # Joined and compared as a whole, which is quicker than one by one. No id can hold the separator: there would be more of them.
+    digits = map(str, range(counter, counter + len(ids)))
+    return (prefix, counter) if "\n".join(ids) == f"{prefix}-" + f"\n{prefix}-".join(digits) else None
