@@ -12,7 +12,8 @@ from jsonqueue.storage.codec import START, Position
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, read_header
 from jsonqueue.storage.recovery import load_state
-from storage.history import AT_MS, CONFIG, Queue, archived, contents
+from jsonqueue.storage.repair import mend
+from storage.history import AT_MS, CONFIG, Queue, archived, archived_tasks, contents
 
 
 @pytest.fixture
@@ -252,5 +253,30 @@ def test_a_task_that_came_twice_is_noticed_by_the_fold(queue: Queue) -> None:
     queue.publish("a")
     queue.prog.append(b'[{"what":"leased","consumer":"w@1","first":1,"ids":["a"]}]', at_ms=AT_MS, after=queue.pub.position)
     queue.prog.sync()
-    with pytest.raises(CorruptQueue, match="published before"):
+    with pytest.raises(CorruptQueue, match="published already"):
         queue.checkpoint()
+
+
+def test_an_id_that_was_published_again_costs_nothing_when_queue_json_is_made_anew(queue: Queue) -> None:
+    """From the generation before, the fold comes past both: the task that was retired, and the one that has its id now."""
+    queue.publish("a", "b")
+    queue.lease("a")
+    queue.complete("a")
+    queue.checkpoint()
+    queue.publish("c")
+    queue.lease("c")
+    queue.complete("c")
+    queue.retire("a", "c")
+    queue.checkpoint()
+    queue.publish("c", "a")
+    queue.lease("b")
+    queue.close()
+    expected = contents(load_state(queue.files))
+    data = queue.files.get(QUEUE)  # type: ignore[attr-defined]
+    queue.files.put(QUEUE, data[:-5] + b"x" + data[-4:])  # type: ignore[attr-defined]
+    report = mend(queue.files, accept_loss=False, accept_edit=False, at_ms=AT_MS)
+    assert (report.ok, report.lost) == (True, [])
+    loaded = load_state(queue.files)
+    assert contents(loaded) == expected
+    assert [task.number for task in loaded.state.tasks.values()] == [2, 4, 5]
+    assert [(task.id, task.number) for task in archived_tasks(queue.files, loaded)] == [("a", 1), ("c", 3)]  # type: ignore[arg-type]

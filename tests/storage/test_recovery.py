@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -12,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from jsonqueue.core.records import Cancelled, Died, Failed, Leased, Progress, Replayed, Unleased, encode_records
-from jsonqueue.core.state import QueueState
+from jsonqueue.core.records import Leased, encode_records
 from jsonqueue.errors import CorruptQueue
 from jsonqueue.storage.checkpoint import Cut, checkpoint, final_checkpoint
 from jsonqueue.storage.codec import Position
@@ -22,64 +20,7 @@ from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.queue_file import QUEUE
 from jsonqueue.storage.recovery import inspect, load_ids, load_state
-from jsonqueue.task import Outcome, TaskStatus
-from storage.history import AT_MS, CONFIG, Queue, archived, contents
-
-
-class _Mirror(Queue):
-    """A queue that also keeps its state in memory, told every record as it is written."""
-
-    def __init__(self, files: MemoryFiles) -> None:
-        self.state = QueueState()
-        self.gone: set[str] = set()
-        super().__init__(files)
-
-    def record(self, *records: Progress) -> None:
-        super().record(*records)
-        for record in records:
-            self.state.apply(record, at_ms=AT_MS + 5)
-
-    def publish(self, *ids: str, size: int = 0) -> None:
-        from storage.history import tasks_in
-
-        first = self.last_task + 1
-        super().publish(*ids, size=size)
-        self.state.publish(tasks_in(*ids, size=size), first=first, at_ms=AT_MS)
-
-    def step(self, chance: Random) -> None:
-        """Something that may happen next."""
-        by_status: dict[TaskStatus, list[str]] = {}
-        for task in self.state.tasks.values():
-            by_status.setdefault(task.status, []).append(task.id)
-        pending, leased = by_status.get(TaskStatus.PENDING, []), by_status.get(TaskStatus.IN_PROGRESS, [])
-        ended = [task for status in TaskStatus if status.ended for task in by_status.get(status, [])]
-        n = self.last_task
-        moves: list[Callable[[], None]] = [
-            lambda: self.publish(*(f"t{n}-{i}" for i in range(chance.randint(1, 4))), size=chance.choice((0, 900))),
-            self.checkpoint_somewhere,
-            lambda: (self.close(), self.open())[0],
-            lambda: (self.rotate(), None)[1],
-        ]
-        if pending:
-            moves += [lambda: self.lease(*pending[: chance.randint(1, 3)]), lambda: self.record(Cancelled(pending[:1], "no"))]
-        if leased:
-            one = leased[:1]
-            moves += [
-                lambda: self.complete(*leased[:2]),
-                lambda: self.record(Failed(one[0], "oh\nno", 0)),
-                lambda: self.record(Unleased(one, Outcome.LOST, suspect=True)),
-                lambda: self.record(Died(one, "enough", Outcome.FAILED, "oh no")),
-            ]
-        if by_status.get(TaskStatus.DEAD):
-            moves.append(lambda: self.record(Replayed(by_status[TaskStatus.DEAD][:1])))
-        if ended:
-            moves.append(lambda: self.retire(*ended[:2]))
-        chance.choice(moves)()
-
-    def checkpoint_somewhere(self) -> None:
-        if (cut := getattr(self, "cut", None)) is not None:
-            checkpoint(self.files, cut, config=CONFIG, at_ms=AT_MS)
-        self.cut = self.rotate()  # the next checkpoint folds up to here, and by then more has been written
+from storage.history import AT_MS, CONFIG, Mirror, Queue, archived_tasks, contents
 
 
 @settings(max_examples=60)
@@ -88,7 +29,7 @@ def test_folding_is_the_same_as_replaying_everything(seed: int, steps: int) -> N
     """queue.json + logs, at any moment of any history, are the state of a queue that never forgot anything."""
     chance = Random(seed)
     files = MemoryFiles()
-    queue = _Mirror(files)
+    queue = Mirror(files)
     for _ in range(steps):
         queue.step(chance)
     expected = {task.id: encode_records(task) for task in queue.state.tasks.values()}
@@ -103,7 +44,7 @@ def test_folding_is_the_same_as_replaying_everything(seed: int, steps: int) -> N
     done = final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
     after = load_state(files)
     assert contents(after) == expected
-    assert set(archived(files, after)) == queue.retired
+    assert {(task.id, task.number) for task in archived_tasks(files, after)} == queue.retired_ever
     assert (done.tasks, done.through_task) == (len(expected), queue.last_task)
     assert [task.number for task in after.state.tasks.values()] == sorted(task.number for task in after.state.tasks.values())
 
