@@ -8,7 +8,7 @@ import pytest
 from msgspec import Raw
 
 from client.fakes import delivered
-from jsonqueue.client.holdings import FRAME_TASKS, Holdings
+from jsonqueue.client.holdings import FRAME_TASKS, OVERDUE_S, STALL_S, Holdings
 from jsonqueue.client.payload import NULL
 from jsonqueue.event import Complete, Event, Fail, Failure, Return
 
@@ -42,9 +42,9 @@ def test_tasks_start_in_the_order_in_which_they_came() -> None:
     assert packed(holdings, Complete).ids == ["t1", "t2", "t3"]
 
 
-@pytest.mark.parametrize(("seconds", "want"), [(0.0, 1024), (0.0001, 101), (0.001, 11), (0.010, 2), (0.011, 1), (5.0, 1)])
+@pytest.mark.parametrize(("seconds", "want"), [(0.0, 1024), (0.0001, 101), (0.001, 11), (0.010, 2), (0.029, 2), (0.031, 1), (5.0, 1)])
 def test_it_wants_ten_milliseconds_of_work_ahead(seconds: float, want: int) -> None:
-    """Short tasks never wait for the wire, long ones are never hoarded."""
+    """Short tasks never wait for the wire, long ones are never hoarded. One of 11 ms is not long: it would wait for each round trip."""
     holdings = holding(1)
     assert holdings.want == 1
     run(holdings, seconds)
@@ -56,6 +56,41 @@ def test_it_wants_more_with_more_slots() -> None:
     assert holdings.want == 4
     run(holdings, 0.010)
     assert holdings.want == 8
+
+
+def test_the_next_task_is_asked_for_while_there_is_one_to_run() -> None:
+    """When the last of the buffer is taken, and not when it has ended: so the answer is there by then. Tasks that are over in a moment come
+    by the dozen, and are asked for by the frame."""
+    holdings = holding(1, 2, 3)
+    run(holdings, 0.010)
+    assert not holdings.running_dry
+    holdings.take(holdings.slots[0], 0.0)
+    holdings.settle(holdings.slots[0], NULL, 0.010)
+    holdings.take(holdings.slots[0], 0.010)
+    assert holdings.running_dry
+    assert packed(holdings, Complete).want == 2
+    assert not holdings.running_dry
+    quick = holding(1, 2)
+    run(quick, 0.0001)
+    quick.take(quick.slots[0], 0.0)
+    assert not quick.running_dry
+
+
+def test_an_outcome_waits_five_milliseconds_for_company() -> None:
+    """Counted from the oldest. With nothing unsent and one task in the buffer, only a stall is to be watched for."""
+    holdings = holding(1, 2, 3)
+    assert holdings.overdue_in(0.0) == OVERDUE_S
+    run(holdings, 0.010)
+    assert holdings.overdue_in(0.012) == pytest.approx(0.003)
+    assert holdings.overdue_in(9.0) == 0.0
+    holdings.pack()
+    assert holdings.overdue_in(9.0) == OVERDUE_S
+    run(holdings, 0.010)
+    holdings.pack()
+    assert holdings.overdue_in(9.0) == STALL_S
+    run(holdings, 0.010)
+    holdings.pack()
+    assert holdings.overdue_in(9.0) is None
 
 
 def test_what_it_wants_follows_the_tasks() -> None:

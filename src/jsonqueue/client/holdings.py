@@ -8,8 +8,9 @@ A task moves through four places::
 ``ready`` is the buffer of tasks nobody has started. ``unsent`` gathers outcomes until it is worth a frame. ``unsettled`` keeps each frame
 until the broker has made it durable: should the Pipe break, it is sent again, with the same tokens, which makes that safe.
 
-How much to hold is worked out from how long a task takes: 10 ms worth of tasks beyond those running. So short tasks never wait for the wire
-and long ones are never hoarded. Should one take far longer than foretold, what waits behind it is given back.
+How much to hold is worked out from how long a task takes: 10 ms worth of tasks beyond those running, and one where that comes to a third
+of a task or more. So tasks of up to 30 ms never wait for the wire, and longer ones, which would hardly gain by it, never wait behind
+another while some other consumer has time. Should one take far longer than foretold, what waits behind it is given back.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ STALL_S = 0.1
 
 _FRAME_BYTES = 1024 * 1024
 _AHEAD_S = 0.010
-_AHEAD_MAX = 1024
+_AHEAD_MAX = 1023
+_ROUNDED_UP_FROM = 1 / 3
+_UNHURRIED_S = _AHEAD_S / 4
+"""With tasks this long there are few ahead, and a word to the broker costs little beside them."""
 _WEIGHT = 0.1
 
 
@@ -181,8 +185,24 @@ class Holdings:
         """How many tasks to hold at once, running ones included."""
         if self.draining:
             return 0
-        ahead = 1 + _AHEAD_S / max(self._typical_s, 1e-9) if self._measured else 1
-        return int(len(self.slots) * min(ahead, _AHEAD_MAX))
+        slots = len(self.slots)
+        if not self._measured:
+            return slots
+        ahead = slots * min(_AHEAD_S / max(self._typical_s, 1e-9), _AHEAD_MAX)
+        return slots + int(ahead + 1 - _ROUNDED_UP_FROM)
+
+    @property
+    def running_dry(self) -> bool:
+        """Whether the last task there was has been taken, of a kind that takes long enough to get the next one meanwhile: ask now."""
+        return bool(self.unsent) and not self.ready and self._typical_s >= _UNHURRIED_S
+
+    def overdue_in(self, now: float) -> float | None:
+        """Seconds until an outcome has waited for company long enough, or may have; None: as things stand none will."""
+        if self.unsent:
+            return max(0.0, self.unsent_since + OVERDUE_S - now)
+        if len(self.ready) > 1 or (self.ready and self._typical_s < _UNHURRIED_S):
+            return OVERDUE_S  # a slot takes from the buffer without telling anybody
+        return STALL_S if self.ready else None
 
     def _learn(self, seconds: float, *, weight: float = _WEIGHT) -> None:
         if self._measured:
