@@ -52,6 +52,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """Largest payload, and largest result, as JSON."""
     depth_max: Annotated[int, Meta(ge=1, le=200)] = 64
     """Deepest nesting of a payload."""
+    keys_max: _Count = 10_000
+    """Most keys of a payload, those of all its objects together."""
+    string_max_bytes: Annotated[int, Meta(ge=0)] = 0
+    """Longest string in a payload, as JSON; 0: as long as the payload may be."""
     tasks_max: _Count = 10_000_000
     """The queue refuses new tasks beyond this many."""
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024

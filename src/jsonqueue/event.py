@@ -105,6 +105,10 @@ class EventType(StrEnum):
     MARK = "mark"
 
 
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""A whole number that every reader of JSON can hold."""
+
+
 class Event(Struct, omit_defaults=True, gc=False, tag_field="type", forbid_unknown_fields=True):
     """The common base of all envelopes."""
 
@@ -121,7 +125,7 @@ class Write(Event, tag="write"):
     type: ClassVar = EventType.WRITE
     owner: ClassVar = EventOwner.PUBLISHER
 
-    request: int
+    request: Int64
     tasks: list[StoredTaskIn]
 
 
@@ -175,11 +179,11 @@ class Join(Event, tag="join"):
 
     name: Annotated[str, Meta(pattern=ID_PATTERN)]
     pid: Annotated[int, Meta(ge=0, le=2**31)]
-    want: int
+    want: Int64
     """How many tasks it is willing to hold at once."""
     ids: list[str] = []
     """Tasks it still holds from an earlier Pipe ..."""
-    tokens: list[int] = []
+    tokens: list[Int64] = []
     """... and their tokens, in the same order."""
 
     def __post_init__(self) -> None:
@@ -222,11 +226,11 @@ class Complete(Event, tag="complete"):
     type: ClassVar = EventType.COMPLETE
     owner: ClassVar = EventOwner.CONSUMER
 
-    request: int
+    request: Int64
     ids: list[str]
-    tokens: list[int]
+    tokens: list[Int64]
     results: list[Raw]
-    want: int
+    want: Int64
 
     def __post_init__(self) -> None:
         _in_parallel(self.ids, self.tokens, self.results)
@@ -236,7 +240,7 @@ class Failure(Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True):
     """How one task went wrong."""
 
     id: str
-    token: int
+    token: Int64
     error: Annotated[str, Meta(max_length=65_536)]
     """What is kept in its history: a traceback, a standard error."""
     retry_after_ms: Annotated[int, Meta(ge=0, le=10**12)] | None = None
@@ -251,9 +255,9 @@ class Fail(Event, tag="fail"):
     type: ClassVar = EventType.FAIL
     owner: ClassVar = EventOwner.CONSUMER
 
-    request: int
+    request: Int64
     failures: list[Failure]
-    want: int
+    want: Int64
 
 
 class Return(Event, tag="return"):
@@ -262,10 +266,10 @@ class Return(Event, tag="return"):
     type: ClassVar = EventType.RETURN
     owner: ClassVar = EventOwner.CONSUMER
 
-    request: int
+    request: Int64
     ids: list[str]
-    tokens: list[int]
-    want: int
+    tokens: list[Int64]
+    want: Int64
 
     def __post_init__(self) -> None:
         _in_parallel(self.ids, self.tokens)
@@ -278,8 +282,8 @@ class Heartbeat(Event, tag="heartbeat"):
     owner: ClassVar = EventOwner.CONSUMER
 
     ids: list[str]
-    tokens: list[int]
-    want: int
+    tokens: list[Int64]
+    want: Int64
 
     def __post_init__(self) -> None:
         _in_parallel(self.ids, self.tokens)
@@ -314,7 +318,7 @@ class Look(Event, tag="look"):
     type: ClassVar = EventType.LOOK
     owner: ClassVar = EventOwner.CALLER
 
-    request: int
+    request: Int64
     id: str
 
 
@@ -324,7 +328,7 @@ class Watch(Event, tag="watch"):
     type: ClassVar = EventType.WATCH
     owner: ClassVar = EventOwner.CALLER
 
-    request: int
+    request: Int64
     ids: list[str]
 
 
@@ -334,7 +338,7 @@ class Cancel(Event, tag="cancel"):
     type: ClassVar = EventType.CANCEL
     owner: ClassVar = EventOwner.CALLER
 
-    request: int
+    request: Int64
     ids: list[str]
     reason: Annotated[str, Meta(max_length=65_536)] = "cancelled by a caller"
 
@@ -345,7 +349,7 @@ class Replay(Event, tag="replay"):
     type: ClassVar = EventType.REPLAY
     owner: ClassVar = EventOwner.CALLER
 
-    request: int
+    request: Int64
     ids: list[str] = []
 
 

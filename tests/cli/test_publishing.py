@@ -61,8 +61,20 @@ def test_data_is_stored_as_the_json_it_is(queue: Path, data: str) -> None:
 
 
 def test_a_figure_keeps_its_digits(queue: Path) -> None:
-    call("publish", "123456789012345678901234567890", "--id", "n", "--queue", str(queue))
-    assert bytes(stored(queue)["n"].data) == b"123456789012345678901234567890"
+    call("publish", "1.23456789012345678901234567890", "--id", "n", "--queue", str(queue))
+    assert bytes(stored(queue)["n"].data) == b"1.23456789012345678901234567890"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [("123456789012345678901234567890", "64 bits"), ('{"a":1,"a":2}', "twice"), ('{"a":[1e999]}', "out of range")]
+)
+def test_what_two_readers_would_read_differently_is_refused(queue: Path, data: str, said: str) -> None:
+    """JSON by its grammar, but a consumer would not get what the publisher wrote; the words name the task and what to do."""
+    called = call("publish", data, "--id", "odd-one", "--queue", str(queue))
+    assert (called.status, called.out) == (65, "")
+    assert "odd-one" in called.err
+    assert said in called.err
+    assert not stored(queue)
 
 
 @pytest.mark.parametrize("data", ["{a: 1}", "hello", "", "NaN", "[1", "{'a': 1}"])

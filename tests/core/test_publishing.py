@@ -7,7 +7,7 @@ from msgspec import Raw
 
 from core.stage import given
 from jsonqueue.config import Config
-from jsonqueue.core.payload import depth_of
+from jsonqueue.core.payload import nests_deeper
 from jsonqueue.core.publishing import Admission
 from jsonqueue.core.taken import TakenIds
 from jsonqueue.event import Refusal
@@ -82,7 +82,7 @@ def test_limits_at_their_edge(admission: Admission) -> None:
     verdict = admission.decide(tasks)
     assert _ids(verdict.accepted) == ["a", "c"]
     assert [refusal.index for refusal in verdict.refused] == [1, 3]
-    assert "1001 bytes" in verdict.refused[0].reason
+    assert "1,001 bytes" in verdict.refused[0].reason
     assert "more than 8 deep" in verdict.refused[1].reason
 
 
@@ -108,20 +108,23 @@ def test_a_task_waits_only_for_what_is_there(admission: Admission) -> None:
 @pytest.mark.parametrize("size", [2, 200])
 def test_a_payload_is_utf8(admission: Admission, size: int) -> None:
     raw = Raw(b'"' + b"\xff" * size + b'"')
-    assert admission.decide([TaskIn(id="a", data=raw)]).refused[0].reason == "its payload is not valid UTF-8"
+    assert admission.decide([TaskIn(id="a", data=raw)]).refused[0].reason.startswith("its payload is not valid UTF-8")
 
 
-@pytest.mark.parametrize("number", [b"1e309", b"-1E+999", b"1e0309", b"9" * 310 + b".5", b"9" * 250 + b"e99", b"9" * 5000])
+@pytest.mark.parametrize("number", [b"1e309", b"-1E+999", b"1e0309", b"9" * 310 + b".5", b"9" * 250 + b"e99", b"9" * 5000, b"9" * 21])
 def test_a_number_that_no_consumer_could_read_is_refused(number: bytes) -> None:
     """Grammatical JSON, but whoever decodes it fails, with all that is in the same frame. Its neighbours are taken."""
     admission = Admission(TakenIds(), last_task=0, config=Config())
     tasks = [TaskIn(id="a", data=Raw(b"1")), TaskIn(id="b", data=Raw(b'{"n":[' + number + b"]}"))]
     verdict = admission.decide(tasks)
     assert _ids(verdict.accepted) == ["a"]
-    assert verdict.refused == [Refusal(1, "its payload holds a number that is out of range")]
+    assert [refusal.index for refusal in verdict.refused] == [1]
+    assert verdict.refused[0].reason.startswith("its payload holds a number that is out of range")
 
 
-@pytest.mark.parametrize("text", [b"1e308", b"1e-999", b'"1e999"', b'["e123","' + b"9" * 400 + b'"]', b"9" * 300])
+@pytest.mark.parametrize(
+    "text", [b"1e308", b"1e-999", b'"1e999"', b'["e123","' + b"9" * 400 + b'"]', b"18446744073709551615", b"-0", b"1.50"]
+)
 def test_a_large_number_or_what_only_looks_like_one_is_taken(text: bytes) -> None:
     admission = Admission(TakenIds(), last_task=0, config=Config())
     tasks = [TaskIn(id="a", data=Raw(text)), TaskIn(id="b", data=Raw(text))]
@@ -130,5 +133,7 @@ def test_a_large_number_or_what_only_looks_like_one_is_taken(text: bytes) -> Non
 
 
 def test_brackets_in_strings_do_not_nest() -> None:
-    assert depth_of(rb'{"a[[[":["\"[", "]{", [1]]}') == 3
-    assert depth_of(b"1") == 0
+    text = rb'{"a[[[":["\"[", "]{", [1]]}'
+    assert nests_deeper(text, 2)
+    assert not nests_deeper(text, 3)
+    assert not nests_deeper(b"1", 0)

@@ -32,7 +32,7 @@ from jsonqueue.task import Task
 
 __all__ = ["main"]
 
-_LIMITS = Config(payload_max_bytes=32 * 1024 * 1024, depth_max=200)
+_LIMITS = Config(payload_max_bytes=32 * 1024 * 1024, depth_max=200, keys_max=2**62)
 """The queue's own limits are looked after by the parent, who knows them."""
 
 

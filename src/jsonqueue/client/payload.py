@@ -17,7 +17,7 @@ import orjson
 from msgspec import Raw
 
 from jsonqueue.config import Config
-from jsonqueue.core.payload import depth_of
+from jsonqueue.core.payload import excess_of
 from jsonqueue.errors import InvalidTask
 from jsonqueue.task import AnyTask, StoredTask, Task
 
@@ -46,14 +46,10 @@ def encode_value(value: object, *, what: str, config: Config) -> bytes:
 
 
 def check_limits(data: bytes, *, what: str, config: Config) -> None:
-    """Refuse what is too large or too deep. The exact depth is only worked out when there are brackets enough for it to matter."""
-    if len(data) > config.payload_max_bytes:
-        raise InvalidTask(
-            f"the {what} is {len(data):,} bytes of JSON, and this queue takes {config.payload_max_bytes:,}",
-            hint="keep large things in a file and hand its path on, or raise payload_max_bytes in jsonqueue.toml",
-        )
-    if data.count(b"[") + data.count(b"{") > config.depth_max and depth_of(data) > config.depth_max:
-        raise InvalidTask(f"the {what} is nested more than {config.depth_max} deep (depth_max)", hint="flatten it")
+    """Refuse what is beyond one of the queue's limits."""
+    excess = excess_of(data, config)
+    if excess is not None:
+        raise InvalidTask(f"the {what} {excess.words}", hint=excess.hint)
 
 
 def opened(task: StoredTask) -> AnyTask:
