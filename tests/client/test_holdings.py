@@ -76,6 +76,52 @@ def test_the_next_task_is_asked_for_while_there_is_one_to_run() -> None:
     assert not quick.running_dry
 
 
+def _waits(work_s: float, *, round_trip_s: float, tasks: int = 200) -> int:
+    """How often one worker finds nothing to run, with a broker that always has more and answers after so long."""
+    holdings, now, waits = Holdings(1), 0.0, 0
+    coming: list[tuple[float, int]] = [(0.0, 1)]
+    numbers, held = iter(range(10_000)), 1
+
+    def say() -> None:
+        nonlocal held
+        frames: list[Any] = holdings.pack()
+        held -= sum(len(frame.ids) for frame in frames)
+        if frames and (more := frames[-1].want - held) > 0:
+            coming.append((now + round_trip_s, more))
+            held += more
+
+    while holdings.stats.completed < tasks:
+        while coming and coming[0][0] <= now:
+            holdings.assign([delivered(next(numbers)) for _ in range(coming.pop(0)[1])], now)
+        if holdings.take(holdings.slots[0], now) is None:
+            say()
+            now, waits = coming[0][0], waits + 1
+            continue
+        if holdings.running_dry:
+            say()
+        ends = now + work_s
+        while (overdue := holdings.overdue_in(now)) is not None and now + overdue < ends:
+            now += overdue
+            if holdings.unsent:
+                say()
+            while coming and coming[0][0] <= now:
+                holdings.assign([delivered(next(numbers)) for _ in range(coming.pop(0)[1])], now)
+        now = ends
+        holdings.settle(holdings.slots[0], NULL, now)
+    return waits
+
+
+@pytest.mark.parametrize("work_s", [0.0002, 0.001, 0.0025, 0.005, 0.010, 0.0101, 0.015, 0.029])
+def test_a_worker_never_waits_while_the_broker_answers_in_time(work_s: float) -> None:
+    """A few waits in the beginning, until it is known how long the tasks take; from then on the next one is there when one ends."""
+    assert _waits(work_s, round_trip_s=0.001) <= 3
+
+
+def test_a_long_task_waits_behind_no_other() -> None:
+    """A worker of tasks of 40 ms holds none in reserve: it waits for each, which costs it a fortieth at most."""
+    assert _waits(0.040, round_trip_s=0.001) >= 199
+
+
 def test_an_outcome_waits_five_milliseconds_for_company() -> None:
     """Counted from the oldest. With nothing unsent and one task in the buffer, only a stall is to be watched for."""
     holdings = holding(1, 2, 3)
