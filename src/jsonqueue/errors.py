@@ -27,6 +27,7 @@ __all__ = [
     "InvalidTask",
     "JsonQueueError",
     "LeaseLost",
+    "LockLost",
     "ManagerRunning",
     "PublishRejected",
     "PublishUnknown",
@@ -243,6 +244,17 @@ class UnsupportedFormat(StorageError):
 
 class DiskFull(StorageError):
     """No room for a batch. What was written of it has been cut away again; nothing acknowledged is touched."""
+
+
+class LockLost(StorageError):
+    """The lock file of a part of the queue was removed or replaced, so that somebody else may write there now: this process must not."""
+
+    def __init__(self, lock: str) -> None:
+        super().__init__(
+            f"{lock} was removed or replaced while this process held it: it writes no more",
+            hint="lock files stay where they are, also when nobody holds them; what was acknowledged is in the files",
+        )
+        self.lock = lock
 
 
 class SyncFailed(StorageError):

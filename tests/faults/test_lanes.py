@@ -75,3 +75,12 @@ def test_a_disk_without_a_byte_to_spare() -> None:
     report = run_lane("full", prefix=("unshare", "-m"), timeout=100)
     assert report["status"] == 0, report["output"]
     assert report["disks"] == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it forks")
+def test_one_of_eight_starters_has_the_lock() -> None:
+    """A thousand rounds, most of them in a fresh folder: exactly one wins, the others are told who and have written nothing."""
+    report = _clean("race")
+    assert report["rounds"] == 1_000
+    assert report["fresh folders"] > 600
+    assert report["winners that died"] > 50

@@ -10,8 +10,10 @@ from random import Random
 
 import pytest
 
-from jsonqueue.errors import DiskFull, FolderRefused, StorageError, SyncFailed
+from jsonqueue.errors import DiskFull, FolderRefused, LockLost, StorageError, SyncFailed
 from jsonqueue.storage.files import Files, RealFiles, write_all
+from jsonqueue.storage.locks import hold
+from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
 
 
@@ -308,3 +310,61 @@ def test_rooms_fill_up() -> None:
         files.write(handle, b"5")
     files.truncate(handle, 1)
     assert files.write(handle, b"xyz!") == 3
+
+
+# ── who may still write ──────────────────────────────────────────────────────────────────────────────────────────────
+
+CHANGES: dict[str, Callable[[RealFiles, int], object]] = {
+    "create": lambda files, handle: files.open("new", create=True),
+    "write": lambda files, handle: files.write(handle, b"x"),
+    "truncate": lambda files, handle: files.truncate(handle, 0),
+    "rename": lambda files, handle: files.rename("a", "b"),
+    "link": lambda files, handle: files.link("a", "b"),
+    "unlink": lambda files, handle: files.unlink("a"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_writer_that_lost_its_lock_changes_nothing(tmp_path: Path, change: Callable[[RealFiles, int], object]) -> None:
+    """Neither bytes nor names; it may still read."""
+    files = RealFiles(tmp_path)
+    handle = files.open("a", create=True)
+    files.write(handle, b"held")
+    with hold(tmp_path, "published") as lock:
+        files.guard(lock.check)
+        files.write(handle, b"!")
+        (tmp_path / "published.lock").unlink()
+        with pytest.raises(LockLost):
+            change(files, handle)
+    assert files.read(handle, 0, 10) == b"held!"
+    assert files.list() == ["a"]
+    files.close(handle)
+    files.shut()
+
+
+def test_a_sync_after_which_the_lock_is_lost_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between write and sync, and replaced meanwhile: the successor may not have read it, so it must not be acknowledged."""
+    files = RealFiles(tmp_path)
+    handle = files.open("a", create=True)
+    with hold(tmp_path, "published") as lock:
+        files.guard(lock.check)
+        files.write(handle, b"x")
+        monkeypatch.setattr("jsonqueue.storage.files._data_sync", lambda handle: (tmp_path / "published.lock").unlink())
+        with pytest.raises(LockLost):
+            files.sync(handle)
+    files.close(handle)
+    files.shut()
+
+
+def test_a_batch_looks_at_its_lock_twice(tmp_path: Path) -> None:
+    """Before its write and after its sync, 2 µs each; nothing else on its way does."""
+    looks: list[int] = []
+    files = RealFiles(tmp_path)
+    log = LogWriter.open(files, LogKind.PUBLISHED)
+    files.guard(lambda: looks.append(1))
+    for number in range(100):
+        log.append(b'[{"id":"%d","data":1}]' % number, at_ms=1, first_task=number + 1)
+        log.sync()
+    assert len(looks) == 200
+    log.close()
+    files.shut()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jsonqueue.errors import FolderRefused, ManagerRunning
+from jsonqueue.errors import FolderRefused, LockLost, ManagerRunning
 from jsonqueue.storage import locks
 from jsonqueue.storage.locks import hold, holder
 
@@ -101,3 +102,28 @@ def test_a_holder_of_another_user_lives(tmp_path: Path, monkeypatch: pytest.Monk
     with hold(tmp_path, "queue"):
         monkeypatch.setattr(os, "kill", refuse)
         assert holder(tmp_path, "queue") == f"process {os.getpid()}"
+
+
+def test_a_lock_that_is_lost_is_said_so(tmp_path: Path) -> None:
+    """With the name of its file; the exit status is that of a disk that cannot be written to."""
+    with hold(tmp_path, "published") as lock:
+        lock.check()
+        (tmp_path / "published.lock").rename(tmp_path / "aside")
+        with pytest.raises(LockLost, match=r"published\.lock was removed or replaced") as caught:
+            lock.check()
+        assert caught.value.exit_status == 74
+        (tmp_path / "aside").rename(tmp_path / "published.lock")
+        lock.check()
+
+
+def test_on_a_full_disk_a_lock_is_held_without_saying_by_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written into it is for people; a broker that waits for room must hold its lock all the same."""
+
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with hold(tmp_path, "queue") as lock:
+        assert lock.intact()
+        with pytest.raises(ManagerRunning, match="another process"):
+            hold(tmp_path, "queue")

@@ -12,7 +12,7 @@ from pathlib import Path
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
-from jsonqueue.errors import ManagerRunning, PublishUnknown, SyncFailed
+from jsonqueue.errors import LockLost, ManagerRunning, PublishUnknown, SyncFailed
 from jsonqueue.event import Event, Write, Written
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.folder import load_config, open_folder
@@ -37,7 +37,8 @@ def append(queue_dir: Path, batches: Sequence[list[StoredTaskIn]], *, clock: Clo
     """Append the batches, each durable before the next; one answer each. None: somebody else holds the lock, nothing was done."""
     files = open_folder(queue_dir, create=True)
     try:
-        with hold(queue_dir, "published", timeout=_LOCK_WAIT_S, what="a publisher, for one call"):
+        with hold(queue_dir, "published", timeout=_LOCK_WAIT_S, what="a publisher, for one call") as lock:
+            files.guard(lock.check)
             return _append(files, batches, clock)
     except ManagerRunning:
         return None
@@ -57,7 +58,7 @@ def _append(files: RealFiles, batches: Sequence[list[StoredTaskIn]], clock: Cloc
     try:
         for tasks in batches:
             broker.step([(0, Write(len(answers), tasks))], keep)
-    except SyncFailed as error:
+    except (LockLost, SyncFailed) as error:
         unanswered = tuple(task.id for tasks in batches[len(answers) :] for task in tasks)
         raise PublishUnknown(unanswered, cause=str(error)) from error
     finally:

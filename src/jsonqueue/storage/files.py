@@ -17,14 +17,14 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 from jsonqueue.errors import DiskFull, FolderRefused, StorageError, SyncFailed
 
-__all__ = ["Files", "Identity", "RealFiles", "write_all"]
+__all__ = ["NO_ROOM", "Files", "Identity", "RealFiles", "write_all"]
 
 Identity = tuple[int, int, int]
 """(inode, size, mtime in ns): differs when a file was replaced or written to."""
@@ -110,6 +110,15 @@ class RealFiles:
         self.read_only = read_only
         self._folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._poisoned: set[int] = set()
+        self._check = _unguarded
+
+    def guard(self, check: Callable[[], None]) -> None:
+        """From now on ``check()`` is called before anything is changed, and after each sync; what it raises is raised here.
+
+        A writer that was stopped (SIGSTOP, a suspended machine) and lost its lock meanwhile thus writes nothing when it wakes up. Should
+        it be stopped in the midst, the look after the sync keeps it from acknowledging what its successor has not read.
+        """
+        self._check = check
 
     def shut(self) -> None:
         """Close the folder; nothing works afterwards. Open handles stay valid."""
@@ -121,6 +130,7 @@ class RealFiles:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # NONBLOCK: a planted FIFO must not hang the broker
         flags |= os.O_RDONLY if self.read_only else os.O_RDWR | os.O_APPEND
         if create:
+            self._check()
             flags |= os.O_CREAT | os.O_EXCL
         try:
             handle = os.open(name, flags, 0o600, dir_fd=self._folder)
@@ -146,6 +156,7 @@ class RealFiles:
 
     def write(self, handle: int, data: bytes) -> int:
         self._refuse_poisoned(handle)
+        self._check()
         try:
             return os.write(handle, data)
         except OSError as error:
@@ -153,6 +164,7 @@ class RealFiles:
 
     def truncate(self, handle: int, size: int) -> None:
         self._refuse_poisoned(handle)
+        self._check()
         with _explaining("a file of the queue"):
             os.ftruncate(handle, size)
 
@@ -168,6 +180,7 @@ class RealFiles:
             raise SyncFailed(
                 f"fsync failed: {error.strerror}", hint="what the disk holds is unknown; the brokers start anew from it"
             ) from error
+        self._check()
 
     def close(self, handle: int) -> None:
         self._poisoned.discard(handle)
@@ -183,14 +196,17 @@ class RealFiles:
             os.close(handle)
 
     def rename(self, old: str, new: str) -> None:
+        self._check()
         with _explaining(new):
             os.replace(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def link(self, old: str, new: str) -> None:
+        self._check()
         with _explaining(new):
             os.link(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def unlink(self, name: str) -> None:
+        self._check()
         try:
             os.unlink(name, dir_fd=self._folder)
         except (IsADirectoryError, PermissionError) as error:  # of a folder: Linux says the one, macOS the other
@@ -247,7 +263,12 @@ else:
     _data_sync = os.fdatasync
 
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when there is no room."""
+
+
+def _unguarded() -> None:
+    """Nobody else writes here."""
 
 
 @contextmanager
@@ -262,7 +283,7 @@ def _explaining(name: str) -> Iterator[None]:
 
 def _explained(error: OSError, name: str) -> StorageError:
     """What the system said, as an error of ours."""
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return DiskFull(f"no room for {name}: {error.strerror}", hint="free some space; nothing that was acknowledged is touched")
     return StorageError(f"{name}: {error.strerror}")
 

@@ -16,7 +16,8 @@ from typing import Literal
 from filelock import Timeout, UnixFileLock
 from msgspec import DecodeError, Struct, json
 
-from jsonqueue.errors import FolderRefused, ManagerRunning
+from jsonqueue.errors import FolderRefused, LockLost, ManagerRunning
+from jsonqueue.storage.files import NO_ROOM
 
 __all__ = ["FolderLock", "LockName", "hold", "holder"]
 
@@ -43,19 +44,29 @@ class FolderLock:
         """Use :func:`hold`."""
         self.name = name
         self._path, self._what = path, what
+        self._name = os.fspath(path)
         self._descriptor = -1
-        self._inode = (0, 0)
+        self._inode: tuple[int, int] | None = None
         self._lock = UnixFileLock(
             path, mode=0o600, thread_local=False, fallback_to_soft=False, preserve_lock_file=True, on_acquired=self._introduce
         )
 
     def intact(self) -> bool:
-        """Whether the lock file is still the one that was locked: if somebody replaced it, somebody else may hold the new one."""
-        return self._lock.is_locked and _inode_of(self._path) == self._inode
+        """Whether the lock file is still the one that was locked: if somebody replaced it, somebody else may hold the new one.
+
+        One look at a name, 2 µs: it is asked twice for each batch.
+        """
+        return self._inode is not None and _inode_of(self._name) == self._inode
+
+    def check(self) -> None:
+        """Raise :class:`LockLost` unless it is :meth:`intact`."""
+        if not self.intact():
+            raise LockLost(self._name)
 
     def release(self) -> None:
         """Give it back. The file stays, emptied."""
         if self._lock.is_locked:
+            self._inode = None
             os.ftruncate(self._descriptor, 0)
             self._lock.release()
 
@@ -68,10 +79,15 @@ class FolderLock:
     def _introduce(self, descriptor: int) -> None:
         found = os.fstat(descriptor)
         self._descriptor, self._inode = descriptor, (found.st_dev, found.st_ino)
-        if _inode_of(self._path) != self._inode:
+        if _inode_of(self._name) != self._inode:
+            self._inode = None
             raise _Replaced
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.encode(_Holder(os.getpid(), _started(os.getpid()), self._what)) + b"\n", 0)
+        told = json.encode(_Holder(os.getpid(), _started(os.getpid()), self._what)) + b"\n"
+        try:
+            os.ftruncate(descriptor, os.pwrite(descriptor, told, 0))
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise  # On a full disk nobody is told who holds it; it is held all the same.
 
     def _acquire(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -123,9 +139,9 @@ def _path_of(queue_dir: str | Path, name: LockName) -> Path:
     return Path(queue_dir).resolve() / f"{name}.lock"
 
 
-def _inode_of(path: Path) -> tuple[int, int] | None:
+def _inode_of(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path, follow_symlinks=False)
+        found = os.lstat(path)
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino

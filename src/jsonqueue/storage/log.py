@@ -161,11 +161,17 @@ class LogWriter:
         chain = int(source.head.chain, 16) if source else end.chain
         handle = self._files.open(draft, create=True)
         head = encode_segment_head(self.kind, first=first, epoch=self.epoch, chain=chain)
-        write_all(self._files, handle, head)
-        if source:
-            self._copy(source, end.offset, handle)
-        self._files.sync(handle)
-        self._files.rename(draft, Segment(first, self.epoch, self.kind).name)
+        try:
+            write_all(self._files, handle, head)
+            if source:
+                self._copy(source, end.offset, handle)
+            self._files.sync(handle)
+            self._files.rename(draft, Segment(first, self.epoch, self.kind).name)
+        except DiskFull:
+            # Whoever opens it may try again; until then the draft must not take what little room there is.
+            self._files.close(handle)
+            self._files.unlink(draft)
+            raise
         self._files.sync_folder()
         self._handle, self._head_size, self._first = handle, len(head), first
         self.bytes = self._files.size(handle)

@@ -31,15 +31,15 @@ class Reserve:
         """Make it as large as it should be, if there is room enough to publish."""
         if self._left() >= self._size or self._files.free_bytes() < self._room_wanted:
             return
-        handle = self._open()
-        try:
-            missing = self._size - self._files.size(handle)
-            with suppress(DiskFull):
+        with suppress(DiskFull):
+            handle = self._open()
+            try:
+                missing = self._size - self._files.size(handle)
                 while missing > 0:
                     write_all(self._files, handle, bytes(min(missing, 1 << 20)))
                     missing -= 1 << 20
-        finally:
-            self._files.close(handle)
+            finally:
+                self._files.close(handle)
 
     def spend(self, wanted: int) -> bool:
         """Give up enough for ``wanted`` bytes; False when nothing is left to give."""
