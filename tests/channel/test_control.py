@@ -24,6 +24,8 @@ NEWS = [
     control.Rotated(5),
     control.Rotated(5, progress=(7, 2), published=(8, 3)),
     control.Counters(6, 2, {"pending": 1}),
+    control.Waiting("no room"),
+    control.Crowded("full house"),
     control.Draining(3),
     control.Failed("SyncFailed", "no", "hint"),
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -202,70 +200,6 @@ def test_a_second_signal_ends_brokers_and_consumers_at_once_and_loses_nothing(ca
 
 
 # ── many at once ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_of_many_starts_at_once_exactly_one_wins(cast: Cast) -> None:
-    """The others exit with 75 and write nothing: the folder holds what one manager makes, under its first epoch."""
-    starter = (
-        "import os, sys\n"
-        "from jsonqueue.broker.manager import BrokerManager\n"
-        "from jsonqueue.config import Config\n"
-        "from jsonqueue.errors import ManagerRunning\n"
-        "manager = BrokerManager(sys.argv[1], Config(flush_interval_ms=3_600_000))\n"
-        "print('here', flush=True)\n"
-        "os.read(0, 1)\n"
-        "pids = []\n"
-        "for _ in range(6):\n"
-        "    pid = os.fork()\n"
-        "    if not pid:\n"
-        "        try:\n"
-        "            manager.start()\n"
-        "            manager.wait_ready()\n"
-        "            print('won', flush=True)\n"
-        "            os.read(0, 1)\n"
-        "            manager.stop()\n"
-        "            os._exit(0)\n"
-        "        except ManagerRunning as error:\n"
-        "            os._exit(error.exit_status)\n"
-        "    pids.append(pid)\n"
-        "ended = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]\n"
-        "print(*ended, flush=True)\n"
-    )
-    command = [sys.executable, "-c", starter, str(cast.queue_dir)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    starters = [
-        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(4)
-    ]
-    try:
-        for process in starters:
-            assert _line(process) == "here\n"
-        for process in starters:
-            _poke(process)
-        # The losers' parents end by themselves; the winner's waits for the winner, which waits to be told.
-        lines = [_line(process) for process in starters]
-        assert lines.count("won\n") == 1
-        winner = starters[lines.index("won\n")]
-        _poke(winner)
-        lines.append(_line(winner))
-    finally:
-        for process in starters:
-            process.kill()
-            process.communicate()
-    assert sorted(" ".join(lines).replace("won", "").split()) == ["0"] + ["75"] * 23
-    assert not list(cast.queue_dir.glob("*.jsonl"))
-    assert json.loads((cast.queue_dir / "queue.json").read_bytes())["epochs"] == [1, 1]
-
-
-def _poke(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("!")
-    process.stdin.flush()
-
-
-def _line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    assert select.select([process.stdout], [], [], PATIENCE_S)[0]
-    return process.stdout.readline()
 
 
 @on_linux

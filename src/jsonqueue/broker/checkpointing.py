@@ -7,17 +7,20 @@
 
 A broker that dies during 1 ends the attempt. At any later step the files alone say how to go on. Small queues are checkpointed at each
 flush interval in which something happened. For a large one that would be mostly copying: there the logs grow as large as queue.json is, or
-to the limit of a segment, first; and it takes no more than a tenth of the time.
+to the limit of a segment, first, or so much time passes that the copy comes to 256 KiB a second; and it takes no more than a tenth of the
+time. So what checkpoints write is at most in proportion to what the logs do, or next to nothing.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from enum import Enum, auto
 from itertools import islice
 
 from jsonqueue.broker.narration import Narration
+from jsonqueue.broker.restarts import is_want
 from jsonqueue.channel.control import Forget, Order, Rotate, Rotated
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
@@ -29,7 +32,7 @@ from jsonqueue.storage.files import Files
 
 __all__ = ["Checkpointing"]
 
-_SMALL_BYTES = 4 * 1024 * 1024
+_COPIED_BYTES_A_MS = 256
 _IDS_AT_ONCE = 50_000
 _SHARE = 10
 """A checkpoint that took 1 s is followed by 9 s without one."""
@@ -71,6 +74,8 @@ class Checkpointing:
         self._disturbed = False
         self._request = 0
         self._due_ms = clock.monotonic_ms() + config.flush_interval_ms
+        self._copied_ms = clock.monotonic_ms()
+        """When queue.json was last written anew."""
         self._seen: tuple[object, ...] = ()
         self._last_cut: Cut | None = None
         self._waiting: list[Settled] = []
@@ -126,19 +131,29 @@ class Checkpointing:
     # ── the steps ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _is_worth_it(self) -> bool:
-        seen = self._signature()
+        try:
+            seen = self._signature()
+        except OSError:
+            return True  # No file may be opened now, not even the folder: the attempt will say so.
         if seen == self._seen:
             return False
         queue = self._files.identity("queue.json")
         queue_bytes, logs_bytes = queue[1] if queue else 0, log_bytes(self._files)
-        return queue_bytes < _SMALL_BYTES or logs_bytes >= min(queue_bytes, self._config.segment_max_bytes)
+        if logs_bytes >= min(queue_bytes, self._config.segment_max_bytes):
+            return True
+        waited_ms = self._clock.monotonic_ms() - self._copied_ms
+        return queue_bytes <= _COPIED_BYTES_A_MS * max(waited_ms, self._config.flush_interval_ms)
 
     def _signature(self) -> tuple[object, ...]:
         names = [name for name in self._files.list() if name.startswith(("published-", "progress-"))]
         return tuple((name, self._files.identity(name)) for name in names)
 
     def _begin(self) -> None:
-        self._seen = self._signature()
+        try:
+            self._seen = self._signature()
+        except OSError as error:
+            self._failed(error)
+            return
         self._request += 1
         self._step = _Step.PUBLISHER_ASKED
         self._post(EventOwner.PUBLISHER_BROKER, Rotate(self._request))
@@ -153,8 +168,13 @@ class Checkpointing:
             return
         self._step = _Step.FOLDING
         self._disturbed = False
-        self._thread = threading.Thread(target=self._fold, args=(cut, self._clock.monotonic_ms()), name="jsonqueue-checkpoint", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._fold, args=(cut, self._clock.monotonic_ms()), name="jsonqueue-checkpoint", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread is to be had
+            self._failed(OSError(errno.EAGAIN, str(error)))
+        else:
+            self._thread = thread
 
     def _fold(self, cut: Cut, began_ms: int) -> None:
         """In its own thread."""
@@ -168,7 +188,7 @@ class Checkpointing:
 
     def _folded(self, cut: Cut, done: CheckpointDone, began_ms: int) -> None:
         now_ms = self._clock.monotonic_ms()
-        self._last_cut = cut
+        self._last_cut, self._copied_ms = cut, now_ms
         self.count += 1 if done.folded else 0
         self.ended_ms, self.took_ms = self._clock.wall_ms(), now_ms - began_ms
         self._due_ms = now_ms + max(self._config.flush_interval_ms, (_SHARE - 1) * self.took_ms)
@@ -188,7 +208,7 @@ class Checkpointing:
             self._say.checkpoint_failed(error)
         self._finish(str(error))
         # A broker that starts replaces its newest segment, maybe just while that was read. What is really damaged is found again.
-        if not self._disturbed and not isinstance(error, DiskFull | OSError):
+        if not self._disturbed and not isinstance(error, DiskFull | OSError) and not is_want(error):
             self._on_damage(error if isinstance(error, JsonQueueError) else StorageError(f"the checkpoint failed: {error!r}"))
 
     def _finish(self, why: str) -> None:

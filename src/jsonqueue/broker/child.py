@@ -26,6 +26,8 @@ class ChildState(StrEnum):
     """Where a broker process stands."""
 
     STARTING = "starting"
+    WAITING = "waiting"
+    """For room on the disk: it starts when there is some."""
     READY = "ready"
     DYING = "dying"
     """Its control Pipe has ended, the process itself has not, or is not reaped yet."""
@@ -44,7 +46,16 @@ class Child:
         self.hung_up_ms = 0
         self.started_ms = now_ms
         self.last_words: Failed | None = None
-        ours, theirs = Pipe.pair()
+        self.waits_for = ""
+        """Why it cannot start yet."""
+        self.crowded = ""
+        """Why it takes no more clients, until ``crowded_until_ms``."""
+        self.crowded_until_ms = 0
+        try:
+            ours, theirs = Pipe.pair()
+        except BaseException:
+            os.close(marks)
+            raise
         self.control = FdPipe(ours)
         try:
             # Sent before the process exists, so that its first read finds all of it.

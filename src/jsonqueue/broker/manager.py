@@ -50,7 +50,7 @@ class BrokerManager:
         self._supervisor: Supervisor | None = None
         self._thread: threading.Thread | None = None
         self._started_by = 0
-        self._on_end: Callable[[], None] = _nothing
+        self._on_change: Callable[[], None] = _nothing
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -69,23 +69,33 @@ class BrokerManager:
             files.shut()
             raise
         try:
+            files.guard(lock.check)
             config = self._config or load_config(files)
-            self._supervisor = Supervisor(self.queue_dir, files, config, SystemClock(), grace_ms=self._grace_ms, on_end=self._has_ended)
+            self._supervisor = Supervisor(
+                self.queue_dir, files, config, SystemClock(), grace_ms=self._grace_ms, check_lock=lock.check, on_change=self._has_changed
+            )
             self._supervisor.begin()
+            thread = threading.Thread(target=self._run, args=(self._supervisor, lock, files), name="jsonqueue-manager", daemon=True)
+            try:
+                thread.start()
+            except BaseException:  # no thread is to be had
+                self._supervisor.abandon()
+                raise
         except BaseException:
+            self._supervisor = None
             _release(lock, files)
             raise
-        self._thread = threading.Thread(target=self._run, args=(self._supervisor, lock, files), name="jsonqueue-manager", daemon=True)
+        self._thread = thread
         self._started_by = os.getpid()
         # For a program that forgets to stop it. The thread is a daemon so that such a program ends at all.
         atexit.register(self._stop_at_exit)
-        self._thread.start()
 
     def wait_ready(self, timeout: float | None = 60.0) -> None:
         """Return when both brokers serve. Raises the error that stopped the manager, or :class:`BrokerUnavailable` when the time is up."""
         supervisor = self._running()
         if not supervisor.ready.wait(timeout):
-            raise BrokerUnavailable(self.queue_dir, cause=f"the brokers were not ready within {timeout:g} s")
+            why = supervisor.waits_for or "they are still loading the queue"
+            raise BrokerUnavailable(self.queue_dir, cause=f"the brokers were not ready within {timeout:g} s: {why}")
         if supervisor.error is not None:
             raise supervisor.error
         if supervisor.ended.is_set():
@@ -126,8 +136,8 @@ class BrokerManager:
         finally:
             _release(lock, files)
 
-    def _has_ended(self) -> None:
-        self._on_end()
+    def _has_changed(self) -> None:
+        self._on_change()
 
     def _stop_at_exit(self) -> None:
         if self._started_by == os.getpid() and self._supervisor is not None and self._thread is not None:
@@ -171,36 +181,42 @@ class BrokerManager:
 
     # ── as a program of its own ──────────────────────────────────────────────────────────────────────────────────────
 
-    def serve_forever(self) -> None:
+    def serve_forever(self, *, on_ready: Callable[[], None] | None = None) -> None:
         """Serve until SIGINT, SIGTERM, SIGHUP or an operator's stop, then :meth:`stop`. A second signal ends at once, still consistent.
 
-        For the main thread. Starts the manager if it is not started. Raises the error that stopped the manager, if any.
+        For the main thread. Starts the manager if it is not started: then no moment is without somebody who heeds signals. ``on_ready`` is
+        called, in this thread, when both brokers serve, however long that takes. Raises the error that stopped the manager, if any.
         """
         woken, waker = socket.socketpair()
         waker.setblocking(False)
         with woken, waker, _signals_to(waker):
-            self._on_end = lambda: _poke(waker)
+            self._on_change = lambda: _poke(waker)
             if self._thread is None:
                 self.start()
-            supervisor = self._running()
-            if supervisor.ended.is_set():
-                _poke(waker)
-            ended = self._await_end(supervisor, woken)
-            self._on_end = _nothing
+            _poke(waker)
+            try:
+                ended = self._await_end(self._running(), woken, on_ready or _nothing)
+            finally:
+                self._on_change = _nothing
         if ended:
             self.stop()
         else:
             atexit.unregister(self._stop_at_exit)
 
-    def _await_end(self, supervisor: Supervisor, woken: socket.socket) -> bool:
-        """Each byte is the number of a signal, or 0 when the supervisor has ended. False: it was too busy to end at once."""
-        signals = 0
-        while 0 not in (received := woken.recv(64)):
-            signals += len(received)
-            supervisor.stop(at_once=signals > 1)
+    def _await_end(self, supervisor: Supervisor, woken: socket.socket, on_ready: Callable[[], None]) -> bool:
+        """Each byte is the number of a signal, or 0: look how the supervisor stands. False: it was too busy to end at once."""
+        signals, told = 0, False
+        while not supervisor.ended.is_set():
+            received = woken.recv(64)
+            if number := len(received.replace(b"\0", b"")):
+                signals += number
+                supervisor.stop(at_once=signals > 1)
             if signals > 1:
                 # In the midst of a checkpoint, say. Leaving that half-done is safe: the thread and its locks end with the process.
                 return supervisor.ended.wait(_AT_ONCE_S)
+            if not told and not signals and supervisor.ready.is_set() and not supervisor.ended.is_set():
+                told = True
+                on_ready()
         return True
 
 

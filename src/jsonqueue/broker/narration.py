@@ -30,6 +30,15 @@ class Narration:
     def both_restarted(self) -> None:
         _log.warning("the disk failed under one broker: both start again from what it holds")
 
+    def broker_waits(self, role: EventOwner, why: str) -> None:
+        _log.warning("%s cannot start, and waits for room on the disk: %s", _name(role), why)
+
+    def broker_crowded(self, role: EventOwner, why: str) -> None:
+        _log.warning("%s has no room for another client: %s", _name(role), why)
+
+    def broker_postponed(self, role: EventOwner, why: str) -> None:
+        _log.warning("%s is down, %s; it is tried again until it works", _name(role), why)
+
     def broker_killed(self, role: EventOwner, *, pid: int, why: str) -> None:
         _log.warning("killed the %s (pid %d): %s", _name(role), pid, why)
 

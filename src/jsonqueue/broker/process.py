@@ -24,6 +24,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import select
 import selectors
 import signal
@@ -39,6 +40,7 @@ from jsonqueue.channel.control import (
     Ask,
     Attach,
     Counters,
+    Crowded,
     Draining,
     Failed,
     Forget,
@@ -50,13 +52,14 @@ from jsonqueue.channel.control import (
     Rotated,
     Start,
     Stop,
+    Waiting,
     decode_order,
     encode,
     failed_by,
 )
 from jsonqueue.channel.pipe import FdPipe, Pipe
 from jsonqueue.clock import SystemClock
-from jsonqueue.errors import ConnectionClosed, JsonQueueError
+from jsonqueue.errors import ConnectionClosed, DiskFull, JsonQueueError
 from jsonqueue.event import EventOwner, Mark
 from jsonqueue.event import encode as encode_event
 from jsonqueue.storage.files import Files
@@ -79,6 +82,14 @@ LEFT_TO_THE_MANAGER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _DRAIN_MS = 1_000
 _PARENT_LOOK_MS = 500
+
+_ROOM_LOOK_S = 0.2
+_ROOM_RETRY_MS = 10_000
+_ROOM_MORE_BYTES = 64 * 1024
+"""A broker that had no room to start looks this often whether there is so much more by now, and tries again after so long in any case."""
+
+_FILES_KEPT = 32
+"""How many open files are not for clients."""
 
 _log = logging.getLogger("jsonqueue.broker")
 
@@ -129,10 +140,11 @@ class _Desk:
         self._early: list[Order] = []
         self._start = self._first_order()
         self._clock = SystemClock()
-        files = open_folder(self._start.queue_dir, create=False)
-        self._side = _SIDES[self._start.role](self._start, files, self._clock)
+        self._files = open_folder(self._start.queue_dir, create=False)
+        self._side = _SIDES[self._start.role](self._start, self._files, self._clock)
         self._broker = self._side.broker
         self._loop = BrokerLoop(self._broker, self._clock)
+        self._files_max = _allow_more_files()
         self._stopping = False
         self._drain_max_ms = 0
         self._ready = False
@@ -143,7 +155,8 @@ class _Desk:
         """Take the lock, recover, and begin to listen."""
         # For life, and without a limit: a predecessor that lost its manager may still be writing its last batch.
         self._lock = hold(self._start.queue_dir, self._side.lock, timeout=-1, what=PROCESS_NAMES[self._start.role])
-        self._broker.open()
+        self._files.guard(self._lock.check)
+        self._open_broker()
         self._side.use_marks(self._loop, self._take_pipe())
         self._loop.watch(self._control, self._hear)
         self._watch_manager()
@@ -173,6 +186,26 @@ class _Desk:
             self._look_for_manager()
             self._loop.turn(left_ms if self._wait_max_ms is None else min(left_ms, self._wait_max_ms))
 
+    def _open_broker(self) -> None:
+        """Where there is no room for its log it waits for some: another start would find as little."""
+        while True:
+            try:
+                self._broker.open()
+                return
+            except DiskFull as error:
+                self._tell(Waiting(error.message))
+            self._wait_for_room()
+
+    def _wait_for_room(self) -> None:
+        """Until there is more. What a quota leaves shows nowhere, nor do inodes: after a while it is worth a try anyway."""
+        free, until_ms = self._files.free_bytes(), self._clock.monotonic_ms() + _ROOM_RETRY_MS
+        while self._files.free_bytes() < free + _ROOM_MORE_BYTES and self._clock.monotonic_ms() < until_ms:
+            self._look_for_manager()
+            orders = self._next_orders(_ROOM_LOOK_S)
+            if any(isinstance(order, Stop) for order in orders):
+                raise _ManagerGone  # Nothing was begun: there is nothing to drain.
+            self._early += orders
+
     def _report_ready(self) -> None:
         self._ready = True
         # What is loaded by now stays; the collector need not walk through it again and again.
@@ -184,13 +217,16 @@ class _Desk:
     # ── the manager ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _first_order(self) -> Start:
+        first, *self._early = self._next_orders(None)
+        assert isinstance(first, Start)
+        return first
+
+    def _next_orders(self, timeout: float | None) -> list[Order]:
+        """What the manager says next, waited for; [] when the time is up."""
         try:
-            first, *rest = [decode_order(frame) for frame in self._control.receive()]
+            return [decode_order(frame) for frame in self._control.receive(timeout)]
         except ConnectionClosed:
             raise _ManagerGone from None
-        assert isinstance(first, Start)
-        self._early = rest
-        return first
 
     def _hear(self) -> None:
         try:
@@ -204,7 +240,7 @@ class _Desk:
     def _obey(self, order: Order) -> None:
         match order:
             case Attach():
-                self._loop.attach(order.peer, self._take_pipe(), order.owner, order.name)
+                self._attach(order, self._take_pipe())
             case Marks():
                 self._side.use_marks(self._loop, self._take_pipe())
             case Rotate():
@@ -215,6 +251,14 @@ class _Desk:
                 self._tell(Counters(order.request, self._loop.peers, self._broker.counters()))
             case Stop():
                 self._stopping, self._drain_max_ms = True, order.wait_max_ms
+
+    def _attach(self, order: Attach, pipe: Pipe) -> None:
+        """Serve this client, unless its Pipe is among the last files that this process may open: those are for the queue's own."""
+        if pipe.fileno() < self._files_max - _FILES_KEPT:
+            self._loop.attach(order.peer, pipe, order.owner, order.name)
+            return
+        pipe.close()
+        self._tell(Crowded(f"{self._loop.peers} clients are connected, and {self._files_max} open files allowed (ulimit -n)"))
 
     def _take_pipe(self) -> Pipe:
         (fd,) = self._control.take_fds(1)
@@ -368,6 +412,15 @@ class MarksOutlet:
             self._pipe = None
 
 
+def _allow_more_files() -> int:
+    """How many files this process may open: each client is one, and the usual 1,024 are a limit for others' sake (select)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS has a lower limit that it does not tell.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if allowed == resource.RLIM_INFINITY else allowed
+
+
 def _is_alive(pid: int) -> bool:
     """Whether a process of this number runs; one that ended and was not reaped yet does not."""
     if sys.platform == "linux":
@@ -386,6 +439,8 @@ def _is_alive(pid: int) -> bool:
 
 def _has_not_ended(pidfd: int) -> bool:
     try:
-        return not select.select([pidfd], [], [], 0)[0]
+        poll = select.poll()  # select() takes no fd beyond 1,023
+        poll.register(pidfd, select.POLLIN)
+        return not poll.poll(0)
     finally:
         os.close(pidfd)

@@ -19,6 +19,9 @@ _GUESTS_MAX = 512
 _PAUSE_MS = 200
 """How long nobody is let in when this process has no room for more open files."""
 
+_SILENCE_MS = 30_000
+"""How long nothing more is said of that."""
+
 
 class Guest:
     """A caller at the desk."""
@@ -48,6 +51,7 @@ class Reception:
         self._handle = handle
         self._guests: list[Guest] = []
         self._paused_until_ms: int | None = None
+        self._silent_until_ms = 0
         selector.register(listener, selectors.EVENT_READ, self._welcome)
 
     def answer(self, guest: Guest, answer: Registered | Refused | Report, fds: tuple[int, ...] = ()) -> None:
@@ -112,13 +116,26 @@ class Reception:
         if len(self._guests) >= _GUESTS_MAX:
             self._see_off(min(self._guests, key=lambda guest: (guest.asked, guest.until_ms)))
         guest = Guest(visitor, self._clock.monotonic_ms() + HANDSHAKE_MS)
-        self._guests.append(guest)
-        self._selector.register(visitor, selectors.EVENT_READ, lambda: self._hear(guest))
+        try:
+            self._selector.register(visitor, selectors.EVENT_READ, lambda: self._hear(guest))
+        except OSError as error:
+            visitor.close()
+            self._pause(error)
+        else:
+            self._guests.append(guest)
 
     def _pause(self, error: OSError) -> None:
-        self._say.too_many_files(error)
+        """Who calls stays in the kernel's queue: to look at once again would find the same, without end."""
+        self.complain(error)
         self._selector.unregister(self._listener)
         self._paused_until_ms = self._clock.monotonic_ms() + _PAUSE_MS
+
+    def complain(self, error: OSError) -> None:
+        """Say, now and then, that there is no room for more open files."""
+        now_ms = self._clock.monotonic_ms()
+        if now_ms >= self._silent_until_ms:
+            self._silent_until_ms = now_ms + _SILENCE_MS
+            self._say.too_many_files(error)
 
     def _hear(self, guest: Guest) -> None:
         try:

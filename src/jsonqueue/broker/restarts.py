@@ -1,15 +1,18 @@
-"""Whether a broker that died is started again, and what to say when it is not."""
+"""Whether a broker that died is started again, when, and what to say when it is not."""
 
 from __future__ import annotations
 
+import errno
 from collections import deque
+from collections.abc import Iterable
 
 from jsonqueue.broker.child import Child
 from jsonqueue.broker.narration import ending
 from jsonqueue.channel.control import error_of
 from jsonqueue.errors import BrokerFailed, JsonQueueError
+from jsonqueue.event import EventOwner
 
-__all__ = ["DISK_FAILED", "Restarts"]
+__all__ = ["DISK_FAILED", "Postponed", "Restarts", "is_want"]
 
 DISK_FAILED = 74
 """The exit status of a broker whose disk failed it."""
@@ -19,6 +22,50 @@ _FOR_GOOD = frozenset({65, 77, 78})
 
 _MAX = 3
 _WITHIN_MS = 60_000
+
+_FIRST_PAUSE_MS = 100
+_PAUSE_MAX_MS = 5_000
+
+_WANT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
+
+
+def is_want(error: BaseException | None) -> bool:
+    """Whether it comes of a want of open files, memory or processes, which passes when somebody gives some back."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _WANT):
+            return True
+        error = error.__cause__
+    return False
+
+
+class Postponed:
+    """Brokers that could not be started for want of anything: why, and when that is tried again. It is no death, and never given up."""
+
+    def __init__(self) -> None:
+        self.why: dict[EventOwner, str] = {}
+        self._due_ms = 0
+        self._pause_ms = 0
+
+    def postpone(self, roles: Iterable[EventOwner], error: BaseException, now_ms: int) -> None:
+        """Try these again after a pause, which grows."""
+        for role in roles:
+            self.why[role] = f"it cannot be started for now: {getattr(error, 'strerror', None) or error!r}"
+        self._pause_ms = min(max(2 * self._pause_ms, _FIRST_PAUSE_MS), _PAUSE_MAX_MS)
+        self._due_ms = now_ms + self._pause_ms
+
+    def next_due_ms(self) -> int | None:
+        """When the next try is due, if any."""
+        return self._due_ms if self.why else None
+
+    def take_due(self, now_ms: int) -> list[EventOwner]:
+        """Whom to start now."""
+        return list(self.why) if self.why and now_ms >= self._due_ms else []
+
+    def started(self, role: EventOwner) -> None:
+        """It has a process again."""
+        self.why.pop(role, None)
+        if not self.why:
+            self._pause_ms = 0
 
 
 class Restarts:

@@ -6,6 +6,9 @@ A broker that dies is started again at once, three times within a minute. The ot
 exceptions: where a broker found damage (exit status 65, 77, 78) starting again would find it again, so everything stops with that error;
 and after a failed fsync (74) both brokers start again, since one may have read what the other one's disk has lost.
 
+Two things are no death, and waited for as long as it takes: a broker that finds no room on the disk waits for some by itself, and where no
+process can be had for a broker (no memory, no open files, too many processes) it is tried again, at growing intervals.
+
 To stop: the PublisherBroker drains and ends; then the ConsumerBroker has all the marks there will ever be, hands out nothing more, waits
 (for the grace, at most) until consumers have settled what they hold, and ends; then, with nobody left who writes, the logs are folded into
 queue.json.
@@ -25,16 +28,17 @@ from functools import partial
 
 from jsonqueue.broker.checkpointing import Checkpointing
 from jsonqueue.broker.child import Child, ChildState
+from jsonqueue.broker.crew import ROLES, Crew, other_than
 from jsonqueue.broker.narration import Narration
 from jsonqueue.broker.questions import Questions
 from jsonqueue.broker.reception import Guest, Reception
-from jsonqueue.broker.restarts import DISK_FAILED, Restarts
-from jsonqueue.channel.control import Attach, Counters, Draining, Failed, Marks, News, Order, Ready, Rotated, Stop
+from jsonqueue.broker.restarts import DISK_FAILED
+from jsonqueue.channel.control import Attach, Counters, Crowded, Draining, Failed, News, Ready, Rotated, Stop, Waiting
 from jsonqueue.channel.pipe import Pipe
-from jsonqueue.channel.registration import Action, BrokerStatus, Listener, ManagerStatus, Operate, Refused, Register, Registered, Report
+from jsonqueue.channel.registration import Action, Listener, ManagerStatus, Operate, Refused, Register, Registered, Report
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
-from jsonqueue.errors import ConnectionClosed, JsonQueueError
+from jsonqueue.errors import ConnectionClosed, JsonQueueError, LockLost
 from jsonqueue.event import EventOwner
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.files import Files
@@ -44,11 +48,13 @@ __all__ = ["Supervisor"]
 
 _HELD_BACK_MS = 30_000
 """How long a client waits at most while its broker starts."""
+_CROWDED_MS = 1_000
+"""How long nobody is sent to a broker that has no room for more clients."""
 _REAP_MS = 10
 _DYING_MAX_MS = 2_000
 _LEAVE_MS = 2_000
 """What a ConsumerBroker has, when the grace is over, to say its last answers and close its log."""
-_PUBLISHER, _CONSUMER = EventOwner.PUBLISHER_BROKER, EventOwner.CONSUMER_BROKER
+_PUBLISHER, _CONSUMER = ROLES
 _SERVED_BY = {EventOwner.PUBLISHER: _PUBLISHER, EventOwner.CONSUMER: _CONSUMER, EventOwner.CALLER: _CONSUMER}
 
 
@@ -62,7 +68,18 @@ class _Phase(Enum):
 class Supervisor:
     """Serves one folder, whose ``queue.lock`` the caller holds, from :meth:`begin` to the end of :meth:`run`."""
 
-    def __init__(self, queue_dir: str, files: Files, config: Config, clock: Clock, *, grace_ms: int, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        queue_dir: str,
+        files: Files,
+        config: Config,
+        clock: Clock,
+        *,
+        grace_ms: int,
+        check_lock: Callable[[], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        """``check_lock``: raises LockLost once the folder is no longer ours. ``on_change``: called when it is ready, or has ended."""
         self.ready = threading.Event()
         """Set when both brokers have been ready once, or when it has ended."""
         self.ended = threading.Event()
@@ -73,22 +90,22 @@ class Supervisor:
         self._config = config
         self._clock = clock
         self._grace_ms = grace_ms
-        self._on_end = on_end
+        self._check_lock = check_lock
+        self._on_change = on_change
         self._say = Narration(queue_dir)
         self._phase = _Phase.SERVING
         self._at_once = False
         self._stop_until_ms = 0
         self._started_ms, self._started_wall_ms = clock.monotonic_ms(), clock.wall_ms()
-        self._children: dict[EventOwner, Child] = {}
-        self._restarts = {_PUBLISHER: Restarts(), _CONSUMER: Restarts()}
         self._held_back: list[tuple[Guest, Register]] = []
         self._last_peer = 0
         self._selector = selectors.DefaultSelector()
+        self._crew = Crew(queue_dir, config, clock, self._say, self._selector, self._serve)
         self._wishes: deque[Callable[[], None]] = deque()
         self._woken, self._waker = socket.socketpair()
-        self._questions = Questions(clock, self.status, self._post)
+        self._questions = Questions(clock, self.status, self._crew.post)
         self._reception: Reception | None = None
-        self._checkpointing = Checkpointing(files, config, clock, self._say, post=self._post, submit=self.submit, on_damage=self._fail)
+        self._checkpointing = Checkpointing(files, config, clock, self._say, post=self._crew.post, submit=self.submit, on_damage=self._fail)
 
     # ── from other threads ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -116,11 +133,15 @@ class Supervisor:
         try:
             listener = Listener(self._queue_dir)
             self._reception = Reception(self._selector, listener, self._clock, self._say, self._receive)
-            self._start_both()
+            self._crew.start_both()
         except BaseException:
             self._clean_up()
             raise
         self._say.serving()
+
+    def abandon(self) -> None:
+        """In place of :meth:`run`: leave nothing behind."""
+        self._clean_up()
 
     def run(self) -> None:
         """Serve until told to stop, or until something makes it."""
@@ -137,8 +158,7 @@ class Supervisor:
             self._clean_up()
             self._say.stopped()
             self.ended.set()
-            self.ready.set()
-            self._on_end()
+            self._is_up()
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._timeout()):
@@ -151,23 +171,24 @@ class Supervisor:
         due_ms = [self._questions.next_due_ms(), self._next_look_ms()]
         if self._phase is _Phase.SERVING:
             assert self._reception is not None
-            due_ms += [self._checkpointing.next_due_ms(), self._reception.next_due_ms()]
+            due_ms += [self._checkpointing.next_due_ms(), self._reception.next_due_ms(), self._crew.postponed.next_due_ms()]
         earliest_ms = min((ms for ms in due_ms if ms is not None), default=None)
         return None if earliest_ms is None else max(0, earliest_ms - self._clock.monotonic_ms()) / 1000
 
     def _tick(self, now_ms: int) -> None:
-        for child in [child for child in self._children.values() if child.state is ChildState.DYING]:
+        for child in self._crew.dying:
             self._reap(child, now_ms)
         self._questions.tick(now_ms)
         if self._phase is _Phase.SERVING:
             assert self._reception is not None
             self._reception.tick(now_ms)
+            self._start_postponed(now_ms)
             self._checkpointing.tick(now_ms)
         else:
             self._go_on_stopping(now_ms)
 
     def _next_look_ms(self) -> int | None:
-        if any(child.state is ChildState.DYING for child in self._children.values()):
+        if self._crew.dying:
             return self._clock.monotonic_ms() + _REAP_MS
         return None if self._phase is _Phase.SERVING else self._stop_until_ms
 
@@ -181,39 +202,10 @@ class Supervisor:
 
     # ── the brokers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _start_both(self) -> None:
-        publisher_end, consumer_end = Pipe.pair()
-        try:
-            self._start(_PUBLISHER, publisher_end)
-        except BaseException:
-            os.close(consumer_end)
-            raise
-        self._start(_CONSUMER, consumer_end)
-
-    def _start_one(self, role: EventOwner) -> None:
-        ours, others = Pipe.pair()
-        other = self._children.get(_other(role))
-        if other is None:
-            os.close(others)  # It dies as well, and brings a new one when it comes back.
-        else:
-            other.post(Marks(), others)
-        self._start(role, ours)
-
-    def _start(self, role: EventOwner, marks: int) -> None:
-        child = Child(role, self._queue_dir, self._config, marks, now_ms=self._clock.monotonic_ms())
-        self._children[role] = child
-        self._selector.register(child.control, selectors.EVENT_READ, partial(self._serve, child))
-
-    def _post(self, role: EventOwner, order: Order) -> None:
-        child = self._children.get(role)
-        if child is not None and child.state is not ChildState.DYING:
-            child.post(order)
-            self._mind_backlog(child)
-
-    def _mind_backlog(self, child: Child) -> None:
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.control.pending else 0)
-        if self._selector.get_key(child.control).events != events:
-            self._selector.modify(child.control, events, partial(self._serve, child))
+    def _start_postponed(self, now_ms: int) -> None:
+        if due := self._crew.postponed.take_due(now_ms):
+            self._checkpointing.abandon(_died(due[0]))  # It may have asked one that was not there.
+            self._crew.start_again(due)
 
     def _serve(self, child: Child) -> None:
         try:
@@ -227,12 +219,16 @@ class Supervisor:
         for item in news:
             self._learn(child, item)
         if child.state is not ChildState.DYING and not child.control.closed:
-            self._mind_backlog(child)
+            self._crew.mind_backlog(child)
 
     def _learn(self, child: Child, news: News) -> None:
         match news:
             case Ready():
                 self._is_ready(child, news.epoch)
+            case Waiting():
+                self._waits_for_room(child, news.why)
+            case Crowded():
+                self._is_crowded(child, news.why)
             case Rotated():
                 self._checkpointing.rotated(child.role, news)
             case Counters():
@@ -244,24 +240,39 @@ class Supervisor:
                 child.last_words = news
 
     def _is_ready(self, child: Child, epoch: int) -> None:
-        child.state, child.epoch = ChildState.READY, epoch
+        child.state, child.epoch, child.waits_for = ChildState.READY, epoch, ""
         self._say.broker_ready(child.role, pid=child.pid, epoch=epoch, took_ms=self._clock.monotonic_ms() - child.started_ms)
-        held_back, self._held_back = self._held_back, []
-        for guest, register in held_back:
-            self._let_in(guest, register)
-        if not self.ready.is_set() and all(self._state_of(role) is ChildState.READY for role in self._restarts):
+        self._let_in_held_back()
+        if not self.ready.is_set() and self._crew.is_ready:
             self._both_are_ready()
 
     def _both_are_ready(self) -> None:
         if self._files.identity("queue.json") is None:
             # A new queue is there to be read from its first moment on, empty as it is.
-            self._checkpointing.now(lambda why: self.ready.set())
+            self._checkpointing.now(lambda why: self._is_up())
         else:
-            self.ready.set()
+            self._is_up()
 
-    def _state_of(self, role: EventOwner) -> ChildState | None:
-        child = self._children.get(role)
-        return child.state if child else None
+    def _is_up(self) -> None:
+        self.ready.set()
+        self._on_change()
+
+    def _waits_for_room(self, child: Child, why: str) -> None:
+        if child.state is not ChildState.WAITING:
+            self._say.broker_waits(child.role, why)
+        child.state, child.waits_for = ChildState.WAITING, f"it waits for room on the disk: {why}"
+        self._let_in_held_back()
+
+    def _is_crowded(self, child: Child, why: str) -> None:
+        """Whoever comes next is told so, rather than hung up on and back in the same moment."""
+        if not child.crowded:
+            self._say.broker_crowded(child.role, why)
+        child.crowded, child.crowded_until_ms = why, self._clock.monotonic_ms() + _CROWDED_MS
+
+    @property
+    def waits_for(self) -> str:
+        """Why a broker is not up that should be; empty when there is nothing to be said. From any thread."""
+        return next((_not_up(role, why) for role in ROLES if (why := self._crew.waits_for(role))), "")
 
     # ── a broker that died ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -271,13 +282,18 @@ class Supervisor:
             self._say.broker_killed(child.role, pid=child.pid, why="it hung up, and did not end")
             status = child.kill()
         if status is not None:
-            del self._children[child.role]
+            del self._crew.children[child.role]
             if self._phase is _Phase.SERVING:
                 self._replace(child, status, now_ms)
 
     def _replace(self, child: Child, status: int, now_ms: int) -> None:
         last_words = child.last_words.message if child.last_words else ""
-        restarts = self._restarts[child.role]
+        restarts = self._crew.restarts[child.role]
+        try:
+            self._check_lock()
+        except LockLost as error:
+            self._fail(error)
+            return
         if not restarts.allowed(status, now_ms):
             self._fail(restarts.verdict(child, status))
             return
@@ -286,20 +302,11 @@ class Supervisor:
         self._checkpointing.abandon(_died(child.role))
         if status == DISK_FAILED:
             self._say.both_restarted()
-            self._restarts[_other(child.role)].count += 1
-            self._kill_all("its sibling's disk failed")
-            self._start_both()
+            self._crew.restarts[other_than(child.role)].count += 1
+            self._crew.kill_all("its sibling's disk failed")
+            self._crew.start_again(ROLES)
         else:
-            self._start_one(child.role)
-
-    def _kill_all(self, why: str) -> None:
-        for child in self._children.values():
-            if child.state is not ChildState.DYING:
-                self._selector.unregister(child.control)
-            if child.reap() is None:
-                self._say.broker_killed(child.role, pid=child.pid, why=why)
-            child.kill()
-        self._children.clear()
+            self._crew.start_again([child.role])
 
     # ── who comes in ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -311,6 +318,11 @@ class Supervisor:
             self._reception.keep_waiting(guest, 10 * _HELD_BACK_MS)
             self._operate(request.action, partial(self._report, guest))
 
+    def _let_in_held_back(self) -> None:
+        held_back, self._held_back = self._held_back, []
+        for guest, register in held_back:
+            self._let_in(guest, register)
+
     def _report(self, guest: Guest, report: Report) -> None:
         if self._reception is not None and self._reception.is_here(guest):
             self._reception.answer(guest, report)
@@ -319,7 +331,14 @@ class Supervisor:
         assert self._reception is not None
         if not self._reception.is_here(guest):
             return  # Its patience ended before the broker was up.
-        child = self._children.get(_SERVED_BY[register.owner])
+        role = _SERVED_BY[register.owner]
+        if why := self._crew.waits_for(role):
+            self._reception.answer(guest, Refused(_not_up(role, why)))
+            return
+        child = self._crew.children.get(role)
+        if child is not None and self._clock.monotonic_ms() < child.crowded_until_ms:
+            self._reception.answer(guest, Refused(f"the {role.replace('_', ' ')} has no room for another client: {child.crowded}"))
+            return
         # A process may have ended a moment ago, with the end of its control Pipe still to be read.
         if child is None or child.state is not ChildState.READY or child.reap() is not None:
             self._held_back.append((guest, register))
@@ -328,19 +347,19 @@ class Supervisor:
         try:
             brokers_end, clients_end = Pipe.pair()
         except OSError as error:
-            self._say.too_many_files(error)
+            self._reception.complain(error)
             self._reception.answer(guest, Refused(f"the manager has no room for another client: {error.strerror}"))
             return
         self._last_peer += 1
         child.post(Attach(self._last_peer, register.owner, register.name, guest.visitor.pid or register.pid), brokers_end)
-        self._mind_backlog(child)
+        self._crew.mind_backlog(child)
         self._reception.answer(guest, Registered(self._config), (clients_end,))
 
     # ── what operators ask ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _operate(self, action: Action, answer: Callable[[Report], None]) -> None:
         if action == "status":
-            ready = {role for role, child in self._children.items() if child.state is ChildState.READY}
+            ready = {role for role, child in self._crew.children.items() if child.state is ChildState.READY}
             self._questions.ask(ready, answer)
         elif action == "checkpoint":
             self._checkpointing.now(lambda why: answer(Report(not why, self.status(), why)))
@@ -359,19 +378,12 @@ class Supervisor:
             up_ms=now_ms - self._started_ms,
             durability=self._config.durability,
             config=self._config,
-            brokers=[self._broker_status(role, now_ms) for role in self._restarts],
+            brokers=self._crew.status(),
             checkpoints=checkpoints.count,
             checkpoint_ms=checkpoints.ended_ms,
             checkpoint_took_ms=checkpoints.took_ms,
             checkpoint_error=checkpoints.error,
         )
-
-    def _broker_status(self, role: EventOwner, now_ms: int) -> BrokerStatus:
-        child = self._children.get(role)
-        if child is None or child.state is ChildState.DYING:
-            return BrokerStatus(role, "down", restarts=self._restarts[role].count)
-        up_ms = now_ms - child.started_ms
-        return BrokerStatus(role, child.state, child.pid, child.epoch, self._restarts[role].count, up_ms, child.peers, child.counters)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -393,7 +405,7 @@ class Supervisor:
         self._stop_until_ms = self._clock.monotonic_ms() + self._grace_ms
         self._checkpointing.abandon("the brokers are stopping")
         self._reception.close()
-        self._post(_PUBLISHER, Stop())
+        self._crew.post(_PUBLISHER, Stop())
 
     def _go_on_stopping(self, now_ms: int) -> None:
         if self._phase is _Phase.PUBLISHER_STOPS and self._has_stopped(_PUBLISHER, now_ms):
@@ -401,19 +413,19 @@ class Supervisor:
             self._stop_until_ms = now_ms + self._grace_ms
             # The broker's own limit comes first, so that it ends in good order where consumers take longer than that.
             self._stop_until_ms += _LEAVE_MS
-            self._post(_CONSUMER, Stop(self._grace_ms))
+            self._crew.post(_CONSUMER, Stop(self._grace_ms))
         if self._phase is _Phase.CONSUMER_STOPS and self._has_stopped(_CONSUMER, now_ms):
             self._phase = _Phase.ENDED
 
     def _has_stopped(self, role: EventOwner, now_ms: int) -> bool:
         """Whether it is gone; when its time is up, it goes."""
-        child = self._children.get(role)
+        child = self._crew.children.get(role)
         if child is not None and child.state is not ChildState.DYING and now_ms >= self._stop_until_ms:
             self._say.broker_killed(role, pid=child.pid, why=f"it did not stop within {self._grace_ms} ms")
             self._selector.unregister(child.control)
             child.kill()
-            del self._children[role]
-        return role not in self._children
+            del self._crew.children[role]
+        return role not in self._crew.children
 
     def _stop_at_once(self) -> None:
         self._at_once = True
@@ -436,7 +448,7 @@ class Supervisor:
     def _clean_up(self) -> None:
         if self._reception is not None:
             self._reception.close()
-        self._kill_all("the manager ends")
+        self._crew.kill_all("the manager ends")
         self._checkpointing.join()  # Whoever gets the folder next must not meet its thread.
         self._checkpointing.abandon("the brokers have stopped")
         self._questions.close()
@@ -445,8 +457,8 @@ class Supervisor:
         self._waker.close()
 
 
-def _other(role: EventOwner) -> EventOwner:
-    return _CONSUMER if role is _PUBLISHER else _PUBLISHER
+def _not_up(role: EventOwner, why: str) -> str:
+    return f"the {role.replace('_', ' ')} is not up: {why}"
 
 
 def _died(role: EventOwner) -> str:

@@ -11,6 +11,8 @@ message        from                 fds    meaning
 ``ask``        manager                     what have you counted?
 ``stop``       manager                     drain and exit
 ``ready``      broker                      open, and serving
+``waiting``    broker                      no room on the disk to start: it waits for some
+``crowded``    broker                      no room for the client that was attached last
 ``rotated``    broker                      answer to ``rotate``
 ``counters``   broker                      answer to ``ask``
 ``failed``     broker                      last words: the error it exits with
@@ -36,6 +38,7 @@ __all__ = [
     "Ask",
     "Attach",
     "Counters",
+    "Crowded",
     "Draining",
     "Failed",
     "Forget",
@@ -47,6 +50,7 @@ __all__ = [
     "Rotated",
     "Start",
     "Stop",
+    "Waiting",
     "decode_news",
     "decode_order",
     "encode",
@@ -135,6 +139,18 @@ class Counters(News, tag="counters"):
     counters: dict[str, int]
 
 
+class Waiting(News, tag="waiting"):
+    """It cannot start for want of room on the disk, and does so when there is some. Said again after each try."""
+
+    why: str
+
+
+class Crowded(News, tag="crowded"):
+    """It has no room for the client it was just given, whose Pipe it closed."""
+
+    why: str
+
+
 class Draining(News, tag="draining"):
     """It was told to stop, and waits for this many tasks that consumers hold."""
 
@@ -153,7 +169,7 @@ class Failed(News, tag="failed"):
 _M = TypeVar("_M")
 _encoder = msgspec.json.Encoder()
 _order_decoder: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Start | Attach | Marks | Rotate | Forget | Ask | Stop)
-_news_decoder: msgspec.json.Decoder[News] = msgspec.json.Decoder(Ready | Rotated | Counters | Draining | Failed)
+_news_decoder: msgspec.json.Decoder[News] = msgspec.json.Decoder(Ready | Waiting | Crowded | Rotated | Counters | Draining | Failed)
 
 
 def encode(message: Order | News) -> bytes:

@@ -24,7 +24,7 @@ import stat
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -99,7 +99,7 @@ class BrokerStatus(Struct):
 
     role: str
     state: str
-    """``starting``, ``ready`` or ``down``."""
+    """``starting``, ``waiting``, ``ready`` or ``down``."""
     pid: int = 0
     epoch: int = 0
     restarts: int = 0
@@ -108,6 +108,8 @@ class BrokerStatus(Struct):
     """Clients connected to it."""
     counters: dict[str, int] = {}
     """What it counted since it started."""
+    waits_for: str = ""
+    """Why it is not up: no room on the disk, or no process to be had. Empty when it is."""
 
 
 class ManagerStatus(Struct):
@@ -238,6 +240,7 @@ class Listener:
     def __init__(self, queue_dir: str | os.PathLike[str]) -> None:
         self._path = Path(queue_dir) / SOCKET_NAME
         self._remove_stale()
+        self._inode = (0, 0)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._bind(os.fspath(queue_dir))
@@ -265,11 +268,17 @@ class Listener:
         return Visitor(caller.detach(), pid)
 
     def close(self) -> None:
-        """Stop listening and remove the socket. Idempotent."""
+        """Stop listening and remove the socket, unless another manager has put its own in its place. Idempotent."""
         if self._socket.fileno() < 0:
             return
         self._socket.close()
-        self._remove_stale()
+        with suppress(FileNotFoundError):
+            if self._identity() == self._inode:
+                self._path.unlink()
+
+    def _identity(self) -> tuple[int, int]:
+        found = self._path.lstat()
+        return found.st_dev, found.st_ino
 
     def _remove_stale(self) -> None:
         try:
@@ -286,6 +295,7 @@ class Listener:
                 self._socket.bind(address)
         finally:
             os.umask(before)
+        self._inode = self._identity()
         self._socket.listen(1024)
         self._socket.setblocking(False)
 

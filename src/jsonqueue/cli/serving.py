@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,18 +42,18 @@ def serve(settings: Settings, assignments: tuple[str, ...], grace: float) -> Non
 
     config = settings_of(settings.queue_dir, assignments) if assignments else None
     manager = BrokerManager(settings.queue_dir, config, grace=grace)
-    manager.start()
     console = settings.console
-    try:
-        manager.wait_ready()
-        _announce(console, manager.status())
-        rates = Rates()
-        with LiveLine(lambda: _live(manager, rates), watched=console.watched, every_s=1.0):
-            manager.serve_forever()
-    except KeyboardInterrupt:  # before serve_forever took the signals over
-        pass
-    finally:
-        manager.stop()
+    with ExitStack() as shown:
+
+        def announce() -> None:
+            _announce(console, manager.status())
+            rates = Rates()
+            shown.enter_context(LiveLine(lambda: _live(manager, rates), watched=console.watched, every_s=1.0))
+
+        try:
+            manager.serve_forever(on_ready=announce)
+        finally:
+            manager.stop()
     _farewell(console, settings.queue_dir)
 
 
@@ -60,7 +61,7 @@ def settings_of(queue_dir: Path, assignments: tuple[str, ...]) -> Config:
     """The queue's own settings with the ``name=value`` pairs of a command line laid over them; values as TOML, or as plain words."""
     import tomllib
 
-    from jsonqueue.config import CONFIG_FILE, Config, config_from, parse_config
+    from jsonqueue.config import config_from
 
     given: dict[str, Any] = {}
     for assignment in assignments:
@@ -71,9 +72,22 @@ def settings_of(queue_dir: Path, assignments: tuple[str, ...]) -> Config:
             given[name.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             given[name.strip()] = value.strip()
-    file = queue_dir / CONFIG_FILE
-    base = parse_config(file.read_text("utf-8"), source=str(file)) if file.exists() else Config()
-    return config_from(given, source="--set", base=base)
+    return config_from(given, source="--set", base=_settings_in(queue_dir))
+
+
+def _settings_in(queue_dir: Path) -> Config:
+    """Those of its ``jsonqueue.toml``, read as the manager reads them: through no link."""
+    from jsonqueue.config import Config
+    from jsonqueue.storage.files import RealFiles
+    from jsonqueue.storage.folder import load_config
+
+    if not queue_dir.is_dir():
+        return Config()  # There is none yet, or the manager will say what is wrong with it.
+    files = RealFiles(queue_dir, read_only=True)
+    try:
+        return load_config(files)
+    finally:
+        files.shut()
 
 
 def _announce(console: Console, status: ManagerStatus) -> None:
@@ -211,8 +225,6 @@ class CheckpointFailed(JsonQueueError):
 
 
 def _checkpoint_alone(queue_dir: Path) -> int:
-    from contextlib import ExitStack
-
     from jsonqueue.storage.checkpoint import final_checkpoint
     from jsonqueue.storage.folder import load_config, open_folder
     from jsonqueue.storage.locks import hold

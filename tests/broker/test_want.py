@@ -1,0 +1,331 @@
+"""Want of room, of processes, of open files: waited for, and said. What can go on goes on, and nothing spins."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jsonqueue.broker import child as child_module
+from jsonqueue.broker.manager import BrokerManager
+from jsonqueue.broker.restarts import Postponed, is_want
+from jsonqueue.channel.pipe import Pipe
+from jsonqueue.channel.registration import ManagerStatus, connect, operate
+from jsonqueue.client.publisher import Publisher
+from jsonqueue.config import Config
+from jsonqueue.errors import BrokerUnavailable, CorruptQueue, StorageError
+from jsonqueue.event import EventOwner
+from jsonqueue.task import TaskStatus
+
+pytestmark = pytest.mark.processes
+ROLES = [(EventOwner.PUBLISHER_BROKER, EventOwner.PUBLISHER), (EventOwner.CONSUMER_BROKER, EventOwner.CALLER)]
+QUIET = Config(flush_interval_ms=3_600_000, disk_reserve_bytes=0)
+
+
+def _await(manager: BrokerManager, reached: Callable[[ManagerStatus], bool]) -> ManagerStatus:
+    """Until the status is like that; the timeout of the test is the limit."""
+    while not reached(status := manager.status()):
+        pass
+    return status
+
+
+# ── room on the disk ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """While this file is there, the brokers of ``tmp_path / "queue"`` find no room."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    boot = child_module.BOOT.replace("from jsonqueue.broker.process import main", "from full_disk import main")
+    monkeypatch.setattr(child_module, "BOOT", boot)
+    return tmp_path / "full"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(("role", "client"), ROLES, ids=["publisher broker", "consumer broker"])
+def test_a_broker_that_finds_no_room_to_start_waits_for_some(
+    tmp_path: Path, full: Path, caplog: pytest.LogCaptureFixture, role: EventOwner, client: EventOwner
+) -> None:
+    """It is not started again and again; the status and whoever comes are told why; when there is room it serves, with nothing lost."""
+    place = [broker_role for broker_role, _ in ROLES].index(role)
+    with BrokerManager(tmp_path / "queue", QUIET) as manager:
+        with Publisher(manager) as publisher:
+            handle = publisher.publish("before")
+        full.touch()
+        os.kill(manager.status().brokers[place].pid, signal.SIGKILL)
+        waiting = _await(manager, lambda status: status.brokers[place].state == "waiting").brokers[place]
+        assert "waits for room on the disk: no room for a file of the queue: No space left on device" in waiting.waits_for
+        with pytest.raises(BrokerUnavailable, match="is not up: it waits for room on the disk"):
+            connect(tmp_path / "queue", client)
+        if client is EventOwner.PUBLISHER:
+            with Publisher(manager, timeout=0.1) as publisher, pytest.raises(BrokerUnavailable, match="waits for room on the disk"):
+                publisher.publish("refused")
+        full.unlink()
+        ready = _await(manager, lambda status: status.brokers[place].state == "ready").brokers[place]
+        assert (ready.pid, ready.restarts, ready.waits_for) == (waiting.pid, 1, "")
+        with Publisher(manager) as publisher:
+            publisher.publish("after")
+        assert handle.task().status is TaskStatus.PENDING
+        assert manager.status().brokers[0].counters["known_ids"] == 2
+    told = [record.message for record in caplog.records if "waits for room" in record.message]
+    assert len(told) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_manager_that_starts_on_a_full_disk_stays_up_and_can_be_stopped(tmp_path: Path, full: Path) -> None:
+    """Whoever waits for it is told what for; to stop it takes no killing."""
+    with BrokerManager(tmp_path / "queue", QUIET):
+        pass
+    full.touch()
+    manager = BrokerManager(tmp_path / "queue", QUIET)
+    manager.start()
+    _await(manager, lambda status: all(broker.state == "waiting" for broker in status.brokers))
+    with pytest.raises(BrokerUnavailable, match="waits for room on the disk"):
+        manager.wait_ready(0.01)
+    pids = [broker.pid for broker in manager.status().brokers]
+    manager.stop()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+# ── processes and memory ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE], ids=errno.errorcode.get)
+def test_a_broker_that_no_process_can_be_had_for_is_tried_again_until_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    """At growing intervals, and it counts as no death; the other broker serves on; it is said once."""
+    tries: list[int] = []
+    again = threading.Event()
+    popen = subprocess.Popen
+
+    def refuse(*arguments: object, **options: object) -> object:
+        tries.append(1)
+        if len(tries) == 4:
+            again.set()
+        raise OSError(number, os.strerror(number))
+
+    with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
+        handle = publisher.publish("x")
+        assert handle.task().status is TaskStatus.PENDING
+        monkeypatch.setattr(child_module.subprocess, "Popen", refuse)
+        os.kill(manager.status().brokers[0].pid, signal.SIGKILL)
+        assert again.wait(30)
+        status = manager.status()
+        assert (status.brokers[0].state, status.brokers[0].restarts, status.brokers[1].state) == ("down", 1, "ready")
+        assert os.strerror(number) in status.brokers[0].waits_for
+        assert handle.task().status is TaskStatus.PENDING, "the other broker's clients go on"
+        monkeypatch.setattr(child_module.subprocess, "Popen", popen)
+        publisher.publish("y")
+        _await(manager, lambda status: status.brokers[0].state == "ready")
+        manager.checkpoint()
+        assert manager.status().brokers[0].waits_for == ""
+    assert len([record for record in caplog.records if "is tried again until it works" in record.message]) == 1
+
+
+def test_after_a_failed_fsync_both_brokers_are_put_off_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are down, and both come back with a Pipe between them."""
+    popen = subprocess.Popen
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    boot = child_module.BOOT.replace("from jsonqueue.broker.process import main", "from broken_disk import main")
+    monkeypatch.setattr(child_module, "BOOT", boot)
+
+    def refuse(*arguments: object, **options: object) -> object:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
+        publisher.publish("x")
+        monkeypatch.setattr(child_module.subprocess, "Popen", refuse)
+        thread = threading.Thread(target=lambda: publisher.publish("y", id="poison"))
+        thread.start()
+        _await(manager, lambda status: all(broker.waits_for for broker in status.brokers))
+        monkeypatch.setattr(child_module, "BOOT", child_module.BOOT.replace("broken_disk", "jsonqueue.broker.process"))
+        monkeypatch.setattr(child_module.subprocess, "Popen", popen)
+        thread.join(30)
+        assert publisher.publish("z").task().status is TaskStatus.PENDING
+
+
+def test_the_pauses_between_tries_grow_to_five_seconds() -> None:
+    """And begin anew once all are up."""
+    postponed, now_ms, pauses = Postponed(), 0, []
+    role = EventOwner.PUBLISHER_BROKER
+    assert postponed.next_due_ms() is None
+    for _ in range(8):
+        postponed.postpone([role], OSError(errno.EAGAIN, "no"), now_ms)
+        assert not postponed.take_due(postponed.next_due_ms() - 1)
+        pauses.append(postponed.next_due_ms() - now_ms)
+        now_ms = postponed.next_due_ms()
+        assert postponed.take_due(now_ms) == [role]
+    assert pauses == [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000]
+    postponed.started(role)
+    assert postponed.next_due_ms() is None
+    postponed.postpone([role], OSError(errno.EAGAIN, "no"), now_ms)
+    assert postponed.next_due_ms() == now_ms + 100
+
+
+def test_what_is_a_want_and_what_is_not() -> None:
+    """Also where it is the cause of an error of ours."""
+    ours = StorageError("a.jsonl: Too many open files")
+    ours.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    assert all(map(is_want, [ours, MemoryError(), OSError(errno.ENOMEM, "")]))
+    assert not any(map(is_want, [FileNotFoundError(errno.ENOENT, ""), CorruptQueue("q", offset=0, why=""), None]))
+
+
+# ── open files ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+PROGRAM = """
+    import resource, sys
+    from jsonqueue.broker.manager import BrokerManager
+    from jsonqueue.channel.registration import Listener
+    from jsonqueue.config import Config
+    accepts = 0
+    accept = Listener.accept
+    def counted(listener):
+        global accepts
+        accepts += 1
+        return accept(listener)
+    Listener.accept = counted
+    manager = BrokerManager(sys.argv[1], Config(flush_interval_ms=10, disk_reserve_bytes=0))
+    manager.start()
+    manager.wait_ready()
+    print(*[broker.pid for broker in manager.status().brokers], flush=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for line in sys.stdin:
+        if line == "few\\n":
+            # No more than are open: every further one is refused.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        elif line == "many\\n":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        status = manager.status()
+        print(accepts, *[broker.state for broker in status.brokers], *[broker.restarts for broker in status.brokers], flush=True)
+    manager.stop()
+    print("stopped", flush=True)
+"""
+
+
+def _come(queue_dir: Path, pipes: list[Pipe]) -> None:
+    """One client after the other, until one is turned away."""
+    while True:
+        pipes.append(connect(queue_dir, EventOwner.PUBLISHER)[0])
+
+
+def _call(queue_dir: Path) -> None:
+    connect(queue_dir, EventOwner.PUBLISHER, timeout=30)[0].close()
+
+
+class Program:
+    """A manager in a process of its own, whose open files can be limited."""
+
+    def __init__(self, queue_dir: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PROGRAM), str(queue_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        self.brokers = [int(pid) for pid in self._line().split()]
+
+    def ask(self, word: str = "look") -> list[str]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+        return self._line().split()
+
+    def await_states(self, *states: str) -> list[str]:
+        while (told := self.ask())[1:3] != list(states):
+            pass
+        return told
+
+    def end(self) -> tuple[str, str]:
+        said = self._process.communicate(timeout=30)
+        assert self._process.returncode == 0, said
+        return said
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        assert select.select([self._process.stdout], [], [], 30)[0]
+        return self._process.stdout.readline()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    program = Program(tmp_path / "queue")
+    yield program
+    program.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what else keeps files open differs")
+def test_a_manager_that_may_open_no_more_files_serves_whom_it_has_and_recovers(tmp_path: Path, program: Program) -> None:
+    """Clients go on; who calls waits in the queue of the socket, and the manager does not spin; a broker that dies meanwhile is started
+    when there is room; checkpoints are put off, and damage nothing."""
+    with Publisher(tmp_path / "queue") as publisher:
+        handle = publisher.publish("before")
+        handle.task()
+        accepts = int(program.ask("few")[0])
+        caller = threading.Thread(target=_call, args=(tmp_path / "queue",))
+        caller.start()
+        for _ in range(50):
+            publisher.publish("meanwhile")
+        os.kill(program.brokers[1], signal.SIGKILL)
+        told = program.await_states("ready", "down")
+        for _ in range(50):
+            publisher.publish("meanwhile")
+        later = program.ask()
+        assert told[3:] == later[3:] == ["0", "1"], "it was tried many times, and died once"
+        # One look each 200 ms, however long the caller waits: this took no minute.
+        assert int(later[0]) - accepts < 300
+        program.ask("many")
+        program.await_states("ready", "ready")
+        caller.join(30)
+        assert not caller.is_alive()
+        assert handle.task().status is TaskStatus.PENDING
+        publisher.publish("after")
+    out, errors = program.end()
+    assert "stopped" in out
+    assert errors.count("cannot take more clients for now") <= 1
+    with BrokerManager(tmp_path / "queue", QUIET) as manager:
+        assert manager.status().brokers[0].counters["known_ids"] == 102
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_broker_keeps_some_files_for_itself_however_many_clients_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those beyond are turned away, and told why; those it has go on, and it can still rotate its log."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = subprocess.Popen
+
+    def limited(*arguments: object, **options: object) -> object:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        process = few(*arguments, **options)  # type: ignore[call-overload]
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        return process
+
+    monkeypatch.setattr(child_module.subprocess, "Popen", limited)
+    pipes: list[Pipe] = []
+    with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
+        publisher.publish("first")
+        pid = manager.status().brokers[0].pid
+        with pytest.raises(BrokerUnavailable, match=r"no room for another client: .* and 64 open files allowed"):
+            _come(tmp_path / "queue", pipes)
+        publisher.publish("last")
+        status = operate(tmp_path / "queue", "status").status.brokers[0]
+        assert 10 < status.peers < 32
+        assert (status.pid, status.restarts) == (pid, 0)
+        assert len(os.listdir(f"/proc/{pid}/fd")) < 40
+        manager.checkpoint()
+        for pipe in pipes:
+            pipe.close()
