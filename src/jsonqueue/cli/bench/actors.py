@@ -16,6 +16,7 @@ from typing import Any
 
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.cli.bench.figures import Spread, spread_of
+from jsonqueue.cli.bench.machine import written_bytes
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.task import Task, TaskIn
@@ -64,7 +65,8 @@ class QueueActor:
         began = time.monotonic()
         if self._manager is not None:
             self._manager.stop()
-        return {"seconds": time.monotonic() - began}
+        # Of brokers that have ended, the system counts what they wrote as this process's own.
+        return {"seconds": time.monotonic() - began, "written": written_bytes([os.getpid()])}
 
 
 class PublisherActor:
@@ -101,6 +103,7 @@ class ConsumerActor:
         self._queue_dir = queue_dir
         self._consumer: Consumer | None = None
         self._waited_ns: list[tuple[int, int]] = []
+        self._ended: list[float] = []
 
     def start(self, order: Order) -> Order:
         """Connect and begin to work: at nothing, for ``work_s`` a task, or noting how long each task was on its way (``stamped``)."""
@@ -112,8 +115,12 @@ class ConsumerActor:
         if order.get("stamped"):
             return self._note
         if order.get("work_s"):
-            return lambda task: time.sleep(order["work_s"])
+            return lambda task: self._work(order["work_s"])
         return _nothing
+
+    def _work(self, seconds: float) -> None:
+        time.sleep(seconds)
+        self._ended.append(time.monotonic())
 
     def _note(self, task: Task[Any]) -> None:
         now = time.monotonic_ns()
@@ -128,6 +135,10 @@ class ConsumerActor:
         """How long the tasks were on their way that came between ``since`` and ``until`` (monotonic seconds)."""
         since, until = order.get("since", 0.0) * 1e9, order.get("until", 1e18) * 1e9
         return {"waited": _in_ms([waited for at, waited in self._waited_ns if since <= at <= until])}
+
+    def ended(self, order: Order) -> Order:
+        """How many tasks with ``work_s`` ended between ``since`` and ``until`` (monotonic seconds)."""
+        return {"count": sum(order["since"] < at <= order["until"] for at in self._ended)}
 
     def stop(self, order: Order) -> Order:
         """Drain and leave."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jsonqueue.cli.bench.figures import Figure
-from jsonqueue.cli.bench.stage import Actor, Stage, cpu_s, folder_bytes, memory_bytes, sync_ms, written_bytes
+from jsonqueue.cli.bench.machine import cpu_s, folder_bytes, memory_bytes, sync_ms, sync_rate
+from jsonqueue.cli.bench.stage import Actor, Stage
 
 __all__ = ["MATRIX", "MEASURES", "Measuring"]
 
@@ -23,7 +24,10 @@ _SINGLE_SHARE = 50
 """One by one, so many times fewer tasks are published."""
 _LATENCY_TASKS = 1000
 _WORK_S = 0.010
+_SLOW_S = 0.040
 _FAN_OUT = (1, 2, 4, 8, 16)
+_MIXED = 4
+_WINDOW_S = 3.0
 _BACKLOGS = (1_000, 10_000, 100_000, 1_000_000)
 
 
@@ -53,26 +57,29 @@ class Measuring:
 
 def publish(run: Measuring) -> list[Figure]:
     """How fast tasks get in."""
-    return [_publish_bulk(run) if batch else _publish_singly(run) for batch in run.batches]
+    return [figure for batch in run.batches for figure in ([_publish_bulk(run)] if batch else _publish_singly(run))]
 
 
 def _publish_bulk(run: Measuring) -> Figure:
     run.say(f"publishing {run.tasks:,} tasks in batches")
     with Stage(run.folder) as stage:
-        before = written_bytes(stage.pids)
         seconds = stage.fill(run.tasks)
-        after = written_bytes(stage.pids)
-    each = None if before is None or after is None else round((after - before) / run.tasks, 1)
-    return run.figure("publish", "in batches, 1 publisher", run.tasks / seconds, "tasks/s", bytes_written_per_task=each)
+    return run.figure("publish", "in batches, 1 publisher", run.tasks / seconds, "tasks/s")
 
 
-def _publish_singly(run: Measuring) -> Figure:
+def _publish_singly(run: Measuring) -> list[Figure]:
     run.say(f"publishing {run.singles:,} tasks one by one, {run.workers} publishers at once")
     with Stage(run.folder) as stage:
         publishers = stage.actors("publisher", run.workers)
+        before = sync_rate(run.folder)
         seconds, told = _all_at_once(publishers, "singly", tasks=run.singles)
+        disk = (before + sync_rate(run.folder)) / 2
     name = f"one by one, {run.workers} publisher{'s' * (run.workers > 1)}"
-    return run.figure("publish", name, run.workers * run.singles / seconds, "tasks/s", took_ms=told[0]["took"])
+    rate = run.workers * run.singles / seconds
+    return [
+        run.figure("publish", name, rate, "tasks/s", took_ms=told[0]["took"]),
+        run.figure("publish", f"{name}, to the disk's own rate", rate / disk, "×", disk_syncs_per_s=round(disk)),
+    ]
 
 
 def drain(run: Measuring) -> list[Figure]:
@@ -80,11 +87,8 @@ def drain(run: Measuring) -> list[Figure]:
     run.say(f"{run.workers} consumers drain {run.tasks:,} tasks")
     with Stage(run.folder) as stage:
         stage.fill(run.tasks)
-        before = written_bytes(stage.pids)
         seconds = _drained(stage, run.workers, run.tasks)
-        after = written_bytes(stage.pids)
-    each = None if before is None or after is None else round((after - before) / run.tasks, 1)
-    return [run.figure("drain", f"{run.workers} consumers", run.tasks / seconds, "tasks/s", bytes_written_per_task=each)]
+    return [run.figure("drain", f"{run.workers} consumers", run.tasks / seconds, "tasks/s")]
 
 
 def both(run: Measuring) -> list[Figure]:
@@ -207,17 +211,65 @@ def restart(run: Measuring) -> list[Figure]:
 
 
 def fan_out(run: Measuring) -> list[Figure]:
-    """Tasks of 10 ms, by more and more consumers: how much of what they could do gets done."""
-    return [_fan_out(run, consumers) for consumers in _FAN_OUT]
+    """More and more consumers, each with tasks of 10 ms; then some with tasks of 10 ms beside others of 40 ms: how much of what each of
+    them could do gets done?"""
+    figures = []
+    for consumers in _FAN_OUT:
+        shares = _shares_of_ideal(run, [_WORK_S] * consumers)
+        figures.append(run.figure("fan-out", "of the ideal", _mean(shares), "%", x=consumers, least=min(shares)))
+    mixed = [_WORK_S, _SLOW_S] * (_MIXED // 2)
+    shares = _shares_of_ideal(run, mixed)
+    for work_s in dict.fromkeys(mixed):
+        least = min(share for share, its in zip(shares, mixed, strict=True) if its == work_s)
+        name = f"slow beside fast, {_MIXED} consumers: the least of those with {1000 * work_s:.0f} ms tasks"
+        figures.append(run.figure("fan-out", name, least, "%"))
+    return figures
 
 
-def _fan_out(run: Measuring, workers: int) -> Figure:
-    tasks = 150 * workers
-    run.say(f"{workers} consumers work on {tasks:,} tasks of 10 ms")
+def _shares_of_ideal(run: Measuring, works_s: list[float]) -> list[float]:
+    """For consumers whose tasks take so long: how many percent of the tasks that each could have done in a few seconds it has done."""
+    kinds = " and ".join(f"{1000 * work_s:.0f} ms" for work_s in dict.fromkeys(works_s))
+    run.say(f"{len(works_s)} consumers work on tasks of {kinds}")
     with Stage(run.folder) as stage:
-        stage.fill(tasks)
-        seconds = _drained(stage, workers, tasks, work_s=_WORK_S)
-    return run.figure("fan-out", "of the ideal", 100 * tasks * _WORK_S / workers / seconds, "%", x=workers, tasks_per_s=tasks / seconds)
+        stage.fill(int(sum((_WINDOW_S + 3) / work_s for work_s in works_s)))
+        consumers = stage.actors("consumer", len(works_s))
+        for consumer, work_s in zip(consumers, works_s, strict=True):
+            consumer.ask("start", work_s=work_s)
+        time.sleep(0.5)  # all have joined, and found out how long their tasks take
+        since = time.monotonic()
+        time.sleep(_WINDOW_S)
+        counts = [consumer.ask("ended", since=since, until=since + _WINDOW_S)["count"] for consumer in consumers]
+        _stop_all(consumers)
+    return [100 * count * work_s / _WINDOW_S for count, work_s in zip(counts, works_s, strict=True)]
+
+
+def written(run: Measuring) -> list[Figure]:
+    """What a task costs in bytes written from its publication to the clean stop of the queue: logs, checkpoints, archive."""
+    return [figure for batch in run.batches for figure in _written(run, batch)]
+
+
+def _written(run: Measuring, batch: bool) -> list[Figure]:
+    tasks = run.tasks if batch else run.singles
+    run.say(f"what is written for {tasks:,} tasks, {'in batches' if batch else 'one by one'}")
+    with Stage(run.folder) as stage:
+        before = stage.written()
+        consumers = stage.actors("consumer", run.workers)
+        for consumer in consumers:
+            consumer.ask("start")
+        stage.actors("publisher", 1)[0].ask("bulk" if batch else "singly", tasks=tasks)
+        stage.await_settled(tasks)
+        _stop_all(consumers)
+        checkpoints = stage.status()["checkpoints"]
+        after = stage.queue.ask("stop")["written"]
+        sizes = folder_bytes(stage.queue_dir)
+    if before is None or after is None:
+        return []
+    kept = sum(size for name, size in sizes.items() if name == "queue.json" or name.startswith("archive/"))
+    name = "in batches" if batch else "one by one"
+    return [
+        run.figure("written", f"{name}, for each task", (after - before) / tasks, "bytes", checkpoints=checkpoints, files=sizes),
+        run.figure("written", f"{name}, to the task's own line in the end", (after - before) / kept, "×", line_bytes=kept / tasks),
+    ]
 
 
 def matrix(run: Measuring) -> list[Figure]:
@@ -242,6 +294,10 @@ def _matrix_row(run: Measuring, tasks: int, workers: int) -> list[Figure]:
 
 
 # ── what they share ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _all_at_once(actors: list[Actor], do: str, **order: Any) -> tuple[float, list[dict[str, Any]]]:
@@ -279,5 +335,6 @@ MEASURES: dict[str, Callable[[Measuring], list[Figure]]] = {
     "backlog": backlog,
     "restart": restart,
     "fan-out": fan_out,
+    "written": written,
     "matrix": matrix,
 }

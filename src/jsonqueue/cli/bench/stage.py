@@ -15,14 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from jsonqueue.cli.bench.figures import percentile
+from jsonqueue.cli.bench.machine import written_bytes
 from jsonqueue.errors import JsonQueueError
 
-__all__ = ["Actor", "Stage", "cpu_s", "folder_bytes", "memory_bytes", "sync_ms", "written_bytes"]
+__all__ = ["Actor", "Stage"]
 
 _END_S = 20.0
-_POLL_S = 0.01
-_SYNCS = 50
+_POLL_S, _POLL_MAX_S = 0.01, 0.25
 
 
 class ActorFailed(JsonQueueError):
@@ -159,9 +158,17 @@ class Stage:
 
     def await_settled(self, tasks: int) -> tuple[float, int]:
         """Wait until so many deliveries are settled, durably; the time it was seen, and how many they were."""
+        began, pause = time.monotonic(), _POLL_S
         while (settled := self.status()["settled"]) < tasks:
-            time.sleep(_POLL_S)
+            time.sleep(pause)
+            # Each look keeps the brokers from their work for a moment: few while the end is far, many when it is near.
+            left_s = (time.monotonic() - began) * (tasks - settled) / settled if settled else 0.0
+            pause = min(max(left_s / 4, _POLL_S), _POLL_MAX_S)
         return time.monotonic(), settled
+
+    def written(self) -> int | None:
+        """Bytes that its processes have written to files so far."""
+        return written_bytes(self.pids)
 
 
 def _environment() -> dict[str, str]:
@@ -169,62 +176,3 @@ def _environment() -> dict[str, str]:
     package = str(Path(__file__).resolve().parents[3])
     others = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": package + (os.pathsep + others if others else "")}
-
-
-# ── the machine ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def sync_ms(folder: Path) -> float:
-    """Median time, in milliseconds, to append one small line in ``folder`` and make it durable."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sync = getattr(os, "fdatasync", os.fsync)
-    took = []
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="jsonqueue-sync-", buffering=0) as file:
-        for _ in range(_SYNCS):
-            began = time.perf_counter()
-            file.write(b"x" * 200)
-            sync(file.fileno())
-            took.append(time.perf_counter() - began)
-    return 1000 * percentile(sorted(took), 0.5)
-
-
-def memory_bytes(pid: int) -> int | None:
-    """Resident memory of a process; None where that cannot be told."""
-    found = _field(pid, "status", "VmRSS")
-    return None if found is None else found * 1024
-
-
-def written_bytes(pids: Iterable[int]) -> int | None:
-    """What these processes have written to files so far (what goes over their Pipes is not in it); None where that cannot be told."""
-    found = [_field(pid, "io", "wchar") for pid in pids]
-    return None if None in found else sum(value for value in found if value is not None)
-
-
-def cpu_s(pids: Iterable[int]) -> float | None:
-    """CPU time these processes have used so far; None where that cannot be told."""
-    try:
-        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
-    except OSError:
-        return None
-    return float(sum(int(stat[11]) + int(stat[12]) for stat in stats)) / os.sysconf("SC_CLK_TCK")
-
-
-def _field(pid: int, file: str, name: str) -> int | None:
-    try:
-        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith(name + ":")), None)
-
-
-def folder_bytes(folder: Path) -> dict[str, int]:
-    """Size of each file in a folder and below; a second name of the same file is not counted again."""
-    seen: set[int] = set()
-    sizes: dict[str, int] = {}
-    for path in sorted(folder.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            told = path.stat()
-            if path.is_file() and told.st_ino not in seen:
-                seen.add(told.st_ino)
-                sizes[str(path.relative_to(folder))] = told.st_size
-    return sizes
