@@ -15,9 +15,8 @@ import orjson
 from msgspec import Raw
 
 from jsonqueue.cli import app
-from jsonqueue.core.state import QueueState
-from jsonqueue.storage.codec import Position
-from jsonqueue.storage.recovery import Loaded
+from jsonqueue.storage.files import RealFiles
+from jsonqueue.storage.queue_file import QUEUE, QueueHeader, QueueWriter, encode_task
 from jsonqueue.task import Attempt, Outcome, StoredTask, Task, TaskStatus
 
 NOW_MS = 1_795_000_000_000
@@ -70,9 +69,13 @@ def ended(outcome: Outcome, *, attempt: int = 1, error: str = "", started_ms: in
 
 @contextlib.contextmanager
 def a_queue_of(folder: Path, *tasks: StoredTask) -> Iterator[Path]:
-    """A folder that, to the commands, holds these tasks."""
+    """A folder with a queue of these tasks."""
     folder.mkdir(exist_ok=True)
-    (folder / "queue.json").write_text("{}")
-    loaded = Loaded(QueueState(tasks), Position(0, 0), Position(0, 0), len(tasks), None)  # type: ignore[arg-type]
-    with mock.patch("jsonqueue.storage.recovery.inspect", return_value=loaded):
-        yield folder
+    files = RealFiles(folder)
+    writer = QueueWriter(files, QUEUE, QueueHeader(last_task=len(tasks)))
+    for one in tasks:
+        writer.add(encode_task(one), 1)
+    writer.finish()
+    writer.close()
+    files.shut()
+    yield folder

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-import msgspec
 import pytest
 
 from cli.calls import ESCAPES, NOW_MS, a_queue_of, call, ended, task
-from jsonqueue.core.state import QueueState
-from jsonqueue.storage.queue_file import encode_task
-from jsonqueue.task import Outcome, TaskStatus
+from jsonqueue.core.records import Leased, encode_records
+from jsonqueue.storage.log import LogKind, LogWriter
+from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.queue_file import QUEUE, QueueHeader, QueueWriter, encode_task
+from jsonqueue.task import Outcome, TaskIn, TaskStatus
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +143,7 @@ def test_a_task_past_its_retention_is_found_in_the_archive(tmp_path: Path) -> No
         assert "completed, in archive/2026-10.jsonl" in call("show", "old", "--queue", str(queue)).out
         assert call("result", "old", "--queue", str(queue)).out == '"kept"\n'
         missing = call("show", "torn", "--queue", str(queue))
+        assert call("show", "\udcff", "--queue", str(queue)).status == 66, "bytes that are no text are an id that is not there"
     assert (missing.status, missing.out) == (66, "")
     assert missing.err.startswith("Error: no task 'torn' in ")
 
@@ -186,6 +190,7 @@ def test_status_counts_what_is_there(tmp_path: Path) -> None:
     """As JSON, for a script, from the files alone."""
     with a_queue_of(tmp_path, *SEVERAL) as queue:
         (queue / "published-1-1.jsonl").write_text("x" * 100)
+        queue_json = (queue / "queue.json").stat().st_size
         seen = json.loads(call("status", "--json", "--queue", str(queue)).out)
     assert not seen["running"]
     assert seen["tasks"] == 6
@@ -196,7 +201,7 @@ def test_status_counts_what_is_there(tmp_path: Path) -> None:
     assert seen["completed_last_minute"] == 1
     assert seen["oldest_pending_ms"] == NOW_MS - 5_000
     assert seen["files"]["log_bytes"] == 100
-    assert seen["files"]["queue_json_bytes"] == 2
+    assert seen["files"]["queue_json_bytes"] == queue_json
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -227,8 +232,42 @@ def test_looking_makes_no_queue(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_state_keeps_the_order_in_which_tasks_were_published() -> None:
-    """What `list` and `--newest` rest on."""
-    state = QueueState([task("z"), task("a")])
-    assert [*state.tasks] == ["z", "a"]
-    assert msgspec.json.encode(state.tasks["z"]).startswith(b'{"id":"z"')
+_PEAK = """
+import sys
+from jsonqueue.cli import app
+status = app.run(sys.argv[1:])
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(peak, file=sys.stderr)
+"""
+
+
+def _large_queue(folder: Path, tasks: int) -> Path:
+    """So many tasks in queue.json, and a hundred that something happened to since."""
+    files = MemoryFiles()
+    writer = QueueWriter(files, QUEUE, QueueHeader(last_task=tasks))
+    for number in range(1, tasks + 1):
+        writer.add(b'{"id":"t%d","number":%d,"status":"pending","published_ms":1,"data":"%b"}' % (number, number, b"x" * 100), 1)
+    writer.finish()
+    published, progress = (LogWriter.open(files, kind) for kind in LogKind)
+    published.append(encode_records([TaskIn(id="new", data=1)]), at_ms=1, first_task=tasks + 1)
+    leased = [f"t{number}" for number in range(1, tasks, tasks // 100)]
+    progress.append(encode_records([Leased("worker@1", 1, leased)]), at_ms=1, after=published.position)
+    folder.mkdir(mode=0o700)
+    for name in files.list():
+        (folder / name).write_bytes(files.get(name))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell a process its peak")
+def test_a_large_queue_takes_no_more_memory_to_look_at(tmp_path: Path) -> None:
+    """200,000 tasks, 36 MB: as much as 2,000 tasks, and some blocks of a mebibyte."""
+    few, many = _large_queue(tmp_path / "few", 2_000), _large_queue(tmp_path / "many", 200_000)
+    for command in (["status"], ["list", "--newest"], ["show", "t1999"]):
+        peaks = []
+        for queue in (few, many):
+            done = subprocess.run(
+                [sys.executable, "-c", _PEAK, "--queue", str(queue), *command], capture_output=True, text=True, check=True
+            )
+            peaks.append(int(done.stderr.splitlines()[-1]))
+        assert peaks[1] - peaks[0] < 12 * 1024, (command, peaks)

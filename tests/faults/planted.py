@@ -146,7 +146,7 @@ BUGS = (
     Bug("retired tasks are not archived", "kill", "storage/checkpoint.py", "            self._archive.add(task)",
         "            pass"),
     Bug("tasks that nothing happened to are not folded", "kill", "storage/stream.py",
-        "            if given.id not in self._touched:\n                yield", "            if not given.id:\n                yield"),
+        "            if given.id not in self.touched:\n                yield", "            if not given.id:\n                yield"),
     Bug("the epochs are not kept in queue.json", "kill", "storage/checkpoint.py",
         "tuple(highest_epoch(self._files, kind, self._header, self._folders) for kind in LogKind)", "self._header.epochs", "H9"),
     Bug("the last task number is not kept in queue.json", "kill", "storage/checkpoint.py",

@@ -9,7 +9,7 @@ import click
 
 from jsonqueue.cli.app import command, queue_options
 from jsonqueue.cli.console import Console, Settings
-from jsonqueue.cli.reading import find, load, require_queue
+from jsonqueue.cli.reading import find, require_queue
 from jsonqueue.cli.text import plural, printable
 from jsonqueue.errors import JsonQueueError, TaskNotFound
 from jsonqueue.task import StoredTask, TaskStatus
@@ -76,7 +76,7 @@ def dead_list(settings: Settings, id_prefix: str, newest: bool, limit: int) -> N
     from jsonqueue.cli.listing import Filter, print_tasks
 
     wanted = Filter(frozenset({TaskStatus.DEAD}), id_prefix, newest=newest)
-    print_tasks(settings.console, wanted.of(load(settings.queue_dir).state), limit=limit, now_ms=time.time_ns() // 1_000_000)
+    print_tasks(settings, wanted, limit=limit, now_ms=time.time_ns() // 1_000_000)
 
 
 @_in_dead

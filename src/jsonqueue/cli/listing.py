@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -18,11 +19,12 @@ from jsonqueue.cli.text import clip, duration, json_text, plural
 from jsonqueue.task import StoredTask, TaskStatus
 
 if TYPE_CHECKING:
-    from jsonqueue.core.state import QueueState
+    from jsonqueue.storage.looking import Glance
 
 __all__ = ["Filter", "attempts", "detail", "list_tasks", "print_tasks"]
 
 _DETAIL_WIDTH = 120
+_decode_task = msgspec.json.Decoder(StoredTask).decode
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,8 @@ class Filter:
     priority: int | None = None
     newest: bool = False
 
-    def of(self, state: QueueState) -> Iterator[StoredTask]:
-        """The tasks that match, in the order they were published, or the newest first."""
-        tasks = state.tasks.values()
-        for task in reversed(tasks) if self.newest else tasks:
-            if self._matches(task):
-                yield task
-
-    def _matches(self, task: StoredTask) -> bool:
+    def matches(self, task: Glance) -> bool:
+        """Whether a task is listed."""
         return (
             (not self.statuses or task.status in self.statuses)
             and task.id.startswith(self.id_prefix)
@@ -60,25 +56,40 @@ def list_tasks(settings: Settings, statuses: tuple[str, ...], id_prefix: str, pr
 
     Reads the queue's files; no broker needs to run. With --json each task is a line, as it stands in queue.json.
     """
-    from jsonqueue.cli.reading import load
-
     wanted = Filter(frozenset(statuses), id_prefix, priority, newest)
-    print_tasks(settings.console, wanted.of(load(settings.queue_dir).state), limit=limit, now_ms=time.time_ns() // 1_000_000)
+    print_tasks(settings, wanted, limit=limit, now_ms=time.time_ns() // 1_000_000)
 
 
-def print_tasks(console: Console, tasks: Iterator[StoredTask], *, limit: int, now_ms: int) -> None:
-    """The first ``limit`` tasks (0: all), and how many more there are."""
-    shown = islice(tasks, limit or None)
-    if console.as_json:
-        for task in shown:
-            console.line(json_text(Raw(msgspec.json.encode(task))))
-        return
-    rows = [_row(task, now_ms) for task in shown]
+def print_tasks(settings: Settings, wanted: Filter, *, limit: int, now_ms: int) -> None:
+    """The first ``limit`` of the tasks that are ``wanted`` (0: all), and how many more there are."""
+    from jsonqueue.cli.reading import looking
+
+    with looking(settings.queue_dir) as view:
+        lines = view.lines(wanted.matches)
+        shown, more = _newest(lines, limit) if wanted.newest else (islice(lines, limit or None), lines)
+        if settings.console.as_json:
+            for line in shown:
+                settings.console.line(json_text(Raw(line)))
+        else:
+            _print_table(settings.console, [_row(_decode_task(line), now_ms) for line in shown], more, limit)
+
+
+def _newest(lines: Iterator[bytes], limit: int) -> tuple[Iterable[bytes], Iterable[object]]:
+    """The last ``limit`` lines, the newest first, and as many others as were before them."""
+    kept: deque[bytes] = deque(maxlen=limit or None)
+    total = 0
+    for line in lines:
+        kept.append(line)
+        total += 1
+    return reversed(kept), range(total - len(kept))
+
+
+def _print_table(console: Console, rows: list[tuple[str, ...]], left_out: Iterable[object], limit: int) -> None:
     if not rows:
         console.note("No tasks.")
         return
     console.table(("id", "status", "prio", "tries", "age", "detail"), rows, right=(2, 3, 4), style=1)
-    more = sum(1 for _ in tasks)
+    more = sum(1 for _ in left_out)
     if more:
         console.note(f"… and {plural(more, 'more task')}: --limit {limit + more}, or --limit 0 for all.")
 

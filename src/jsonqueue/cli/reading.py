@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,10 @@ from jsonqueue.errors import JsonQueueError, TaskNotFound
 from jsonqueue.task import StoredTask
 
 if TYPE_CHECKING:
+    from jsonqueue.storage.looking import View
     from jsonqueue.storage.recovery import Loaded
 
-__all__ = ["Found", "NoQueue", "find", "load", "require_queue"]
+__all__ = ["Found", "NoQueue", "find", "load", "looking", "require_queue"]
 
 ARCHIVE = "archive"
 
@@ -46,8 +48,18 @@ def _belongs(name: str) -> bool:
     return name == "queue.json" or (name.startswith(("published-", "progress-")) and name.endswith(".jsonl"))
 
 
+@contextmanager
+def looking(queue_dir: Path) -> Iterator[View]:
+    """The queue as it is now, of any size: it is read as a stream."""
+    from jsonqueue.storage.looking import looking_at
+
+    require_queue(queue_dir)
+    with looking_at(queue_dir) as view:
+        yield view
+
+
 def load(queue_dir: Path) -> Loaded:
-    """The whole queue, folded from its files."""
+    """The whole queue, folded from its files into memory: for the demo, which made it and knows its size."""
     from jsonqueue.storage.recovery import inspect
 
     require_queue(queue_dir)
@@ -62,10 +74,10 @@ class Found:
     archive: str = ""
 
 
-def find(queue_dir: Path, task_id: str, *, loaded: Loaded | None = None) -> Found:
+def find(queue_dir: Path, task_id: str) -> Found:
     """The task of this id, from the queue or else from its archive. Raises :class:`TaskNotFound`."""
-    state = (loaded or load(queue_dir)).state
-    task = state.tasks.get(task_id)
+    with looking(queue_dir) as view:
+        task = view.task(task_id)
     if task is not None:
         return Found(task)
     for file in sorted((queue_dir / ARCHIVE).glob("*.jsonl"), reverse=True):
@@ -79,7 +91,7 @@ def _archived(file: Path, task_id: str) -> Iterator[StoredTask]:
 
     A last line without its end is one that a checkpoint was writing when it was cut off; the task is in the queue still.
     """
-    begins = b'{"id":"' + task_id.encode() + b'"'
+    begins = b'{"id":"' + task_id.encode(errors="surrogateescape") + b'"'
     with file.open("rb") as lines:
         for line in lines:
             if line.startswith(begins) and line.endswith(b"\n"):

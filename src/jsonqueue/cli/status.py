@@ -14,10 +14,11 @@ import click
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import STATUS_STYLE, Console, Settings
 from jsonqueue.cli.text import count, duration, moment, plural, printable, rate, size
-from jsonqueue.task import StoredTask, TaskStatus
+from jsonqueue.task import TaskStatus
 
 if TYPE_CHECKING:
     from jsonqueue.channel.registration import ManagerStatus
+    from jsonqueue.storage.looking import Glance
 
 __all__ = ["Overview", "Sizes", "overview", "sizes", "status"]
 
@@ -80,7 +81,7 @@ class Overview:
     held_by: str = ""
     """Who holds the queue, when it does not answer."""
 
-    def count(self, tasks: Iterable[StoredTask]) -> None:
+    def count(self, tasks: Iterable[Glance]) -> None:
         """Look at each task once."""
         since = self.now_ms - _RATE_WINDOW_MS
         for task in tasks:
@@ -96,11 +97,11 @@ class Overview:
 
 def overview(queue_dir: Path, *, now_ms: int) -> Overview:
     """How the queue stands, from its files and, if it is running, its manager."""
-    from jsonqueue.cli.reading import load
+    from jsonqueue.cli.reading import looking
 
-    loaded = load(queue_dir)
-    seen = Overview(queue_dir, now_ms, last_task=loaded.last_task, sizes=sizes(queue_dir))
-    seen.count(loaded.state.tasks.values())
+    with looking(queue_dir) as view:
+        seen = Overview(queue_dir, now_ms, last_task=view.last_task, sizes=sizes(queue_dir))
+        seen.count(view.glances())
     seen.manager, seen.held_by = _manager(queue_dir)
     return seen
 

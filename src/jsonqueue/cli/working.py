@@ -160,13 +160,13 @@ class UntilEmpty:
         return False
 
     def _empty(self) -> bool:
-        from jsonqueue.cli.reading import load
+        from jsonqueue.cli.reading import looking
         from jsonqueue.task import TaskStatus
 
         soon = time.time_ns() // 1_000_000 + _SOON_MS
-        for task in load(self._consumer.queue_dir).state.tasks.values():
-            if task.status in {TaskStatus.PENDING, TaskStatus.IN_PROGRESS}:
-                return False
-            if task.status is TaskStatus.SCHEDULED and task.run_at_ms <= soon:
-                return False
-        return True
+        with looking(self._consumer.queue_dir) as view:
+            return not any(
+                task.status in {TaskStatus.PENDING, TaskStatus.IN_PROGRESS}
+                or (task.status is TaskStatus.SCHEDULED and task.run_at_ms <= soon)
+                for task in view.glances()
+            )

@@ -13,7 +13,7 @@ from jsonqueue.client.intake import check_id
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.payload import opened
 from jsonqueue.errors import BrokerUnavailable, ResultTimeout, TaskFailed, TaskNotFound
-from jsonqueue.storage.recovery import inspect
+from jsonqueue.storage.looking import look_up
 from jsonqueue.task import AnyTask, StoredTask, TaskStatus
 
 __all__ = ["TaskHandle"]
@@ -99,7 +99,7 @@ class TaskHandle:
 
     def _filed(self) -> StoredTask | None:
         """The task as the files tell it. Read-only; with brokers running or not."""
-        return inspect(self.queue_dir).state.tasks.get(self.id)
+        return look_up(self.queue_dir, self.id)
 
     def _ended(self, timeout: float | None) -> StoredTask | None:
         caller = self._ask()

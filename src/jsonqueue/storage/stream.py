@@ -73,11 +73,12 @@ class Stream:
     ) -> None:
         """``retire`` is given each task that leaves the queue, as it was then."""
         self._files, self._generation, self._cut, self._folders = files, generation, cut, folders
-        self._touched: set[str] = set()
+        self.touched: set[str] = set()
+        """Ids of the tasks that progress speaks of: those that :meth:`task` knows."""
         self._touched_bytes: set[bytes] = set()
         self._mixed: set[int] = set()
         """Places of the blocks of queue.json that hold a touched task."""
-        self._state = _Touched(self._touched, retire)
+        self._state = _Touched(self.touched, retire)
         self.ends = {kind: generation.header.through(kind) for kind in LogKind}
         self.last_task = generation.header.last_task
         """Number of the last task that is folded in."""
@@ -86,10 +87,6 @@ class Stream:
     def folded(self) -> int:
         """How many batches the fold takes in, of both logs."""
         return sum(self.ends[kind].number - self._generation.header.through(kind).number for kind in LogKind)
-
-    def touched(self, task_id: str) -> bool:
-        """Whether progress speaks of this task: then :meth:`task` knows it."""
-        return task_id in self._touched
 
     def task(self, task_id: str) -> StoredTask | None:
         """A touched task as it is now; None when it has left the queue."""
@@ -100,7 +97,7 @@ class Stream:
     def fold(self) -> None:
         """Bring the touched tasks up to the cut. Raises :class:`CorruptQueue`."""
         self._find_touched()
-        if self._touched:
+        if self.touched:
             for place, block in enumerate(self._generation.blocks()):
                 self._load_from(place, block)
         fold = Fold(self._state, self._generation.header, self.batches(LogKind.PUBLISHED))
@@ -116,8 +113,8 @@ class Stream:
             except UNREADABLE as error:
                 raise damaged(LogKind.PROGRESS, batch, str(error)) from None
             for record in records:
-                self._touched.update(ids_of(record))
-        self._touched_bytes = {task_id.encode() for task_id in self._touched}
+                self.touched.update(ids_of(record))
+        self._touched_bytes = {task_id.encode() for task_id in self.touched}
 
     def _load_from(self, place: int, block: bytes) -> None:
         try:
@@ -140,6 +137,10 @@ class Stream:
                 yield _joined(self._lines_of(block))
             else:
                 yield block, block.count(b"\n") + 1
+        yield from self.published_blocks()
+
+    def published_blocks(self) -> Iterator[tuple[bytes, int]]:
+        """The same, of the tasks alone that are not in queue.json yet."""
         for batch in self.batches(LogKind.PUBLISHED):
             yield _joined(self._published_lines(batch))
 
@@ -156,7 +157,7 @@ class Stream:
     def _published_lines(self, batch: Batch) -> Iterator[bytes]:
         tasks = self._state.tasks
         for number, given in enumerate(published_tasks(batch, batch.first_task - 1), batch.first_task):
-            if given.id not in self._touched:
+            if given.id not in self.touched:
                 yield encode_task(begin(given, number=number, at_ms=batch.at_ms))
             elif (task := tasks.get(given.id)) and task.number == number:
                 yield encode_task(task)
