@@ -37,7 +37,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     lease_ms: Annotated[int, Meta(ge=100)] = 30_000
     """A consumer that has not been heard of for this long loses its tasks. It sends a heartbeat each third of it."""
     flush_interval_ms: Annotated[int, Meta(ge=10)] = 2_000
-    """How far queue.json may lie behind the logs while the queue is small."""
+    """How far queue.json may lie behind the logs while the queue is small (256 KiB for each second of it)."""
     finished_keep_ms: Annotated[int, Meta(ge=0)] = 24 * 3_600_000
     """How long an ended task stays in the queue, with its result; after that it moves to the archive. Its id is refused as long."""
     finished_keep_max: Annotated[int, Meta(ge=0)] = 100_000

@@ -137,11 +137,33 @@ def test_nothing_happens_before_the_interval_nor_without_news(stage):
 
 
 def test_a_large_queue_waits_until_the_logs_are_worth_it(stage):
-    """Above 4 MiB a checkpoint is due when the logs are as long as queue.json, or as a segment may be."""
+    """A checkpoint is due when the logs are as long as queue.json, or as a segment may be: else most of it would be copying."""
     stage.files.sizes["queue.json"] = 8 << 20
     stage.after(100)
     assert stage.posted == []
     stage.files.sizes["published-1-1.jsonl"] = 8 << 20
+    stage.after(100)
+    assert stage.posted == [(PUBLISHER, Rotate(1))]
+
+
+def test_a_large_queue_in_which_little_happens_is_brought_up_to_date_now_and_then(stage):
+    """After as long as it takes for the copy to come to 256 KiB a second; then it waits as long again."""
+    stage.files.sizes["queue.json"] = 8 << 20
+    for request, ms in ((1, 32_768), (2, 32_768)):
+        told = len(stage.posted)
+        stage.after(ms - 101)
+        stage.files.sizes["published-1-1.jsonl"] += 1
+        stage.after(1)
+        assert len(stage.posted) == told
+        stage.after(100)
+        assert len(stage.posted) == told + 1
+        stage.answer(request)
+        stage.fold()
+
+
+def test_a_small_queue_is_never_further_behind_than_the_interval(stage):
+    """As much as is written at 256 KiB a second is small: 25 KiB at 100 ms, half a megabyte at the default of 2 s."""
+    stage.files.sizes["queue.json"] = 25_600
     stage.after(100)
     assert stage.posted == [(PUBLISHER, Rotate(1))]
 
