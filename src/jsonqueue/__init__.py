@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jsonqueue.client.consumer import Consumer
     from jsonqueue.client.handle import TaskHandle
     from jsonqueue.client.holdings import ConsumerStats
+    from jsonqueue.client.limits import Limits
     from jsonqueue.client.outcome import Cancel, Current, Retry, current
     from jsonqueue.client.program import Program
     from jsonqueue.client.publisher import Publisher, PublishSummary
@@ -77,6 +78,7 @@ __all__ = [
     "InvalidTask",
     "JsonQueueError",
     "LeaseLost",
+    "Limits",
     "Linear",
     "LockLost",
     "ManagerRunning",
@@ -112,6 +114,7 @@ _HOMES = {
     "jsonqueue.client.consumer": ("Consumer",),
     "jsonqueue.client.handle": ("TaskHandle",),
     "jsonqueue.client.holdings": ("ConsumerStats",),
+    "jsonqueue.client.limits": ("Limits",),
     "jsonqueue.client.outcome": ("Cancel", "Current", "Retry", "current"),
     "jsonqueue.client.program": ("Program",),
     "jsonqueue.client.publisher": ("PublishSummary", "Publisher"),

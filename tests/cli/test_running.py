@@ -16,9 +16,11 @@ import pytest
 from cli.calls import call
 from jsonqueue.channel.registration import BrokerStatus, ManagerStatus, Report
 from jsonqueue.cli.live import LiveLine, bar
+from jsonqueue.cli.options import SIZE
 from jsonqueue.cli.serving import Rates, settings_of
+from jsonqueue.client.limits import Limits
 from jsonqueue.config import Config
-from jsonqueue.errors import InvalidConfig, ManagerRunning
+from jsonqueue.errors import InvalidConfig, InvalidHandler, ManagerRunning
 from jsonqueue.storage import repair
 from jsonqueue.storage.locks import hold
 from jsonqueue.task import TaskStatus
@@ -32,6 +34,35 @@ def test_settings_of_a_command_line_lie_over_the_folders(tmp_path: Path) -> None
     (tmp_path / "jsonqueue.toml").write_text("lease_ms = 5_000\nattempts_max = 9\n")
     config = settings_of(tmp_path, ("lease_ms=60_000", "durability=process-crash", "archive=false", 'retry={kind="never"}'))
     assert (config.lease_ms, config.attempts_max, config.durability, config.archive) == (60_000, 9, "process-crash", False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("1024", 1024), ("512M", 512 * 2**20), ("1.5GiB", 3 * 2**29), ("2 kb", 2048), (7, 7), ("1T", 2**40)]
+)
+def test_sizes_read_as_people_write_them(typed: str | int, meant: int) -> None:
+    assert SIZE.convert(typed, None, None) == meant
+
+
+@pytest.mark.parametrize("typed", ["much", "1X", "-5M", "", "M"])
+def test_a_size_that_is_none_is_refused(typed: str) -> None:
+    with pytest.raises(click.BadParameter, match="give bytes"):
+        SIZE.convert(typed, None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        ([], None),
+        (["--memory", "512M"], Limits(memory_bytes=512 * 2**20)),
+        (["--cpu", "60", "--open-files", "64", "--processes", "200"], Limits(cpu_s=60, open_files=64, processes=200)),
+    ],
+)
+def test_work_hands_its_limits_on(options: list[str], limits: Limits | None) -> None:
+    """What is not asked for is not limited."""
+    with mock.patch("jsonqueue.client.consumer.Consumer", side_effect=InvalidHandler("enough")) as made:
+        call("work", "tasks:double", "--timeout", "5", *options)
+    assert made.call_args.kwargs["limits"] == limits
+    assert made.call_args.kwargs["timeout"] == 5
 
 
 @pytest.mark.parametrize("assignment", ["lease=5", "lease_ms=soon", "lease_ms=1"])
@@ -162,7 +193,7 @@ def test_a_queue_is_served_worked_off_and_stopped_from_the_shell(tmp_path: Path)
         _run(tmp_path, "work", "--exec", "cat", "--until-empty")
         assert json.loads(_run(tmp_path, "result", "b"))["data"] == {"x": [1, 2]}
         _run(tmp_path, "publish", "--id", "c", "1", "--attempts-max", "1")
-        _run(tmp_path, "work", "tasks:fail", "--until-empty", "--isolate")
+        _run(tmp_path, "work", "tasks:fail", "--until-empty", "--open-files", "64")
         assert [json.loads(line)["id"] for line in _run(tmp_path, "dead", "list", "--json").splitlines()] == ["c"]
         assert "ValueError: c" in _run(tmp_path, "dead", "show", "c")
         assert _run(tmp_path, "dead", "replay", "--all") == "c  replayed\n"

@@ -1,4 +1,4 @@
-"""Values that a person types: waits, moments, retry policies."""
+"""Values that a person types: waits, moments, sizes, retry policies."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import click
 if TYPE_CHECKING:
     from jsonqueue.retry import RetryPolicy
 
-__all__ = ["MOMENT", "RETRY", "WAIT", "Wait"]
+__all__ = ["MOMENT", "RETRY", "SIZE", "WAIT", "Wait"]
 
 _UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+_UNITS_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _WAIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|)")
 
 
@@ -29,6 +31,20 @@ class Wait(click.ParamType[float]):
         if not parts or "".join(figure + unit for figure, unit in parts) != value.replace(" ", ""):
             self.fail(f"{value!r} is no wait: give seconds, or a figure with ms, s, m, h or d, such as 90, 1.5h or 1h30m", param, ctx)
         return float(sum(float(figure) * _UNITS_S[unit] for figure, unit in parts))
+
+
+class _Size(click.ParamType[int]):
+    """Bytes, or a figure with a unit (of 1024): ``512M``, ``1.5GiB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        parts = _SIZE.fullmatch(value)
+        if parts is None:
+            self.fail(f"{value!r} is no size: give bytes, or a figure with K, M, G or T, such as 512M or 1.5G", param, ctx)
+        return round(float(parts[1]) * _UNITS_BYTES[parts[2].lower()])
 
 
 class _Moment(click.ParamType[datetime]):
@@ -86,3 +102,4 @@ WAIT = Wait()
 MOMENT = _Moment()
 WAIT_OR_MOMENT = _WaitOrMoment()
 RETRY = _Retry()
+SIZE = _Size()

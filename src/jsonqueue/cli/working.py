@@ -13,7 +13,7 @@ import click
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.live import LiveLine
-from jsonqueue.cli.options import WAIT
+from jsonqueue.cli.options import SIZE, WAIT
 from jsonqueue.cli.serving import Rates
 from jsonqueue.cli.text import count, duration, plural, printable, rate
 from jsonqueue.errors import BrokerUnavailable, InvalidHandler
@@ -33,14 +33,21 @@ _SHELL_SIGNS = {"|", ">", ">>", "<", "&&", "||", ";", "&"}
 @click.option("--exec", "program", metavar="COMMAND", help="Run this program for each task, with the task's JSON on its standard input.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True, help="How many tasks at once.")
 @click.option("--name", help="What the consumer is called in the histories of its tasks.")
-@click.option("--timeout", type=WAIT, help="Kill a handler that takes longer than this; its attempt has failed then.")
+@click.option("--timeout", type=WAIT, help="End a handler that takes longer than this, by SIGTERM, then SIGKILL; its attempt has failed.")
 @click.option("--isolate", is_flag=True, help="Run the function in child processes, so that a crash there hurts nobody here.")
+@click.option("--memory", "memory_bytes", type=SIZE, help="Address space that each process of a handler may take: 512M, 2G.")
+@click.option("--cpu", "cpu_s", type=click.IntRange(min=1), metavar="SECONDS", help="CPU time that a task may take.")
+@click.option("--open-files", type=click.IntRange(min=1), help="Files that each process of a handler may hold open.")
+@click.option("--processes", type=click.IntRange(min=1), help="Processes and threads of your user, all together.")
 @click.option("--until-empty", is_flag=True, help="End when nothing is left to do; what is due within a minute is waited for.")
 def work(settings: Settings, handler: str | None, program: str | None, until_empty: bool, **options: Any) -> int:
     """Run tasks with a Python function (looked for in the current folder, too), or with any program.
 
     A function gets the task and returns its result; raising is a failure. A program gets the task's JSON on standard input; its output
     is the result, exit status 0 means done, 75 try again later, anything else failed. No shell is involved (--exec "sh -c '…'" starts one).
+
+    The last four put the handler into processes of its own, with these limits; a task that runs into one has failed, and says into which.
+    They contain mistakes, and are no sandbox.
 
     Waits for a broker if none is running. SIGINT or SIGTERM drains: what is running may end, the rest goes back.
 
@@ -73,6 +80,7 @@ def work(settings: Settings, handler: str | None, program: str | None, until_emp
 
 def _consumer(settings: Settings, handler: str | None, program: str | None, **options: Any) -> Consumer:
     from jsonqueue.client.consumer import Consumer
+    from jsonqueue.client.limits import Limits
     from jsonqueue.client.program import Program
 
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -81,7 +89,8 @@ def _consumer(settings: Settings, handler: str | None, program: str | None, **op
     assert given is not None
     if isinstance(given, Program) and _SHELL_SIGNS.intersection(given.arguments):
         raise InvalidHandler(f"--exec {program!r} needs a shell, and none is involved", hint="""start one: --exec "sh -c '…'\"""")
-    return Consumer(settings.queue_dir, given, **options)
+    bounds = {name: most for name in Limits.__struct_fields__ if (most := options.pop(name)) is not None}
+    return Consumer(settings.queue_dir, given, limits=Limits(**bounds) if bounds else None, **options)
 
 
 def _tell_if_alone(console: Console, consumer: Consumer) -> None:

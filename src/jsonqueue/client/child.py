@@ -4,7 +4,8 @@ Its parent starts it with one end of a Pipe and speaks to it as a ConsumerBroker
 ``complete`` or ``fail``. A ``join`` of the child says that the handler is loaded; a ``fail`` without an id instead says why not.
 
 The child never outlives its parent: a thread of its own reads the Pipe, and at its end the whole process group goes, whatever the handler
-is doing. It is killed by its parent in the same way when its time is up.
+is doing. When its time is up its parent says ``revoke``, which raises an exception in the midst of the handler, and sends SIGTERM, for what
+the handler has started; a second later it kills them all.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -24,10 +26,11 @@ import msgspec
 
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.handlers import Address, is_async, load
+from jsonqueue.client.limits import Limits, apply, renew_cpu
 from jsonqueue.client.outcome import Current, Verdict, cut, inline, running_in
 from jsonqueue.config import Config
 from jsonqueue.errors import ConnectionClosed, JsonQueueError
-from jsonqueue.event import Complete, Event, EventOwner, Fail, Failure, Join, decoder_for, encode
+from jsonqueue.event import Complete, Event, EventOwner, Fail, Failure, Join, Revoke, decoder_for, encode
 from jsonqueue.task import Task
 
 __all__ = ["main"]
@@ -37,10 +40,11 @@ _LIMITS = Config(payload_max_bytes=32 * 1024 * 1024, depth_max=200, keys_max=2**
 
 
 def main() -> None:
-    """``argv``: the fd of the Pipe, the address of the handler as JSON."""
+    """``argv``: the fd of the Pipe, the address of the handler and its limits as JSON."""
     fd = int(sys.argv[1])
     os.set_inheritable(fd, False)  # not for whatever the handler starts
     address = msgspec.json.decode(sys.argv[2], type=Address)
+    limits = msgspec.json.decode(sys.argv[3], type=Limits | None)
     sys.argv[1:] = []
     # Ctrl-C is for the parent, who decides; so is the SIGTERM that systemd sends to all of a service. What a handler starts
     # dies of a SIGTERM as ever: a signal that is caught, unlike one that is ignored, is not so for the programs it starts.
@@ -48,16 +52,26 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave_it_to_the_parent)
     pipe = Pipe(fd)
     try:
+        apply(limits)
         run = _loaded(address)
     except BaseException as error:  # noqa: BLE001 - whatever the user's module raises when it is imported
         _say(pipe, Fail(0, [Failure("", 0, _why(error))], 0))
         return
     _say(pipe, Join("child", os.getpid(), 1))
-    _serve(pipe, run)
+    _serve(pipe, run, limits)
 
 
 def _leave_it_to_the_parent(number: int, frame: FrameType | None) -> None:
     """Do nothing."""
+
+
+def _on_term(here: Current, *_: object) -> None:
+    if here.cancelled and here.task is not None:
+        raise _TimeIsUp("its time is up")
+
+
+class _TimeIsUp(BaseException):
+    """Raised in the midst of the handler, so that it can clear up: what it does not do in a second it never does."""
 
 
 def _why(error: BaseException) -> str:
@@ -78,12 +92,15 @@ def _awaiting(handler: Callable[[Task[Any]], Any]) -> Callable[[Task[Any]], Verd
     return lambda task: runner.run(acall(handler, task, _LIMITS))
 
 
-def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict]) -> None:
+def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict], limits: Limits | None) -> None:
     tasks: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
     here = Current()
     running_in(here)
+
+    signal.signal(signal.SIGTERM, partial(_on_term, here))
     threading.Thread(target=_listen, args=(pipe, tasks, here), daemon=True).start()
     while (task := tasks.get()) is not None:
+        renew_cpu(limits)
         verdict = run(task)
         here.task = None
         if isinstance(verdict, Failure):
@@ -97,8 +114,14 @@ def _listen(pipe: Pipe, tasks: queue.SimpleQueue[Task[Any] | None], here: Curren
     try:
         while True:
             for frame in pipe.receive():
-                (here.task,) = decode(frame).tasks
-                tasks.put(here.task)
+                event = decode(frame)
+                if isinstance(event, Revoke):
+                    here.cancelled = True
+                    # From here and not from the parent: a SIGTERM from there might come before its Revoke, and mean nothing yet.
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                else:
+                    (here.task,) = event.tasks
+                    tasks.put(here.task)
     except ConnectionClosed:
         if here.task is not None and os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -18,27 +19,33 @@ import msgspec
 
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.handlers import Address
+from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import Verdict, failure
 from jsonqueue.client.payload import check_limits
 from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame, ConnectionClosed, InvalidHandler, InvalidTask
-from jsonqueue.event import Assign, Complete, EventOwner, Fail, Failure, Join, decoder_for, encode
+from jsonqueue.event import Assign, Complete, EventOwner, Fail, Failure, Join, Revoke, decoder_for, encode
 from jsonqueue.task import Task
 
-__all__ = ["ChildRunner", "kill_group", "says_how"]
+__all__ = ["GRACE_S", "ChildRunner", "end_group", "kill_group", "says_how", "signal_group"]
 
 _BOOT_S = 60.0
 """A child that has not loaded its handler by then never will."""
 _FAREWELL_S = 2.0
+_ORPHAN_LOOKS, _ORPHAN_LOOK_S = 1_000, 0.001
+"""Each look reaps an orphan, or waits for one that was killed."""
+GRACE_S = 1.0
+"""Between the SIGTERM at a time limit and the SIGKILL."""
 
 _BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv.pop()); from jsonqueue.client.child import main; main()"
 
 
 class ChildRunner:
-    """One slot's child. ``timeout``: seconds a task may take (None: no limit)."""
+    """One slot's child. ``timeout``: seconds a task may take (None: no limit). ``limits``: what it may use."""
 
-    def __init__(self, address: Address, *, timeout: float | None, config: Callable[[], Config]) -> None:
+    def __init__(self, address: Address, *, timeout: float | None, config: Callable[[], Config], limits: Limits | None = None) -> None:
         self._address = address
+        self._limits = limits
         self._timeout = timeout
         self._config = config
         self._decode = decoder_for(EventOwner.CONSUMER)
@@ -95,8 +102,8 @@ class ChildRunner:
 
     def _spawn(self) -> None:
         ours, theirs = Pipe.pair()
-        address, path = msgspec.json.encode(self._address).decode(), msgspec.json.encode(sys.path).decode()
-        command = [sys.executable, "-c", _BOOT, str(theirs), address, path]
+        given = [msgspec.json.encode(part).decode() for part in (self._address, self._limits, sys.path)]
+        command = [sys.executable, "-c", _BOOT, str(theirs), *given]
         try:
             with self._lock:
                 if self._closed:
@@ -128,13 +135,28 @@ class ChildRunner:
             self._pipe.send(encode(Assign([task])))
             event = self._hear(self._timeout)
         except ConnectionClosed:
-            return failure(task, f"its handler's process died: {self._bury()}")
+            return failure(task, self._blamed(f"its handler's process died: {self._bury()}"))
         if isinstance(event, Complete):
             return self._checked(task, event)
         if isinstance(event, Fail):
-            return event.failures[0]
-        self._bury()
+            failed = event.failures[0]
+            return msgspec.structs.replace(failed, error=self._blamed(failed.error))
+        self._end_by_force(task)
         return failure(task, f"timed out after {self._timeout:g} s, and was killed")
+
+    def _blamed(self, words: str) -> str:
+        return words if self._limits is None else self._limits.blamed(words)
+
+    def _end_by_force(self, task: Task[Any]) -> None:
+        """Its time is up: SIGTERM, so that it can clear up, and a moment later SIGKILL, whatever it does. To it and to all it started."""
+        assert self._process is not None
+        assert self._pipe is not None
+        with suppress(ConnectionClosed):
+            # Among handlers SIGTERM alone means nothing (a service's whole group gets it when it stops).
+            self._pipe.send(encode(Revoke([task.id], [task.token])), timeout=GRACE_S)
+            signal_group(self._process, signal.SIGTERM)
+            self._pipe.receive(GRACE_S)  # whatever it says now comes too late
+        self._bury()
 
     def _checked(self, task: Task[Any], event: Complete) -> Verdict:
         result = event.results[0]
@@ -163,16 +185,33 @@ class ChildRunner:
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.2)  # if it is dying by itself, let it say how
         status = process.poll()
-        kill_group(process)
-        process.wait()
+        end_group(process)
         pipe.close()
         return says_how(process.returncode if status is None else status)
 
 
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and all that it started, and reap what of it is ours to reap.
+
+    Whoever is the first process of a container (or a subreaper) is given the orphans: those of this group would stay zombies with us.
+    """
+    kill_group(process)
+    process.wait()
+    with suppress(ChildProcessError):  # none, or none any more
+        for _ in range(_ORPHAN_LOOKS):
+            if os.waitpid(-process.pid, os.WNOHANG) == (0, 0):
+                time.sleep(_ORPHAN_LOOK_S)  # It is about to die.
+
+
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to the process and to all that it started."""
+    signal_group(process, signal.SIGKILL)
+
+
+def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """A signal to the process and to all that it started."""
     with suppress(ProcessLookupError, PermissionError):  # gone already (macOS says the latter of a group of zombies)
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, number)
 
 
 def says_how(status: int) -> str:

@@ -35,6 +35,7 @@ from jsonqueue.client.exchange import Connect
 from jsonqueue.client.handlers import address_of, is_async, resolve, title_of
 from jsonqueue.client.holdings import ConsumerStats, Holdings
 from jsonqueue.client.intake import check_id
+from jsonqueue.client.limits import Limits
 from jsonqueue.client.program import Program, ProgramRunner
 from jsonqueue.client.publisher import ServesFolder
 from jsonqueue.client.session import Session
@@ -55,6 +56,7 @@ class Consumer:
     ``concurrency``: how many at once, in threads; as coroutines if the handler is ``async``; in child processes with ``timeout`` (seconds,
     after which the handler is killed with all it started, and the attempt has failed) or with ``isolate=True`` (no limit, but what crashes
     or hogs the interpreter there hurts nobody here). Child processes find the handler by its name, so it must be a top-level function.
+    ``limits`` bound what such a process may use of the machine; at its ``timeout`` it gets SIGTERM, and a second later SIGKILL.
 
     It waits for a broker if there is none, reconnects when one goes, and works on meanwhile. Heartbeats come from beside the handler, so
     however long it takes it keeps its task. How many tasks it holds ahead, it works out from how long they take.
@@ -69,6 +71,7 @@ class Consumer:
         concurrency: int = 1,
         timeout: float | None = None,
         isolate: bool = False,
+        limits: Limits | None = None,
         connect: Connect | None = None,
         timer: Callable[[], float] = stopwatch,
     ) -> None:
@@ -86,7 +89,8 @@ class Consumer:
         self._connect = connect or self._register
         self._timer = timer
         self._timeout = timeout
-        self._crew = self._hire(handler, isolate=isolate or timeout is not None)
+        self._limits = limits
+        self._crew = self._hire(handler, isolate=isolate or timeout is not None or limits is not None)
         self._state = "new"
         self._bell = _Bell()
 
@@ -167,11 +171,15 @@ class Consumer:
     def _hire(self, handler: Handler, *, isolate: bool) -> _Crew:
         if isinstance(handler, Program):
             program = handler
-            return self._threads(lambda: ProgramRunner(program, timeout=self._timeout, config=self._config), values=False)
+            return self._threads(
+                lambda: ProgramRunner(program, timeout=self._timeout, config=self._config, limits=self._limits), values=False
+            )
         function = resolve(handler)
         if isolate:
             address = address_of(function)
-            return self._threads(lambda: ChildRunner(address, timeout=self._timeout, config=self._config), values=False)
+            return self._threads(
+                lambda: ChildRunner(address, timeout=self._timeout, config=self._config, limits=self._limits), values=False
+            )
         if is_async(function):
             return self._coroutines(function)
         return self._threads(lambda: InlineRunner(function, self._config), values=True)

@@ -19,16 +19,18 @@ import os
 import selectors
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import IO, Any
 
 import msgspec
 from msgspec import Raw
 
-from jsonqueue.client.children import kill_group, says_how
+from jsonqueue.client.children import GRACE_S, end_group, kill_group, says_how, signal_group
+from jsonqueue.client.limits import Limits, launcher
 from jsonqueue.client.outcome import ERROR_MAX_BYTES, Retry, Verdict, failure, failure_of
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.payload import NULL, check_limits, encode_value
@@ -84,10 +86,19 @@ def _split(command: str | Sequence[str], shell: bool) -> list[str]:
 
 
 class ProgramRunner:
-    """Runs the program of one slot, once a task. ``timeout``: seconds it may take (None: no limit)."""
+    """Runs the program of one slot, once a task. ``timeout``: seconds it may take (None: no limit). ``limits``: what it may use."""
 
-    def __init__(self, program: Program, *, timeout: float | None, config: Callable[[], Config], clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        timeout: float | None,
+        config: Callable[[], Config],
+        clock: Clock | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self._program = program
+        self._limits = limits
         self._timeout = timeout
         self._config = config
         self._clock = clock or SystemClock()
@@ -124,16 +135,23 @@ class ProgramRunner:
 
     def _start(self, task: Task[Any]) -> subprocess.Popen[bytes]:
         mine = {"JSONQUEUE_TASK_ID": task.id, "JSONQUEUE_ATTEMPT": str(task.attempt)}
+        command = [*(launcher(self._limits) if self._limits else ()), *self._program.arguments]
         return subprocess.Popen(
-            self._program.arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, **self._program.env, **mine}, cwd=self._program.cwd, process_group=0,
         )  # fmt: skip
 
     def _watch(self, process: subprocess.Popen[bytes], task: Task[Any]) -> Verdict:
         most = self._config().payload_max_bytes
-        talk = _Talk(process, encode(task), out_max=most)
+        with closing(_Talk(process, encode(task), out_max=most)) as talk:
+            return self._hear_out(process, task, talk, most)
+
+    def _hear_out(self, process: subprocess.Popen[bytes], task: Task[Any], talk: _Talk, most: int) -> Verdict:
         patience = Patience(self._timeout, self._clock)
         if not talk.to_the_end(patience):
+            # SIGTERM first, so that it can clear up; what it says of that is kept.
+            signal_group(process, signal.SIGTERM)
+            talk.to_the_end(Patience(GRACE_S, SystemClock()))
             kill_group(process)
             return failure(task, f"timed out after {self._timeout:g} s, and was killed\n{talk.errors}".rstrip())
         if talk.too_much:
@@ -146,7 +164,8 @@ class ProgramRunner:
             return self._result(task, bytes(talk.output))
         if status == _TEMPFAIL:
             return failure_of(task, Retry(self._program.retry_after, f"exit status {_TEMPFAIL}: not now\n{talk.errors}".rstrip()))
-        return failure(task, f"{talk.errors}\n{says_how(status)}".lstrip())
+        words = f"{talk.errors}\n{says_how(status)}".lstrip()
+        return failure(task, self._limits.blamed(words) if self._limits else words)
 
     def _result(self, task: Task[Any], output: bytes) -> Verdict:
         text = output.strip()
@@ -167,8 +186,7 @@ class ProgramRunner:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Nothing that the program started is left behind."""
-    kill_group(process)
-    process.wait()
+    end_group(process)
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
             with suppress(BrokenPipeError):  # it never read all of its input
@@ -203,20 +221,23 @@ class _Talk:
         return self._errors[-ERROR_MAX_BYTES:].decode("utf-8", "replace").rstrip()
 
     def to_the_end(self, patience: Patience) -> bool:
-        """Talk until the program has ended and its streams with it; False when the time was up first."""
+        """Talk until the program has ended and its streams with it; False when the time was up first (one may go on, then)."""
         linger: Patience | None = None
-        with self._selector:
-            while self._listening and not self.too_much:
-                if patience.over:
-                    return False
-                if linger is not None and linger.over:
-                    return True
-                for key, _ in self._selector.select(patience.left_of(_LOOK_S)):
-                    if not key.data(key.fileobj):
-                        self._shut(key.fileobj)
-                if linger is None and self._process.poll() is not None:
-                    linger = Patience(_LINGER_S, SystemClock())
+        while self._listening and not self.too_much:
+            if patience.over:
+                return False
+            if linger is not None and linger.over:
+                return True
+            for key, _ in self._selector.select(patience.left_of(_LOOK_S)):
+                if not key.data(key.fileobj):
+                    self._shut(key.fileobj)
+            if linger is None and self._process.poll() is not None:
+                linger = Patience(_LINGER_S, SystemClock())
         return self.too_much or self._ends_in(patience)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._selector.close()
 
     def _ends_in(self, patience: Patience) -> bool:
         """It has closed its output; that does not mean that it has ended."""
