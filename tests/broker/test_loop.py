@@ -186,8 +186,19 @@ def test_nothing_counts_of_a_read_that_ends_in_nonsense(loop, broker, client):
     assert broker.heard == [("attach", 1), ("detach", 1)]
 
 
-def test_a_peer_that_never_reads_is_dropped_and_delays_nobody(loop, broker, client):
-    """Its answers wait up to the cap; then it goes. The loop never waits for it."""
+def test_a_peer_that_hangs_up_before_its_answer_is_nothing_to_speak_of(loop, broker, client, caplog):
+    """A worker that was interrupted ends in the midst of things: the broker hears of it, its log does not."""
+    peer = client()
+    peer.post(encode(Write(1, [])))
+    peer.close()
+    with caplog.at_level(logging.INFO, "jsonqueue.broker"):
+        loop.turn(0)
+    assert broker.heard[-1] == ("detach", 1)
+    assert not caplog.records
+
+
+def test_a_peer_that_never_reads_is_dropped_and_delays_nobody(loop, broker, client, caplog):
+    """Its answers wait up to the cap; then it goes, which is said. The loop never waits for it."""
     broker.padding = "x" * 200_000
     deaf, good = client(pending_max=500_000), client()
     request = 0
@@ -196,6 +207,7 @@ def test_a_peer_that_never_reads_is_dropped_and_delays_nobody(loop, broker, clie
         deaf.post(encode(Write(request, [])))
         loop.turn(1000)
     assert ("detach", 1) in broker.heard
+    assert "publisher tester: the other end does not read" in caplog.text
     good.post(encode(Write(1, [])))
     loop.turn(1000)
     assert good.receive(1)

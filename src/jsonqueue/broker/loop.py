@@ -14,7 +14,7 @@ import selectors
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from jsonqueue.channel.pipe import Pipe
+from jsonqueue.channel.pipe import NotReading, Pipe
 from jsonqueue.clock import Clock
 from jsonqueue.errors import BadFrame, ConnectionClosed
 from jsonqueue.event import Event, EventOwner, decoder_for, encode
@@ -224,19 +224,20 @@ class BrokerLoop:
             return  # It hung up. What it is told here it asks for again.
         try:
             peer.pipe.post(encode(event))
-        except ConnectionClosed as error:
-            self._give_up(peer, error)
+        except NotReading as error:
+            _log.warning("dropped the connection of a %s: %s", peer.name, error)
+            self._give_up(peer)
+        except ConnectionClosed:
+            self._give_up(peer)  # It has ended, maybe by Ctrl-C, with something still on its way to it.
         except BadFrame as error:
             _log.error("cannot tell a %s: %s", peer.name, error)
-            self._give_up(peer, error)
+            self._give_up(peer)
         else:
             if peer.pipe.pending and not peer.writing:
                 self._want_to_write(peer, True)
 
-    def _give_up(self, peer: _Peer, error: Exception) -> None:
+    def _give_up(self, peer: _Peer) -> None:
         """Drop the peer after the step: the broker is not told of it in the midst of its turn."""
-        if peer.pipe.pending:
-            _log.warning("dropped the connection of a %s: %s", peer.name, error)
         if peer not in self._broken:
             self._broken.append(peer)
 

@@ -31,7 +31,7 @@ from struct import Struct
 from jsonqueue.clock import SystemClock
 from jsonqueue.errors import BadFrame, ConnectionClosed
 
-__all__ = ["FRAME_MAX_BYTES", "PENDING_MAX_BYTES", "FdPipe", "Pipe"]
+__all__ = ["FRAME_MAX_BYTES", "PENDING_MAX_BYTES", "FdPipe", "NotReading", "Pipe"]
 
 FRAME_MAX_BYTES = 64 * 1024 * 1024
 """Largest frame: given at all, and taken where a Pipe is not told otherwise."""
@@ -55,6 +55,10 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+
+
+class NotReading(ConnectionClosed):
+    """The other end is there, and lets too much wait for it."""
 
 
 class Pipe:
@@ -167,14 +171,14 @@ class Pipe:
     def post(self, *frames: bytes) -> None:
         """Send what fits at once and keep the rest for :meth:`flush`. Never blocks.
 
-        A peer that lets more than ``pending_max`` bytes wait does not read: :class:`ConnectionClosed`. (One frame may always wait.)
+        A peer that lets more than ``pending_max`` bytes wait does not read: :class:`NotReading`. (One frame may always wait.)
         """
         data = self._framed(frames)
         if not data:
             return
         with self._lock:
             if self._buffered and self._buffered + len(data) > self._pending_max:
-                raise ConnectionClosed(f"the other end does not read: {self._buffered} bytes wait for it")
+                raise NotReading(f"the other end does not read: {self._buffered} bytes wait for it")
             self._append(data)
             if self._buffered == len(data):
                 self._write()

@@ -15,7 +15,7 @@ from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.live import LiveLine
 from jsonqueue.cli.options import SIZE, WAIT
 from jsonqueue.cli.serving import Rates
-from jsonqueue.cli.text import count, duration, plural, printable, rate
+from jsonqueue.cli.text import count, duration, plural, rate
 from jsonqueue.errors import BrokerUnavailable, InvalidHandler
 
 if TYPE_CHECKING:
@@ -63,15 +63,11 @@ def work(settings: Settings, handler: str | None, program: str | None, until_emp
     ending = UntilEmpty(consumer) if until_empty else None
     if ending:
         ending.start()
-    notice = threading.Timer(1.0, _tell_if_alone, (console, consumer))
-    notice.daemon = True
-    notice.start()
     rates = Rates()
     try:
         with LiveLine(lambda: _live(consumer, rates), watched=console.watched, every_s=0.5):
             consumer.run()
     finally:
-        notice.cancel()
         _summary(console, consumer, time.monotonic() - began)
     if ending and ending.error:
         raise ending.error
@@ -91,11 +87,6 @@ def _consumer(settings: Settings, handler: str | None, program: str | None, **op
         raise InvalidHandler(f"--exec {program!r} needs a shell, and none is involved", hint="""start one: --exec "sh -c '…'\"""")
     bounds = {name: most for name in Limits.__struct_fields__ if (most := options.pop(name)) is not None}
     return Consumer(settings.queue_dir, given, limits=Limits(**bounds) if bounds else None, **options)
-
-
-def _tell_if_alone(console: Console, consumer: Consumer) -> None:
-    if not consumer.stats.connections:
-        console.note(f"No broker is running on {printable(str(consumer.queue_dir))} yet; waiting for one (jsonqueue serve starts it).")
 
 
 def _live(consumer: Consumer, rates: Rates) -> str:
