@@ -20,12 +20,15 @@ from jsonqueue.cli.options import SIZE
 from jsonqueue.cli.serving import Rates, settings_of
 from jsonqueue.client.limits import Limits
 from jsonqueue.config import Config
-from jsonqueue.errors import InvalidConfig, InvalidHandler, ManagerRunning
+from jsonqueue.errors import FolderRefused, InvalidConfig, InvalidHandler, ManagerRunning
 from jsonqueue.storage import repair
 from jsonqueue.storage.locks import hold
 from jsonqueue.task import TaskStatus
 
-BROKERS = [BrokerStatus("publisher_broker", "ready", 813, 4), BrokerStatus("consumer_broker", "starting", 814, 5, restarts=2, peers=3)]
+BROKERS = [
+    BrokerStatus("publisher_broker", "ready", 813, 4),
+    BrokerStatus("consumer_broker", "waiting", 814, 5, restarts=2, peers=3, waits_for="no room\x1b[2J on it"),
+]
 RUNNING = ManagerStatus("q", 812, 1, 65_000, "process-crash", Config(), BROKERS, checkpoint_error="no room \x1b[2J")
 
 
@@ -34,6 +37,17 @@ def test_settings_of_a_command_line_lie_over_the_folders(tmp_path: Path) -> None
     (tmp_path / "jsonqueue.toml").write_text("lease_ms = 5_000\nattempts_max = 9\n")
     config = settings_of(tmp_path, ("lease_ms=60_000", "durability=process-crash", "archive=false", 'retry={kind="never"}'))
     assert (config.lease_ms, config.attempts_max, config.durability, config.archive) == (60_000, 9, "process-crash", False)
+
+
+def test_settings_are_not_read_through_a_link(tmp_path: Path) -> None:
+    """Not by ``serve --set`` either; and a folder that is not there yet has none."""
+    (tmp_path / "elsewhere.toml").write_text("lease_ms = 5_000\n")
+    queue_dir = tmp_path / "queue"
+    assert settings_of(queue_dir, ("lease_ms=60_000",)).lease_ms == 60_000
+    queue_dir.mkdir(mode=0o700)
+    (queue_dir / "jsonqueue.toml").symlink_to(tmp_path / "elsewhere.toml")
+    with pytest.raises(FolderRefused, match=r"jsonqueue\.toml is not a regular file"):
+        settings_of(queue_dir, ("attempts_max=9",))
 
 
 @pytest.mark.parametrize(
@@ -83,12 +97,17 @@ def test_a_second_serve_is_told_who_serves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_status_tells_of_the_brokers(tmp_path: Path, terminal: bool) -> None:
-    """Restarts, relaxed durability and a checkpoint that failed are what an operator has to see."""
+    """What a broker waits for, restarts, relaxed durability and a checkpoint that failed are what an operator has to see."""
     call("publish", "1", "--queue", str(tmp_path))
     call("checkpoint", "--queue", str(tmp_path))
     with mock.patch("jsonqueue.channel.registration.operate", return_value=Report(True, RUNNING)):
         out = call("status", "--queue", str(tmp_path), terminal=terminal, columns=120, environment={"NO_COLOR": "1"}).out
-    for words in ("running for 1 min 5 s, manager pid 812", "pid 813", "starting, pid 814, 3 clients, 2 restarts", "process-crash"):
+    for words in (
+        "running for 1 min 5 s, manager pid 812",
+        "pid 813",
+        "waiting, pid 814, 3 clients, 2 restarts: no room\\x1b[2J on it",
+        "process-crash",
+    ):
         assert words in out
     assert "the last checkpoint failed: no room \\x1b[2J" in out
 

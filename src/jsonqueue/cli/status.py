@@ -242,7 +242,8 @@ def _brokers(seen: Overview) -> Iterator[tuple[str, str]]:
     yield "brokers", f"running for {duration(seen.manager.up_ms)}, manager pid {seen.manager.pid}"
     for broker in seen.manager.brokers:
         restarts = f", {plural(broker.restarts, 'restart')}" if broker.restarts else ""
+        waits = f": {printable(broker.waits_for)}" if broker.waits_for else ""
         who = f"pid {broker.pid}, {plural(broker.peers, 'client')}{restarts}"
-        yield f"  {broker.role.removesuffix('_broker')}", f"{broker.state}, {who}"
+        yield f"  {broker.role.removesuffix('_broker')}", f"{broker.state}, {who}{waits}"
     if seen.manager.durability != "power-cut":
         yield "durability", f"{seen.manager.durability}: relaxed, the last moments may be missing after a power cut"
