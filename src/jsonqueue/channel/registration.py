@@ -261,7 +261,7 @@ class Listener:
             caller, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return None
-        pid, uid = _peer(caller)
+        pid, uid = _peer_or_nobody(caller)
         if uid != os.geteuid():
             caller.close()
             return None
@@ -378,6 +378,14 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
     # macOS and the BSDs: struct xucred is {u_int version; uid_t uid; ...}, level SOL_LOCAL 0, option LOCAL_PEERCRED 1.
     _, uid = struct.unpack_from("II", connection.getsockopt(0, 1, 128))
     return 0, uid
+
+
+def _peer_or_nobody(connection: socket.socket) -> tuple[int, int]:
+    """The same; of whom the kernel tells nothing: nobody's uid."""
+    try:
+        return _peer(connection)
+    except OSError:
+        return 0, -1
 
 
 @contextmanager
