@@ -45,7 +45,21 @@ def test_a_plot_is_well_formed_and_names_every_figure() -> None:
     odd = Figure("publish", "a < b & c", 5.0, "ms", 0.2)
     drawing = svg_of([_figure(3.0), odd, _figure(4.0, 1_000.0), _figure(4.5, 1_000_000.0)])
     texts = [text.text for text in fromstring(drawing).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"publish: a < b & c", "drain: 2 consumers", "1,000", "1,000,000"} <= set(texts)
+    assert {"publish", "a < b & c", "5 ms", "drain", "2 consumers", "3 tasks/s", "1,000", "1,000,000"} <= set(texts)
+
+
+def test_the_axis_of_a_plot_has_round_values() -> None:
+    """From nothing up to the largest value or just beyond."""
+    drawing = svg_of([_figure(278_000.0, 1_000.0), _figure(307_000.0, 1_000_000.0)])
+    texts = [text.text for text in fromstring(drawing).iter("{http://www.w3.org/2000/svg}text")]
+    assert [text for text in texts if text and (text.endswith(" k") or text == "0")] == ["0", "100 k", "200 k", "300 k", "400 k"]
+
+
+def test_a_png_without_matplotlib_says_what_to_install(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra of its own, and an SVG needs nothing."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(["bench", "--plot", "figures.png"]) == 2
+    assert "pip install 'jsonqueue[plot]', or name a .svg" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,10 +40,16 @@ class Measuring:
         self.workers = workers
         self.batches = batches
         self.doing = ""
+        self._since = time.monotonic()
 
     def say(self, doing: str) -> None:
         """Tell whoever watches."""
-        self.doing = doing
+        self.doing, self._since = doing, time.monotonic()
+
+    @property
+    def for_s(self) -> float:
+        """For how many seconds it has been doing it."""
+        return time.monotonic() - self._since
 
     @property
     def singles(self) -> int:

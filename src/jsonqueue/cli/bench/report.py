@@ -20,8 +20,12 @@ def measure_all(run: Measuring, names: Sequence[str], *, runs: int, watched: boo
     rounds = []
     for number in range(1, runs + 1):
         turn = f" (run {number} of {runs})" if runs > 1 else ""
-        with LiveLine(lambda turn=turn: f"{run.doing}{turn} …", watched=watched):  # type: ignore[misc]
-            rounds.append([figure for name in names for figure in MEASURES[name](run)])
+        figures: list[Figure] = []
+        for place, name in enumerate(names, 1):
+            step = f"[{place}/{len(names)}] " if len(names) > 1 else ""
+            with LiveLine(lambda step=step, turn=turn: f"{step}{run.doing}{turn} … {run.for_s:.0f} s", watched=watched):  # type: ignore[misc]
+                figures += MEASURES[name](run)
+        rounds.append(figures)
     return median_of_runs(rounds)
 
 
