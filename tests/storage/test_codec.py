@@ -175,3 +175,11 @@ def test_a_segment_header_belongs_to_its_log() -> None:
     line, _ = encode_batch(b"[]", number=1, epoch=1, rest=0, at_ms=0, chain=0)
     with pytest.raises(Bad, match="not a segment header"):
         read_segment_head(line, "published")
+
+
+def test_an_earlier_batch_behind_a_torn_one_is_no_later_batch() -> None:
+    """Blocks that a file system gave to another file before: their headers are whole, and of the past."""
+    earlier, _ = encode_batch(b"[]", number=FIRST, epoch=EPOCH, rest=0, at_ms=0, chain=0)
+    torn = bytes(512) + b"\n" + earlier
+    assert tail_state(torn, 512, Bad("?"), number=FIRST) is TailState.TORN
+    assert tail_state(torn, 512, Bad("?"), number=FIRST - 1) is TailState.DAMAGED

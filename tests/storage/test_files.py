@@ -368,3 +368,11 @@ def test_a_batch_looks_at_its_lock_twice(tmp_path: Path) -> None:
     assert len(looks) == 200
     log.close()
     files.shut()
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_and_stays(real: RealFiles) -> None:
+    """What cannot be unlinked is an error of the queue's, which names it."""
+    (real.root / "draft").mkdir()
+    with pytest.raises(StorageError, match="draft"):
+        real.unlink("draft")
+    assert (real.root / "draft").is_dir()

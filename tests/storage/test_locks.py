@@ -127,3 +127,24 @@ def test_on_a_full_disk_a_lock_is_held_without_saying_by_whom(tmp_path: Path, mo
         assert lock.intact()
         with pytest.raises(ManagerRunning, match="another process"):
             hold(tmp_path, "queue")
+
+
+def test_a_lock_that_cannot_be_written_to_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a broken disk, unlike on a full one, nothing rests on it; and nobody else is kept out."""
+
+    def broken(*arguments: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken_disk:
+        broken_disk.setattr(os, "pwrite", broken)
+        with pytest.raises(FolderRefused, match=r"queue\.lock cannot be locked: Input/output error"):
+            hold(tmp_path, "queue")
+    with hold(tmp_path, "queue") as lock:
+        assert lock.intact()
+
+
+def test_where_the_system_does_not_say_when_a_process_began_its_pid_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No /proc: a holder that lives is named all the same."""
+    monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
+    with hold(tmp_path, "queue"):
+        assert holder(tmp_path, "queue") == f"process {os.getpid()}"

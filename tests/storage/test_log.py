@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -494,3 +495,54 @@ def test_files_that_never_come_to_rest_are_not_read_for_ever(files: MemoryFiles)
     files.put(QUEUE, b"")
     with pytest.raises(StorageError, match="change faster"):
         consistently(files, read)
+
+
+def test_a_folder_that_never_comes_to_rest_is_listed_all_the_same(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody makes files beside the queue's own, all the time: that keeps nobody from the segments."""
+    write(LogWriter.open(files, PUB), "a")
+    others = itertools.count()
+    monkeypatch.setattr(files, "list", lambda folder="": [*MemoryFiles.list(files, folder), f"z{next(others)}"])
+    assert load_ids(files).numbers == {"a": 1}
+    assert next(others) < 1_000
+
+
+def test_a_reader_does_not_wait_for_ever_for_segments_that_come_and_go(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look finds others than the one before, and none of them can be opened: in the end it says what is missing."""
+    looks = itertools.count()
+
+    def vanished(handle: str, *, create: bool = False) -> int:
+        next(looks)
+        raise FileNotFoundError(handle)
+
+    write(LogWriter.open(files, PUB), "a")
+    reader = LogReader(files, PUB, START)
+    monkeypatch.setattr(files, "open", vanished)
+    with pytest.raises(CorruptQueue, match=r"was announced .* and is not there"):
+        reader.read_through(Position(1, 1))
+    assert 10 < next(looks) < 1_000
+
+
+def test_a_reader_looks_again_when_the_segments_changed_while_it_looked(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer restarted between its look at the folder and its look into the file."""
+    write(LogWriter.open(files, PUB), "a")
+    reader = LogReader(files, PUB, START)
+    seek, restarted = reader._seek, []
+
+    def seek_too_early() -> None:
+        seek()
+        if not restarted:
+            restarted.append(LogWriter.open(files, PUB))
+            write(restarted[0], "b")
+
+    monkeypatch.setattr(reader, "_seek", seek_too_early)
+    assert [batch.number for batch in reader.read_through(Position(2, 2))] == [1, 2]
+
+
+def test_a_cut_in_the_midst_of_a_large_segment_is_a_cut(files: MemoryFiles) -> None:
+    """More than one read long, and more behind it: not one batch too many is read, and none too few."""
+    writer = LogWriter.open(files, PUB)
+    for number in range(1, 5):
+        writer.append(b'[{"id":"t%d","data":"%b"}]' % (number, b"x" * 600_000), at_ms=1, first_task=number)
+        writer.sync()
+    for number in range(1, 5):
+        assert list(load_state(files, published_through=Position(number, 1)).state.tasks) == [f"t{n}" for n in range(1, number + 1)]

@@ -200,3 +200,13 @@ def test_a_header_knows_both_logs() -> None:
     assert header.epochs == (2, 2)
     assert header.closed
     assert msgspec.json.decode(files.get(QUEUE))["progress_through"] == [header.progress_through.number, 2]
+
+
+def test_a_newer_version_may_have_another_first_line() -> None:
+    """Whole by its own checksum, and with members that this version cannot read: newer, and no damage."""
+    members = b'{"format":"jsonqueue","version":9,"published_through":{"batch":1,"epoch":1},"checkpoints":[1,2]'
+    files = MemoryFiles()
+    body = b'%b,"head":"%08x","tasks":[\n],"count":0' % (members, crc32(members))
+    files.put(QUEUE, b'%b,"checksum":"%08x"}\n' % (body, crc32(body)))
+    with pytest.raises(UnsupportedFormat, match="version 9"):
+        read_header(files)

@@ -83,7 +83,16 @@ def test_progress_that_rests_on_what_is_not_there_is_corruption(after: Position)
         queue.checkpoint()
 
 
-@pytest.mark.parametrize("records", [b'[{"what":"leased","consumer":"w","first":1,"ids":["nobody"]}]', b'[{"what":"slept"}]', b"[1"])
+@pytest.mark.parametrize(
+    "records",
+    [
+        b'[{"what":"leased","consumer":"w","first":1,"ids":["nobody"]}]',
+        b'[{"what":"retired","ids":["nobody"]}]',
+        b'[{"what":"retired","ids":["a"]}]',
+        b'[{"what":"slept"}]',
+        b"[1",
+    ],
+)
 def test_records_that_make_no_sense_are_corruption(records: bytes) -> None:
     """Named by log and batch; neither a start nor a checkpoint goes on."""
     queue = Queue(MemoryFiles())

@@ -429,3 +429,59 @@ def test_a_disk_that_fails_while_mending_is_reported() -> None:
     files.room = 1 << 30
     assert mended(files).ok
     assert contents(load_state(files)) == expected
+
+
+def test_a_batch_behind_one_that_is_gone_is_kept_and_said_to_be_unconfirmed() -> None:
+    """Only the batch before it could tell that it was not changed; its records make sense, so it is taken at its word, openly."""
+    files, expected = lived()
+    name = segment_of(files, "published")
+    data = bytearray(files.get(name))
+    start = data.index(b'{"h"', 1)
+    data[start + 50] ^= 1
+    data[start + 52] ^= 1
+    files.put(name, bytes(data))
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert report.lost[0].endswith("published batch 4 was kept, though nothing can confirm it")
+    assert report.lost[1:] == ["published batch 3"]
+    assert contents(load_state(files)) == {task_id: task for task_id, task in expected.items() if task_id != "e"}
+
+
+def test_without_any_progress_the_tasks_are_kept() -> None:
+    """A log that holds nothing has lost nothing."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in "abc":
+        queue.publish(task_id)
+    queue.close()
+    name = segment_of(files, "published")
+    files.put(name, files.get(name).replace(b'"id":"b"', b'"id":"\xffb"'))
+    report = mended(files, accept_loss=True)
+    assert (report.ok, report.lost) == (True, ["published batch 2"])
+    assert list(load_state(files).state.tasks) == ["a", "c"]
+
+
+def test_tasks_that_stand_in_queue_json_and_in_the_logs_are_kept_once() -> None:
+    """Neither generation tells how far it goes, so all of the logs counts; what came out of queue.json already is not published again."""
+    files, expected = lived()
+    for name in (QUEUE, f"{PREVIOUS}/{QUEUE}"):
+        files.put(name, b"\xff" * 40 + files.get(name)[40:])
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    loaded = load_state(files)
+    assert set(contents(loaded)) == set(expected)
+    assert [task.number for task in loaded.state.tasks.values()] == list(range(1, len(expected) + 1))
+
+
+def test_a_line_that_is_damaged_in_two_places_is_not_mended() -> None:
+    """One byte of its beginning, which is known, and one of its payload, which is not."""
+    files, _ = lived()
+    name = segment_of(files, "published")
+    data = bytearray(files.get(name))
+    start = data.rindex(b'{"h"')
+    data[start] ^= 1
+    data[start + 100] ^= 1
+    files.put(name, bytes(data))
+    report = mended(files)
+    assert (report.ok, report.done) == (False, [])
+    assert files.get(name) == bytes(data)
