@@ -246,11 +246,11 @@ def _large_queue(folder: Path, tasks: int) -> Path:
     files = MemoryFiles()
     writer = QueueWriter(files, QUEUE, QueueHeader(last_task=tasks))
     for number in range(1, tasks + 1):
-        writer.add(b'{"id":"t%d","number":%d,"status":"pending","published_ms":1,"data":"%b"}' % (number, number, b"x" * 100), 1)
+        writer.add(b'{"id":"t-%d","number":%d,"status":"pending","published_ms":1,"data":"%b"}' % (number, number, b"x" * 100), 1)
     writer.finish()
     published, progress = (LogWriter.open(files, kind) for kind in LogKind)
     published.append(encode_records([TaskIn(id="new", data=1)]), at_ms=1, first_task=tasks + 1)
-    leased = [f"t{number}" for number in range(1, tasks, tasks // 100)]
+    leased = [f"t-{number}" for number in range(1, tasks, tasks // 100)]
     progress.append(encode_records([Leased("worker@1", 1, leased)]), at_ms=1, after=published.position)
     folder.mkdir(mode=0o700)
     for name in files.list():
@@ -259,11 +259,12 @@ def _large_queue(folder: Path, tasks: int) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell a process its peak")
 def test_a_large_queue_takes_no_more_memory_to_look_at(tmp_path: Path) -> None:
     """200,000 tasks, 36 MB: as much as 2,000 tasks, and some blocks of a mebibyte."""
     few, many = _large_queue(tmp_path / "few", 2_000), _large_queue(tmp_path / "many", 200_000)
-    for command in (["status"], ["list", "--newest"], ["show", "t1999"]):
+    for command in (["status"], ["list", "--newest"], ["show", "t-1999"], ["verify"]):
         peaks = []
         for queue in (few, many):
             done = subprocess.run(

@@ -18,6 +18,7 @@ from jsonqueue.storage.looking import View, look_up, view_of
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.queue_file import QUEUE, QueueHeader, QueueWriter, decode_block
 from jsonqueue.storage.recovery import load_state
+from jsonqueue.storage.repair import examine
 from jsonqueue.task import TaskStatus
 from storage.history import AT_MS, CONFIG, Mirror, Queue, contents
 
@@ -51,7 +52,7 @@ def test_a_view_shows_what_a_broker_would_load(seed: int, steps: int) -> None:
             assert view.task(task_id) is None
         pending = {task.id for task in tasks if task.status is TaskStatus.PENDING}
         assert {decode_block(line)[0].id for line in view.lines(lambda task: task.status is TaskStatus.PENDING)} == pending
-        assert view.last_task == loaded.last_task
+        assert (view.last_task, view.count_read()) == (loaded.last_task, len(tasks))
     assert (files.operations, len(files._handles)) == (operations, handles)
 
 
@@ -175,3 +176,23 @@ def test_what_no_id_can_be_is_not_found(tmp_path: Path, task_id: str) -> None:
     files.shut()
     assert look_up(tmp_path / "q", task_id) is None
     assert look_up(tmp_path / "q", "task-2") is not None
+
+
+@pytest.mark.parametrize("many", [1, 40])
+def test_an_id_that_is_there_twice_is_found_by_who_counts(many: int) -> None:
+    """In one batch, in two, and in queue.json and a log; nothing else looks at ids that no progress speaks of."""
+    names = [f"t-{n}" for n in range(1, many + 1)]
+    for again in (names[-1:], names, [*names[-1:], "x"]):
+        queue = Queue(MemoryFiles())
+        queue.publish("a", *names)
+        queue.checkpoint()
+        with view_of(queue.files) as view:
+            assert view.count_read() == many + 1
+        queue.publish(*again)
+        with view_of(queue.files) as view:
+            assert view.count_read() is None
+        [finding] = examine(queue.files).findings
+        assert (finding.file, finding.batch) == ("published-*.jsonl", 2)
+    queue = Queue(MemoryFiles())
+    queue.publish("b", "b")
+    assert not examine(queue.files).ok

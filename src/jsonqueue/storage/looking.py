@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 
 from msgspec import Struct, json
 
+from jsonqueue.core.taken import TakenIds
 from jsonqueue.storage.codec import UNREADABLE
 from jsonqueue.storage.files import Files, Identity
 from jsonqueue.storage.folder import open_folder
@@ -100,6 +101,17 @@ class View:
             chosen = [wanted(glance) for glance in self._glances_of(block)]
             if any(chosen):
                 yield from (line for line, is_wanted in zip(block.split(b",\n"), chosen, strict=True) if is_wanted)
+
+    def count_read(self) -> int | None:
+        """How many tasks there are, once every one of them was read; None when two of them have the same id."""
+        taken = TakenIds()
+        for block, _ in self._stream.blocks():
+            tasks = self._decoded(decode_block, block)
+            ids = [task.id for task in tasks]
+            if not taken.all_free(ids) and (len({*ids}) < len(ids) or any(task_id in taken for task_id in ids)):
+                return None
+            taken.add_loaded(ids, [task.number for task in tasks])
+        return len(taken)
 
     def task(self, task_id: str) -> StoredTask | None:
         """One task; None when the queue does not hold it."""

@@ -23,6 +23,7 @@ from jsonqueue.storage.codec import UNREADABLE
 from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.folder import load_config, open_folder
 from jsonqueue.storage.locks import LockName, hold
+from jsonqueue.storage.looking import view_of
 from jsonqueue.storage.mending import flaw_of, mended
 from jsonqueue.storage.queue_file import (
     PREVIOUS,
@@ -111,12 +112,20 @@ def examine(files: Files) -> Report:
     findings: list[Finding] = []
     tasks: int | None = None
     try:
-        tasks = len(load_state(files).state.tasks)
+        tasks = _count(files)
     except StorageError as error:
         findings.append(_finding(error))
     findings += [found for found in _flaws(files) if (found.file, found.offset) not in {(known.file, known.offset) for known in findings}]
     findings += _untidy(files)
     return Report(findings, [], [], tasks)
+
+
+def _count(files: Files) -> int:
+    """How many tasks there are, if all of them can be read and fit together."""
+    with view_of(files) as view:
+        count = view.count_read()
+    # Two of one id: loading them all tells which of the two should not be there.
+    return len(load_state(files).state.tasks) if count is None else count
 
 
 def _finding(error: StorageError) -> Finding:
