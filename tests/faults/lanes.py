@@ -16,12 +16,12 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TESTS", "Lane", "arguments", "fast_folder", "run_lane"]
+__all__ = ["TESTS", "Lane", "arguments", "fast_folder", "in_words", "row", "run_lane"]
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -57,9 +57,30 @@ class Lane:
         print(f"FOUND {what}\n{detail}", flush=True)
 
     def end(self) -> None:
-        """Print the report and exit."""
+        """Print a row for docs/track-record.md (to standard error), and the report, and exit."""
+        print(row(f"{_lane_name()}, seed {self.options.seed}", in_words(self.counts), str(len(self.found))), file=sys.stderr)
         print(json.dumps({"found": len(self.found), **dict(sorted(self.counts.items()))}), flush=True)
         sys.exit(1 if self.found else 0)
+
+
+def row(*cells: str) -> str:
+    """A row of a table in docs/track-record.md: today, the commit, and what is given."""
+    git = ("git", "-C", str(TESTS), "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=, changed")
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return f"| {' | '.join([time.strftime('%Y-%m-%d'), commit, *cells])} |"
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """``1,291 trials, 2,596 kills``."""
+    return ", ".join(f"{number:,} {what}" for what, number in sorted(counts.items()))
+
+
+def _lane_name() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.rpartition(".")[2] if spec else "a lane"
 
 
 def arguments(description: str, **defaults: int) -> argparse.Namespace:

@@ -71,10 +71,12 @@ def test_power_cuts_of_a_real_filesystem() -> None:
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be done here")
 def test_a_disk_without_a_byte_to_spare() -> None:
-    """On a tmpfs and an ext4 that another program fills: publishing is refused, completions land, and service resumes by itself."""
+    """On a tmpfs and an ext4 that another program fills: publishing is refused, completions land, brokers that are killed wait for room;
+    and service resumes by itself."""
     report = run_lane("full", prefix=("unshare", "-m"), timeout=100)
     assert report["status"] == 0, report["output"]
     assert report["disks"] == 2
+    assert report["brokers that waited for room"] == 4
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it forks")
