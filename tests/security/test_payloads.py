@@ -178,6 +178,10 @@ def test_one_look_for_all_and_a_look_at_each_agree() -> None:
     assert odd > 500
 
 
+def test_of_nothing_all_is_sound() -> None:
+    assert all_sound([], Config())
+
+
 def test_a_refusal_names_the_task_the_limit_and_the_way_out() -> None:
     (refusal,) = Admission(TakenIds(), last_task=0, config=Config(keys_max=1)).decide([TaskIn(id="a", data=Raw(b'{"a":1,"b":2}'))]).refused
     said = str(PublishRejected("thumbnail-7", reason=refusal.reason))
