@@ -12,7 +12,8 @@ _NEVER = {
     "pickle.find_class", "marshal.load", "marshal.loads", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty",
     "subprocess.Popen", "exec", "compile", "socket.connect", "socket.bind", "socket.sendto", "ctypes.dlopen", "shutil.rmtree",
 }  # fmt: skip
-_MAY_BE_READ = ("/dev/null", "/proc/", "/etc/localtime", "/usr/share/zoneinfo/")
+_MAY_BE_OPENED = ("/dev/null", "/dev/full", "/proc/", "/etc/localtime", "/usr/share/zoneinfo/")
+"""``/dev/full`` is what a test puts in place of a file on a full disk."""
 
 
 def _watch(folder: str, report: str) -> None:
@@ -44,7 +45,7 @@ def _is_within(path: object, folder: str, real: str) -> bool:
     if not path.startswith("/"):
         return ".." not in path.split("/")
     known = (folder, real, os.path.abspath(folder))
-    return path.startswith(_MAY_BE_READ) or ".coverage" in path or any(path == one or path.startswith(one + "/") for one in known)
+    return path.startswith(_MAY_BE_OPENED) or ".coverage" in path or any(path == one or path.startswith(one + "/") for one in known)
 
 
 def _is_code_of_ours() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,9 @@ def test_a_brood_goes_with_its_parent(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     assert "timed out" in _error(_child(greedy.brood, data={"pids": str(pids)}, timeout=3))
     group = int(pids.read_text())
-    assert _running_of(group) == []
+    until = time.monotonic() + 30
+    while left := _running_of(group):  # SIGKILL is sent by now; on a busy machine it takes a moment until each has died of it
+        assert time.monotonic() < until, left
 
 
 def _running_of(group: int) -> list[str]:
