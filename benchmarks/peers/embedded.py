@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 from peers.peer import Handler, Payload, Peer, Stop
 
@@ -19,10 +18,8 @@ class HueySqlite(Peer):
     """huey with ``SqliteHuey(fsync=True)`` and its own consumer, one worker a process."""
 
     name = "huey (SQLite)"
-
-    @staticmethod
-    def missing() -> str:
-        return "" if find_spec("huey") else "huey"
+    modules = ("huey", "huey.consumer")
+    batches = False
 
     def _huey(self) -> object:
         from huey import SqliteHuey
@@ -52,9 +49,6 @@ class _HueySender:
     def __init__(self, huey: object, handler: Handler) -> None:
         self.one = _task_of(huey, handler)
 
-    def many(self, payloads: Sequence[Payload]) -> None:
-        raise NotImplementedError("huey publishes one by one")
-
     def close(self) -> None: ...
 
 
@@ -62,10 +56,7 @@ class LiteQueuePeer(Peer):
     """litequeue with ``synchronous=FULL`` in place of its NORMAL. It has no push: workers poll each millisecond."""
 
     name = "litequeue (FULL)"
-
-    @staticmethod
-    def missing() -> str:
-        return "" if find_spec("litequeue") else "litequeue"
+    modules = ("litequeue",)
 
     def sender(self) -> _LiteSender:
         return _LiteSender(_litequeue(self))
@@ -113,11 +104,9 @@ class PersistQueue(Peer):
     """persist-queue's SQLiteAckQueue. Opening it takes back what other processes hold, so there can be but one worker."""
 
     name = "persist-queue (ack)"
+    modules = ("persistqueue",)
+    batches = False
     workers_max = 1
-
-    @staticmethod
-    def missing() -> str:
-        return "" if find_spec("persistqueue") else "persist-queue"
 
     def _queue(self) -> object:
         from persistqueue import SQLiteAckQueue
@@ -145,6 +134,3 @@ class _PersistSender:
     def __init__(self, queue: object) -> None:
         self.one = queue.put  # type: ignore[attr-defined]
         self.close = queue.close  # type: ignore[attr-defined]
-
-    def many(self, payloads: Sequence[Payload]) -> None:
-        raise NotImplementedError("persist-queue publishes one by one")

@@ -4,68 +4,75 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
-from peers.peer import Handler, Payload, Peer, Stop
+from peers.peer import Handler, Payload, Peer, Stop, free_port, running
 
-__all__ = ["Beanstalkd", "RedisAlways", "RedisEverySecond"]
+__all__ = ["Beanstalkd", "RedisAlways", "RedisEverySecond", "RedisServed"]
 
 _ACKS_AT_ONCE = 100
 _BATCH = 1000
 
 
-class RedisAlways(Peer):
-    """Redis Streams with a consumer group: ``appendfsync always``, 100 tasks read and acknowledged at a time. No library above it."""
+class RedisServed(Peer):
+    """A Redis server on a socket in the peer's folder, with its append-only file synced as ``fsync`` says."""
 
-    name = "Redis Streams, AOF always"
+    server = "redis-server"
+    modules: tuple[str, ...] = ("redis",)
     fsync = "always"
-
-    @staticmethod
-    def missing() -> str:
-        return "" if shutil.which("redis-server") and find_spec("redis") else "redis-server, or its Python client"
 
     @contextmanager
     def served(self) -> Iterator[None]:
-        self.folder.mkdir(exist_ok=True)
-        where = ["--port", "0", "--unixsocket", self._socket, "--dir", str(self.folder)]
+        where = ["--port", "0", "--unixsocket", self.socket, "--dir", str(self.folder)]
         command = ["redis-server", *where, "--appendonly", "yes", "--appendfsync", self.fsync, "--save", ""]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        with running(command, self.folder / "log"):
             self._await_server()
             yield
-            server.terminate()
 
     @property
-    def _socket(self) -> str:
+    def socket(self) -> str:
         return str(self.folder / "redis.sock")
+
+    def client(self) -> Any:
+        from redis import Redis
+
+        return Redis(unix_socket_path=self.socket)
+
+    def prepare(self, client: Any) -> None:
+        """Make what publishers and workers expect to find."""
+        client.ping()
 
     def _await_server(self) -> None:
         from redis.exceptions import ConnectionError as Refused
 
+        until = time.monotonic() + 10
         while True:
             try:
-                self._client().xgroup_create("queue", "workers", id="0", mkstream=True)
+                self.prepare(self.client())
             except Refused:
+                if time.monotonic() > until:
+                    raise
                 time.sleep(0.05)
             else:
                 return
 
-    def _client(self) -> Any:
-        from redis import Redis
 
-        return Redis(unix_socket_path=self._socket)
+class RedisAlways(RedisServed):
+    """Redis Streams with a consumer group: ``appendfsync always``, 100 tasks read and acknowledged at a time. No library above it."""
+
+    name = "Redis Streams, AOF always"
+
+    def prepare(self, client: Any) -> None:
+        client.xgroup_create("queue", "workers", id="0", mkstream=True)
 
     def sender(self) -> _RedisSender:
-        return _RedisSender(self._client())
+        return _RedisSender(self.client())
 
     def work(self, handler: Handler, stop: Stop) -> None:
-        client = self._client()
+        client = self.client()
         while not stop.is_set():
             found = client.xreadgroup("workers", str(os.getpid()), {"queue": ">"}, count=_ACKS_AT_ONCE, block=50)
             entries = _entries(found)
@@ -113,10 +120,9 @@ class Beanstalkd(Peer):
     """beanstalkd with ``-b -f0``: an fsync for each job."""
 
     name = "beanstalkd -f0"
-
-    @staticmethod
-    def missing() -> str:
-        return "" if shutil.which("beanstalkd") and find_spec("greenstalk") else "beanstalkd, or greenstalk"
+    server = "beanstalkd"
+    modules = ("greenstalk",)
+    batches = False
 
     @property
     def _port_file(self) -> Any:
@@ -124,15 +130,11 @@ class Beanstalkd(Peer):
 
     @contextmanager
     def served(self) -> Iterator[None]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self._port_file.write_text(str(port))
-        command = ["beanstalkd", "-l", "127.0.0.1", "-p", str(port), "-b", str(self.folder), "-f0"]
-        with subprocess.Popen(command) as server:
+        port = str(free_port())
+        self._port_file.write_text(port)
+        with running(["beanstalkd", "-l", "127.0.0.1", "-p", port, "-b", str(self.folder), "-f0"], self.folder / "log"):
             time.sleep(0.3)
             yield
-            server.terminate()
 
     def _client(self) -> Any:
         import greenstalk
@@ -162,6 +164,3 @@ class _BeanstalkSender:
 
     def one(self, payload: Payload) -> None:
         self._client.put(json.dumps(payload))
-
-    def many(self, payloads: Sequence[Payload]) -> None:
-        raise NotImplementedError("beanstalkd takes one job at a time")
