@@ -289,8 +289,8 @@ def _matrix_row(run: Measuring, tasks: int, workers: int) -> list[Figure]:
         consumers = stage.actors("consumer", workers)
         for consumer in consumers:
             consumer.ask("start", work_s=_WORK_S)
-        began = time.monotonic()
-        stage.fill(tasks)
+        (publisher,) = stage.actors("publisher", 1)
+        began = publisher.ask("bulk", tasks=tasks)["began"]
         seconds = stage.await_settled(tasks)[0] - began
         completed = sum(told["completed"] for told in _stop_all(consumers))
     return [
