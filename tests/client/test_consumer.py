@@ -555,7 +555,7 @@ def test_who_takes_calls_and_hangs_up_is_called_ever_less_often(broker: FakeBrok
             peer.hang_up()
         peer = broker.accept()
         peer.hear(Join)
-        assert consumer._session._backoff_s == 0.4
+        assert consumer._session._membership.backoff_s == 0.4
         peer.say(Welcome("", 1, 30_000), assign(1))
         peer.hear(Complete)
-        assert consumer._session._backoff_s == 0.0
+        assert consumer._session._membership.backoff_s == 0.0

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from client.fakes import FakeBroker, Peer, Side
-from jsonqueue.client.flow import WINDOW
 from jsonqueue.client.publisher import Publisher, PublishSummary
+from jsonqueue.client.window import WINDOW
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
 from jsonqueue.errors import BrokerUnavailable, InvalidTask, PublishRejected, PublishUnknown, TasksRejected

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from jsonqueue.broker.consumer_broker import ConsumerBroker
+from jsonqueue.broker.loop import BrokerLoop
 from jsonqueue.broker.publisher_broker import PublisherBroker
+from jsonqueue.client.consumer import Consumer
+from jsonqueue.client.holdings import Holdings
+from jsonqueue.client.membership import Membership
+from jsonqueue.client.patience import Patience
+from jsonqueue.client.publisher import Publisher
+from jsonqueue.client.window import Window
+from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
 from jsonqueue.simulation import Fault, Scenario, draw, run_seed, simulate
 from jsonqueue.simulation.world import PRODUCTION, World
@@ -75,6 +83,21 @@ def test_what_runs_is_what_production_runs() -> None:
     assert world.consumer_broker is not None
     assert type(world.publisher_broker.broker) is PublisherBroker
     assert type(world.consumer_broker.broker) is ConsumerBroker
+    assert {type(broker.loop) for broker in (world.publisher_broker, world.consumer_broker)} == {BrokerLoop}
+    consumer, publisher = Consumer("queue_data", print), world.publishers[0]
+    session = consumer._session
+    assert type(session._membership) is type(world.consumers[0].membership) is Membership
+    assert type(session._holdings) is type(world.consumers[0].holdings) is Holdings
+    flow = Publisher("queue_data")._flow(lambda *answer: None, Patience(1.0, SystemClock()))
+    assert type(flow._window) is type(publisher.window) is Window
+    assert type(flow._patience) is type(publisher._patience) is Patience
+
+
+def test_nothing_under_test_knows_of_the_simulation() -> None:
+    """No module below the simulation names it, so no code of production can tell."""
+    below = [path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE / "jsonqueue").parts[0] not in {"simulation", "cli"}]
+    assert len(below) > 50
+    assert [path for path in below if "jsonqueue.simulation" in path.read_text()] == []
 
 
 def test_a_quiet_world_loses_no_time_and_no_task() -> None:

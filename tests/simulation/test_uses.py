@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from jsonqueue.client.publisher import Publisher
+from jsonqueue.config import Config
 from jsonqueue.errors import InvalidConfig
 from jsonqueue.retry import Never
-from jsonqueue.simulation import assert_always, assert_eventually, reproduce, run_seed, shrink, simulate
+from jsonqueue.simulation import Habits, Scenario, assert_always, assert_eventually, reproduce, run_seed, shrink, simulate
 from jsonqueue.simulation.history import Operation, explained
 from jsonqueue.simulation.replay import replay, what_if
 from jsonqueue.simulation.report import page
@@ -141,3 +142,13 @@ def test_histories_are_judged(operations: list[Any], fits: bool) -> None:
     """An order is found where there is one, and none where there is none."""
     history = [Operation(what, "t1", invoked, returned, outcome) for what, invoked, returned, outcome in operations]
     assert explained(history) is fits
+
+
+def test_no_task_is_passed_to_and_fro() -> None:
+    """A consumer whose threads are busy with runs that were cancelled is not sent what it can only give back."""
+    habits = Habits(work_us=(600_000_000, 3_600_000_000), cancelled=0.5, asked_us=7_200_000_000)
+    config = Config(lease_ms=600_000, flush_interval_ms=600_000, disk_reserve_bytes=0)
+    verdict = run_seed(3, Scenario(tasks=60, consumers=2, concurrency=2, spread_us=36_000_000_000, habits=habits, config=config))
+    assert verdict.ok, verdict.violation
+    assert verdict.counts["revoke"] >= 3
+    assert verdict.counts["leases"] <= verdict.totals.runs + verdict.counts["revoke"]

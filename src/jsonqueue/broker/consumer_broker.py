@@ -58,8 +58,17 @@ class ConsumerBroker:
     role = EventOwner.CONSUMER_BROKER
 
     def __init__(
-        self, files: Files, clock: Clock, config: Config, *, chance: Random, is_alive: Callable[[int], bool] = lambda pid: True
+        self,
+        files: Files,
+        clock: Clock,
+        config: Config,
+        *,
+        chance: Random,
+        is_alive: Callable[[int], bool] = lambda pid: True,
+        wall_look_ms: int = _WALL_LOOK_MS,
     ) -> None:
+        """``wall_look_ms``: how often to look, for whoever does not hear of it otherwise, whether the wall clock has jumped."""
+        self._wall_look_ms = wall_look_ms
         self._files = files
         self._clock = clock
         self._config = config
@@ -181,7 +190,7 @@ class ConsumerBroker:
             times.append(self._orphans_due_ms)
         wall_ms = dispatcher.next_wall_ms()
         if wall_ms is not None:
-            times.append(self._clock.monotonic_ms() + min(max(wall_ms - self._clock.wall_ms(), 0), _WALL_LOOK_MS))
+            times.append(self._clock.monotonic_ms() + min(max(wall_ms - self._clock.wall_ms(), 0), self._wall_look_ms))
         return min((time for time in times if time is not None), default=None)
 
     # ── a turn's parts ───────────────────────────────────────────────────────────────────────────────────────────────

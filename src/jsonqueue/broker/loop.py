@@ -76,10 +76,11 @@ _decode_mark = decoder_for(EventOwner.PUBLISHER_BROKER)
 class BrokerLoop:
     """Runs one broker, turn by turn."""
 
-    def __init__(self, broker: Broker, clock: Clock) -> None:
+    def __init__(self, broker: Broker, clock: Clock, selector: selectors.BaseSelector | None = None) -> None:
+        """``clock`` and ``selector`` are the doors by which time and the wire come in."""
         self._broker = broker
         self._clock = clock
-        self._selector = selectors.DefaultSelector()
+        self._selector = selector or selectors.DefaultSelector()
         self._peers: dict[int, _Peer] = {}
         self._broken: list[_Peer] = []
         self._marks: Pipe | None = None
@@ -156,7 +157,7 @@ class BrokerLoop:
         self._selector.close()
 
     def _timeout(self, wait_max_ms: int | None) -> float | None:
-        if self._left_unread:
+        if self._left_unread or wait_max_ms == 0:
             return 0
         due_ms = self._broker.next_due_ms()
         waits = [] if wait_max_ms is None else [wait_max_ms]

@@ -182,10 +182,10 @@ class Holdings:
 
     @property
     def want(self) -> int:
-        """How many tasks to hold at once, running ones included."""
+        """How many tasks to hold at once, running ones included. (A run that was revoked is held by nobody, and keeps its slot busy.)"""
         if self.draining:
             return 0
-        slots = len(self.slots)
+        slots = sum(1 for slot in self.slots if slot.task is None or not slot.cancelled)
         if not self._measured:
             return slots
         ahead = slots * min(_AHEAD_S / max(self._typical_s, 1e-9), _AHEAD_MAX)

@@ -21,12 +21,13 @@ from msgspec import Raw
 from jsonqueue.channel import registration
 from jsonqueue.client import direct
 from jsonqueue.client.exchange import Connect, Exchange
-from jsonqueue.client.flow import Batch, Flow
+from jsonqueue.client.flow import Flow
 from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.identity import IdSource, draw_prefix
 from jsonqueue.client.intake import HasId, describe, prepare
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.payload import encode_value
+from jsonqueue.client.window import Batch
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.config import Config
 from jsonqueue.errors import BrokerUnavailable, InvalidTask, PublishRejected, PublishUnknown, Rejection, TasksRejected

@@ -1,6 +1,7 @@
-"""A consumer's side of its Pipe: keeps the books right while workers work, brokers come and go, and handlers take their time.
+"""A consumer's side of its Pipe, with threads and sockets, while workers work, brokers come and go, and handlers take their time.
 
-Who does the I/O? Whoever is best placed to:
+What is said, when, and what is said again is decided by a :class:`~jsonqueue.client.membership.Membership`, which knows nothing of either.
+Here is who waits, who reads, and who holds which lock meanwhile. Who does the I/O? Whoever is best placed to:
 
 * A worker thread with nothing to do *leads*: it flushes what was finished, then waits at the Pipe and reads for all. With one worker there
   is then no thread switch anywhere between a task's arrival and its handler.
@@ -25,10 +26,11 @@ from typing import Any
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.exchange import Connect
 from jsonqueue.client.holdings import OVERDUE_S, Holdings, Slot
+from jsonqueue.client.membership import Membership
 from jsonqueue.client.outcome import Verdict
 from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame, BrokerUnavailable, ConnectionClosed
-from jsonqueue.event import AssignedEvent, Event, Heartbeat, Join, Revoke, Settled, Welcome, encode
+from jsonqueue.event import Event, Settled, Welcome, encode
 from jsonqueue.task import Task
 
 __all__ = ["Session"]
@@ -36,7 +38,6 @@ __all__ = ["Session"]
 _log = logging.getLogger("jsonqueue.consumer")
 
 _CONNECT_S = 5.0
-_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 1.0
 _DOZE_S = 0.25
 """How long the keeper may leave the reading to a leader that may have become busy without telling."""
 _LOOK_UP_S = 1.0
@@ -63,7 +64,7 @@ class Session:
         self.config = Config()
         self.failure: BaseException | None = None
         self._holdings = holdings
-        self._name = name
+        self._membership = Membership(holdings, name=name)
         self._connect = connect
         self._decode = decode
         self._timer = timer
@@ -73,15 +74,10 @@ class Session:
         self._sending = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
         self._pipe: Pipe | None = None
-        self._joined = False
         self._leading = False
         self._waiting = 0
         self._dozing = False
-        self._stopping = False
         self._closed = False
-        self._lease_s = self.config.lease_ms / 1000
-        self._beat_at = 0.0
-        self._backoff_s = 0.0
         self._bell: socket.socket
         self._rope: socket.socket | None = None
         self._keeper = threading.Thread(target=self._keep, name="jsonqueue-keeper", daemon=True)
@@ -108,26 +104,22 @@ class Session:
 
     def try_next(self, slot: Slot, verdict: Verdict | None = None) -> Task[Any] | None:
         """The same without waiting; None: nothing is there now."""
-        holdings = self._holdings
         with self._changed:
-            now = self._timer()
-            if verdict is not None:
-                holdings.settle(slot, verdict, now)
-                if self._stopping:
-                    self._changed.notify_all()
-            if not holdings.frame_full:
-                task = holdings.take(slot, now)
-                if task is not None:
-                    return task
-        self.flush()
+            task, speak = self._membership.next_task(slot, verdict, self._timer())
+            if self._membership.stopping:
+                self._changed.notify_all()
+        if speak:
+            self.flush()
+        if task is not None:
+            return task
         with self._changed:
-            return holdings.take(slot, self._timer())
+            return self._holdings.take(slot, self._timer())
 
     def _lead_or_follow(self) -> bool:
         """Return when there may be a task; False when there will be none any more."""
         with self._changed:
             while not self._holdings.ready:
-                if self._stopping:
+                if self._membership.stopping:
                     return False
                 pipe = self._pipe
                 if pipe is not None and not self._leading:
@@ -164,69 +156,51 @@ class Session:
             self._lose(pipe, error)
 
     def _enter(self, pipe: Pipe, event: Any) -> None:
-        if isinstance(event, Welcome):
-            self._enter_welcome(pipe, event)
-            return
-        hit: list[tuple[Slot, int]] = []
+        membership = self._membership
         with self._changed:
-            if isinstance(event, Settled):
-                self._holdings.settled(event.request, event.stale)
-                if event.stale:
-                    _log.warning("%d outcomes came too late and count no more: their tasks were cancelled, or handed on", len(event.stale))
-                if self._stopping:
-                    self._changed.notify_all()
-            elif isinstance(event, Revoke):
-                hit = self._holdings.revoke(event.tokens)
-            elif hasattr(event, "tasks"):
-                self._enter_tasks(event)
-        self._stop_runs(hit)
-        if self._stopping:
+            if isinstance(event, Welcome) and pipe is not self._pipe:
+                return  # of a Pipe that was given up meanwhile
+            hit = membership.enter(event, self._timer())
+            if hasattr(event, "tasks"):
+                self._tell_of_tasks(len(event.tasks))
+            if membership.stopping:
+                self._changed.notify_all()
+        if isinstance(event, Settled) and event.stale:
+            _log.warning("%d outcomes came too late and count no more: their tasks were cancelled, or handed on", len(event.stale))
+        for slot, token in hit:
+            if slot.kill is not None:
+                slot.kill(token)
+        if isinstance(event, Welcome):
+            self.flush()
+            self._ring()  # it may have dozed off under another lease
+        elif membership.stopping:
             self.flush()
 
-    def _enter_tasks(self, event: AssignedEvent) -> None:
-        self._holdings.assign(event.tasks, self._timer())
+    def _tell_of_tasks(self, count: int) -> None:
         if self._dozing and len(self._holdings.ready) + self._holdings.running > len(self._holdings.slots):
             self._ring()  # some will have to wait: somebody must watch the clock
         if self._on_tasks is not None:
             self._on_tasks()
         elif not self._leading and self._waiting:
-            self._changed.notify(len(event.tasks))
-
-    def _enter_welcome(self, pipe: Pipe, event: Welcome) -> None:
-        with self._sending:
-            with self._changed:
-                if pipe is not self._pipe:
-                    return
-                hit = self._holdings.revoke(event.stale)
-                self._joined = True
-                self._backoff_s = 0.0
-                self._lease_s = event.lease_ms / 1000
-                self._beat_at = self._timer() + self._lease_s / 3
-                again = list(self._holdings.unsettled.values())
-            # What the lost Pipe may have swallowed is said again, under the same tokens: said twice, it counts once.
-            self._post(pipe, again)
-        self._stop_runs(hit)
-        self.flush()
-        self._ring()  # it may have dozed off under another lease
-
-    def _stop_runs(self, runs: list[tuple[Slot, int]]) -> None:
-        for slot, token in runs:
-            if slot.kill is not None:
-                slot.kill(token)
+            self._changed.notify(count)
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def flush(self) -> None:
         """Say everything there is to say. Never blocks: what the Pipe has no room for goes with a later call."""
-        if not self._holdings.unsent:
-            return
+        if self._membership.speaks:
+            self._say(self._membership.outgoing)
+
+    def _say(self, decide: Callable[[], list[Event]]) -> None:
+        """Decide what to say and say it: nobody comes in between, so frames leave in the order in which they were decided on."""
         with self._sending:
             with self._changed:
                 pipe = self._pipe
-                if pipe is None or not self._joined or pipe.pending > _PENDING_MAX_BYTES:
+                if pipe is None or pipe.pending > _PENDING_MAX_BYTES:
                     return
-                frames = self._holdings.pack()
-            self._post(pipe, frames)
+                events = decide()
+            if events:
+                self._post(pipe, events)
 
     def _post(self, pipe: Pipe, events: list[Event]) -> None:
         try:
@@ -238,7 +212,8 @@ class Session:
         """The Pipe is of no more use."""
         with self._changed:
             if self._pipe is pipe:
-                self._pipe, self._joined = None, False
+                self._pipe = None
+                self._membership.lost()
                 if not self._closed:
                     _log.info("connection to the broker lost (%s); reconnecting", error)
         pipe.close()
@@ -261,7 +236,7 @@ class Session:
         """Nothing works any more: end, and let the consumer raise this."""
         with self._changed:
             self.failure = error
-            self._stopping = True
+            self._membership.stopping = True
             self._changed.notify_all()
         if self._on_failure is not None:
             self._on_failure()
@@ -273,14 +248,7 @@ class Session:
                 self._receive(pipe, pipe.read)
             finally:
                 self._reading.release()
-        now = self._timer()
-        with self._changed:
-            stalled = self._joined and self._holdings.unstall(now)
-            due = stalled or (self._holdings.unsent and now - self._holdings.unsent_since >= OVERDUE_S)
-        if due:
-            self.flush()
-        if self._joined and now >= self._beat_at:
-            self._beat(pipe, now)
+        self._say(lambda: self._membership.tend(self._timer()))
         if pipe.pending:
             self._push_on(pipe)
 
@@ -305,18 +273,8 @@ class Session:
         return any(fd != bell for fd in ready)
 
     def _patience(self, pipe: Pipe, led: bool) -> float:
-        if self._holdings.unsent or self._holdings.ready or pipe.pending:
-            return OVERDUE_S
-        beat = max(0.0, self._beat_at - self._timer()) if self._joined else _LOOK_UP_S
-        return min(beat, _DOZE_S) if led else beat
-
-    def _beat(self, pipe: Pipe, now: float) -> None:
-        self._beat_at = now + self._lease_s / 3
-        with self._sending:
-            with self._changed:
-                ids, tokens = self._holdings.leased()
-                event = Heartbeat(ids, tokens, self._holdings.want)
-            self._post(pipe, [event])
+        seconds = OVERDUE_S if pipe.pending else self._membership.patience(self._timer())
+        return min(seconds, _DOZE_S) if led else seconds
 
     def _push_on(self, pipe: Pipe) -> None:
         try:
@@ -325,9 +283,9 @@ class Session:
             self._lose(pipe, error)
 
     def _reconnect(self) -> None:
-        """Try once. The backoff begins anew only with a Welcome: a broker that takes calls and then hangs up is no broker yet."""
-        self._pause(self._backoff_s)
-        first, self._backoff_s = not self._backoff_s, min(max(2 * self._backoff_s, _BACKOFF_FIRST_S), _BACKOFF_MAX_S)
+        """Try once."""
+        first = not self._membership.backoff_s
+        self._pause(self._membership.next_try())
         if self._closed:
             return
         try:
@@ -346,9 +304,7 @@ class Session:
                     return
                 self.config = config
                 self._pipe = pipe
-                self._holdings.stats.connections += 1
-                ids, tokens = self._holdings.held()
-                event = Join(self._name, os.getpid(), self._holdings.want, ids, tokens)
+                event = self._membership.join(os.getpid())
                 self._changed.notify()  # a leader for the new Pipe
             self._post(pipe, [event])
 
@@ -372,8 +328,7 @@ class Session:
     def drain(self, timeout: float | None) -> bool:
         """Start nothing more, wait until what runs has ended and the broker knows it; whether that came to pass in time."""
         with self._changed:
-            self._stopping = True
-            self._holdings.drain(self._timer(), farewell=self._pipe is not None)
+            self._membership.drain(self._timer(), connected=self._pipe is not None)
             self._changed.notify_all()
         self.flush()
         self._ring()
@@ -391,7 +346,7 @@ class Session:
         with self._changed:
             if self._closed:
                 return
-            self._closed = self._stopping = True
+            self._closed = self._membership.stopping = True
             pipe, self._pipe = self._pipe, None
             self._changed.notify_all()
         if pipe is not None:

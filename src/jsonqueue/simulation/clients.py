@@ -1,31 +1,33 @@
 """The simulated publishers, consumers and callers.
 
-A consumer keeps the books of production (:class:`~jsonqueue.client.holdings.Holdings`: what to take, what to say when, what to say again);
-the simulation stands in for the threads and the Pipe of its session. A publisher re-asks as :class:`~jsonqueue.client.flow.Flow` does: a
-window of batches in flight, taken back when the Pipe breaks or the patience is over, and sent again under the same ids.
+What they decide is decided by the objects of production: a consumer's :class:`~jsonqueue.client.membership.Membership` and
+:class:`~jsonqueue.client.holdings.Holdings`, a publisher's :class:`~jsonqueue.client.window.Window` and
+:class:`~jsonqueue.client.patience.Patience`. Here is what stands in for their threads, their sockets and their users.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from jsonqueue.client.flow import WINDOW
-from jsonqueue.client.holdings import OVERDUE_S, STALL_S, Holdings, Slot
+from jsonqueue.client.flow import PAUSE_S
+from jsonqueue.client.holdings import Holdings, Slot
+from jsonqueue.client.membership import Membership
+from jsonqueue.client.outcome import Verdict
+from jsonqueue.client.patience import Patience
+from jsonqueue.client.window import Batch, Window
 from jsonqueue.event import (
     Cancel,
     Changed,
     Event,
     EventOwner,
     Failure,
-    Heartbeat,
-    Join,
     Look,
     Replay,
     Result,
-    Revoke,
     Settled,
     Welcome,
     Write,
@@ -46,6 +48,9 @@ _from_publisher_broker = decoder_for(EventOwner.PUBLISHER_BROKER)
 _from_consumer_broker = decoder_for(EventOwner.CONSUMER_BROKER, values=True)
 _to_caller = decoder_for(EventOwner.CONSUMER_BROKER)
 
+_STOP_US = 30_000_000
+"""How long a consumer that was asked to stop may take, as `Consumer.stop` has it."""
+
 
 class _Client(Actor):
     owner: EventOwner
@@ -54,13 +59,18 @@ class _Client(Actor):
         super().__init__(world, name)
         self.link: Link | None = None
         self._connecting = False
-        self._backoff_us = 0
+        self._wait_us = 0
+
+    @property
+    def pause_us(self) -> int:
+        """How long to wait before calling the manager."""
+        return self._wait_us
 
     def connect(self) -> None:
         """Ask the manager for a Pipe, soon."""
         if self.alive and self.link is None and not self._connecting:
             self._connecting = True
-            self.world.scheduler.after(self._backoff_us, self._register)
+            self.world.scheduler.after(self.pause_us, self._register)
 
     def _register(self) -> None:
         if self.when_awake(self._register):
@@ -68,7 +78,6 @@ class _Client(Actor):
 
     def _answered(self, link: Link | None) -> None:
         self._connecting = False
-        self._backoff_us = min(max(2 * self._backoff_us, 2_000), 100_000)
         if link is None:
             self.unavailable()
             self.connect()
@@ -78,6 +87,7 @@ class _Client(Actor):
 
     def unavailable(self) -> None:
         """There is no broker."""
+        self._wait_us = int(PAUSE_S * 1_000_000)
 
     def connected(self, link: Link) -> None:
         """There is a Pipe."""
@@ -125,64 +135,68 @@ class PublisherClient(_Client):
 
     owner = EventOwner.PUBLISHER
 
-    def __init__(self, world: World, name: str, unsent: deque[list[StoredTaskIn]]) -> None:
+    def __init__(self, world: World, name: str, batches: Iterable[list[StoredTaskIn]]) -> None:
         super().__init__(world, name)
-        self.unsent = unsent
-        self._in_flight: deque[tuple[int, list[StoredTaskIn]]] = deque()
+        self.window = Window()
+        for batch in batches:
+            self.window.push(_batch(batch))
+        self._patience = Patience(world.scenario.patience_us / 1_000_000, world.clock)
+        self._watched = False
         self._requests = 0
         self._appending = False
 
     @property
     def done(self) -> bool:
         """Whether there is nothing left to say."""
-        return not self.unsent and not self._in_flight
+        return self.window.empty
 
     @property
     def unanswered(self) -> list[list[StoredTaskIn]]:
         """What its successor has to publish."""
-        return [*(batch for _, batch in self._in_flight), *self.unsent]
+        return [batch.tasks for batch in self.window.unanswered]
 
     def asked(self, request: int) -> list[StoredTaskIn] | None:
-        """The batch of a question that is not answered yet."""
-        return next((batch for number, batch in self._in_flight if number == request), None)
+        """The tasks of a question that is not answered yet."""
+        batch = self.window.asked(request)
+        return None if batch is None else batch.tasks
 
     def push(self, batch: list[StoredTaskIn]) -> None:
         """Publish these."""
-        self.unsent.append(batch)
+        self.window.push(_batch(batch))
+        self._patience.renew()
         self._advance()
 
     def connected(self, link: Link) -> None:
+        self._wait_us = 0
+        self.window.connected()
         self._advance()
 
     def lost(self) -> None:
-        self.unsent.extendleft(batch for _, batch in reversed(self._in_flight))
-        self._in_flight.clear()
+        self.window.broken()
 
     def _advance(self) -> None:
         if self._appending or not self.when_awake(self._advance):
             return
         if self.link is None:
-            if self.unsent:
+            if not self.window.empty:
                 self.connect()
             return
-        while self.unsent and len(self._in_flight) < WINDOW and self.link is not None:
+        while (batch := self.window.head()) is not None:
             self._requests += 1
-            batch = self.unsent.popleft()
-            self._in_flight.append((self._requests, batch))
-            ids = [task.id for task in batch]
+            self.window.sent(self._requests)
+            ids = [task.id for task in batch.tasks]
             self.note("publish", f"request {self._requests}", ids)
             self.world.judge.publishing(self, self._requests, ids)
-            self.world.scheduler.after(self.world.scenario.patience_us, self._impatient, self.link, self._requests)
-            self.say(Write(self._requests, batch))
+            self.say(Write(self._requests, batch.tasks))
+        self._watch_patience()
 
     def enter(self, frame: bytes) -> None:
         answer: Written = _from_publisher_broker(frame)
-        batch = self.asked(answer.request)
+        batch = self.window.answered(answer.request)
         if batch is None:
             return  # of an answer that came twice
-        self._in_flight = deque(entry for entry in self._in_flight if entry[0] != answer.request)
-        self._backoff_us = 0
-        self.settle(batch, answer)
+        self._patience.renew()
+        self.settle(batch.tasks, answer)
         self._advance()
 
     def settle(self, batch: list[StoredTaskIn], answer: Written) -> None:
@@ -194,7 +208,7 @@ class PublisherClient(_Client):
         # No room on the disk, or a dependency that is not there (yet, or any more): a user would try again later, or without it.
         again = [_alone(batch[refusal.index]) if "wait for" in refusal.reason else batch[refusal.index] for refusal in answer.refused]
         if again:
-            self.world.scheduler.after(50_000, self._again, again)
+            self.world.scheduler.after(self.world.scenario.patience_us // 20, self._again, again)
             self.world.refused += len(again)
 
     def _again(self, batch: list[StoredTaskIn]) -> None:
@@ -204,27 +218,40 @@ class PublisherClient(_Client):
         else:
             self.world.publish_elsewhere(self.name, batch)
 
-    def _impatient(self, link: Link, request: int) -> None:
-        """No answer came: a late one would be to a question that is no longer remembered, so the Pipe is given up."""
-        if self.when_awake(self._impatient, link, request) and link is self.link and any(r == request for r, _ in self._in_flight):
-            self.note("impatient", f"request {request}")
+    def _watch_patience(self) -> None:
+        left = self._patience.left
+        if self.window.in_flight and not self._watched and left is not None:
+            self._watched = True
+            self.world.scheduler.after(int(left * 1_000_000) + 1_000, self._look_at_patience)
+
+    def _look_at_patience(self) -> None:
+        """When it is over, the Pipe is given up: a late answer would be to a question that is no longer remembered."""
+        if not self.when_awake(self._look_at_patience):
+            return
+        self._watched = False
+        if self.link is not None and self.window.in_flight and self._patience.over:
+            self.note("impatient", f"request {self.window.in_flight[0][0]}")
+            self._patience.renew()  # production raises PublishUnknown here, and this user asks again
             self.drop_link()
+        else:
+            self._watch_patience()
 
     def unavailable(self) -> None:
-        """With no manager there, it appends by itself if the log's lock is to be had."""
-        if self.world.scenario.direct and self.unsent:
-            batches = list(self.unsent)
+        """With no manager there, it appends by itself if the log's lock is to be had; else it looks again, a little later."""
+        self._wait_us = int(PAUSE_S * 1_000_000)
+        if self.world.scenario.direct and self.window.unsent:
+            batches = [batch.tasks for batch in self.window.unsent]
             for batch in batches:
                 self.world.judge.publishing(self, 0, [task.id for task in batch])
             self._appending = True
             for answer in self.world.append_directly(self, batches):
-                self.settle(self.unsent.popleft(), answer)
+                self.settle(self.window.appended().tasks, answer)
             self._appending = False
             self._advance()
 
 
 class ConsumerClient(_Client):
-    """Runs tasks."""
+    """Runs tasks. Its workers are as many as its slots; what it says and when, its membership decides."""
 
     owner = EventOwner.CONSUMER
 
@@ -232,21 +259,23 @@ class ConsumerClient(_Client):
         super().__init__(world, name)
         self.pid = pid
         self.holdings = Holdings(concurrency)
-        self._joined = False
-        self._lease_us = 0
-        self._tending = False
+        self.membership = Membership(self.holdings, name=name.partition(".")[0])
+        self._tend_us: int | None = None
 
     def kill(self, why: str) -> None:
         self.world.pids.discard(self.pid)
         super().kill(why)
 
+    @property
+    def pause_us(self) -> int:
+        return int(self.membership.next_try() * 1_000_000)
+
     def connected(self, link: Link) -> None:
-        ids, tokens = self.holdings.held()
-        self.holdings.stats.connections += 1
-        self.say(Join(self.name.partition(".")[0], self.pid, self.holdings.want, ids, tokens))
+        self.say(self.membership.join(self.pid))
+        self._look_after()
 
     def lost(self) -> None:
-        self._joined = False
+        self.membership.lost()
 
     @property
     def _now(self) -> float:
@@ -254,45 +283,26 @@ class ConsumerClient(_Client):
 
     def enter(self, frame: bytes) -> None:
         event: Any = _from_consumer_broker(frame)
-        if isinstance(event, Welcome):
-            self._welcome(event)
-        elif isinstance(event, Settled):
+        if isinstance(event, Settled):
             self.world.judge.settled(self, event)
-            self.holdings.settled(event.request, event.stale)
-        elif isinstance(event, Revoke):
-            self.holdings.revoke(event.tokens)
-        elif hasattr(event, "tasks"):
-            self.holdings.assign(event.tasks, self._now)
-            self._work()
-
-    def _welcome(self, event: Welcome) -> None:
-        self.holdings.revoke(event.stale)
-        self._joined = True
-        self._backoff_us = 0
-        self._lease_us = event.lease_ms * 1000
-        self.world.scheduler.after(self._lease_us // 3, self._beat, self.link)
-        for said in list(self.holdings.unsettled.values()):
-            self.say(said)
-        self._flush()
+        self.membership.enter(event, self._now)
+        if isinstance(event, Welcome) or self.membership.stopping:
+            self._speak(self.membership.outgoing())
         self._work()
-
-    def _beat(self, link: Link) -> None:
-        if self.when_awake(self._beat, link) and link is self.link and self._joined:
-            ids, tokens = self.holdings.leased()
-            self.say(Heartbeat(ids, tokens, self.holdings.want))
-            self.world.scheduler.after(self._lease_us // 3, self._beat, link)
 
     def _work(self) -> None:
         for slot in self.holdings.slots:
-            if slot.task is None and not self.holdings.frame_full:
-                self._start_next(slot)
-        if self.holdings.ready:
-            self._tend_later(STALL_S)
+            if slot.task is None:
+                self._start_next(slot, None)
+        self._leave_if_done()
+        self._look_after()
 
-    def _start_next(self, slot: Slot) -> None:
-        task = self.holdings.take(slot, self._now)
+    def _start_next(self, slot: Slot, verdict: Verdict | None) -> None:
+        task, speak = self.membership.next_task(slot, verdict, self._now)
+        if speak:
+            self._speak(self.membership.outgoing())
+        task = task or self.holdings.take(slot, self._now)
         if task is None:
-            self._flush()
             return
         self.note("run", f"attempt {task.attempt}", (task.id,))
         self.world.meter.started(task.id, self.world.scheduler.now_us)
@@ -301,42 +311,52 @@ class ConsumerClient(_Client):
         if plan.kills(task.attempt):
             self.world.scheduler.after(plan.lasts_us, self.world.lose_consumer, self, f"poisoned by {task.id}")
         else:
-            self.world.scheduler.after(plan.lasts_us, self._finish, slot, task.token)
+            # Its effects come at the beginning: all the time that it takes, its consumer may die with them done and its outcome unsaid.
+            self.world.scheduler.after(plan.lasts_us, self._finish, slot, task.token, self.world.handle(task))
 
-    def _finish(self, slot: Slot, token: int) -> None:
-        if not self.when_awake(self._finish, slot, token) or slot.task is None or slot.task.token != token:
+    def _finish(self, slot: Slot, token: int, verdict: Verdict) -> None:
+        if not self.when_awake(self._finish, slot, token, verdict) or slot.task is None or slot.task.token != token:
             return
         task = slot.task
-        verdict = self.world.handle(task)
         self.note("failed" if isinstance(verdict, Failure) else "done", "", (task.id,))
         self.world.meter.finished(self.name, task.id, slot.started, self._now)
-        self.holdings.settle(slot, verdict, self._now)
-        if self.holdings.frame_full:
-            self._flush()
-        self._start_next(slot)
-        if self.holdings.unsent:
-            self._tend_later(OVERDUE_S)
+        self._start_next(slot, verdict)
+        self._leave_if_done()
+        self._look_after()
 
-    def _flush(self) -> None:
-        if self.holdings.unsent and self._joined:
-            frames = self.holdings.pack()
-            self.world.judge.says(self, frames)
-            for frame in frames:
-                self.say(frame)
+    def _speak(self, events: list[Event]) -> None:
+        if events:
+            self.world.judge.says(self, events)
+        for event in events:
+            self.say(event)
 
-    def _tend_later(self, wait_s: float) -> None:
-        if not self._tending:
-            self._tending = True
-            self.world.scheduler.after(int(wait_s * 1_000_000), self._tend)
-
-    def _tend(self) -> None:
-        if not self.when_awake(self._tend):
+    def _look_after(self) -> None:
+        """See that the membership is tended when its patience is over."""
+        if self.link is None:
             return
-        self._tending = False
-        self.holdings.unstall(self._now)
-        self._flush()
-        if self.holdings.ready or (self.holdings.unsent and self._joined):
-            self._tend_later(STALL_S if self.holdings.ready else OVERDUE_S)
+        when_us = self.world.scheduler.now_us + int(self.membership.patience(self._now) * 1_000_000) + 1
+        if self._tend_us is None or when_us < self._tend_us:
+            self._tend_us = when_us
+            self.world.scheduler.at(when_us, self._tend, when_us)
+
+    def _tend(self, when_us: int) -> None:
+        if when_us == self._tend_us and self.when_awake(self._tend, when_us):
+            self._tend_us = None
+            self._speak(self.membership.tend(self._now))
+            self._look_after()
+
+    def leave(self) -> None:
+        """SIGTERM: start nothing more, end what runs, say everything, and go once the broker knows it all, or the time is up."""
+        if self.alive and not self.membership.stopping:
+            self.note("stops")
+            self.membership.drain(self._now, connected=self.link is not None)
+            self._speak(self.membership.outgoing())
+            self.world.scheduler.after(_STOP_US, self.world.lose_consumer, self, "did not finish in time")
+            self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if self.membership.stopping and self.holdings.idle:
+            self.world.lose_consumer(self, "left")
 
 
 class CallerClient(_Client):
@@ -366,6 +386,7 @@ class CallerClient(_Client):
         self._advance()
 
     def connected(self, link: Link) -> None:
+        self._wait_us = 0
         self._advance()
 
     def lost(self) -> None:
@@ -392,13 +413,16 @@ class CallerClient(_Client):
         asked = self._asked.pop(answer.request, None)
         if asked is None:
             return
-        self._backoff_us = 0
         self.note("answered", f"request {answer.request}", (asked[1],) if asked[1] else ())
         self.world.judge.answered(self, asked, answer)
 
     def _impatient(self, link: Link, request: int) -> None:
         if self.when_awake(self._impatient, link, request) and link is self.link and request in self._asked:
             self.drop_link()
+
+
+def _batch(tasks: list[StoredTaskIn]) -> Batch:
+    return Batch(tasks, [], sum(len(memoryview(task.data)) for task in tasks))
 
 
 def _alone(task: StoredTaskIn) -> StoredTaskIn:

@@ -42,6 +42,8 @@ class Manager(Actor):
         self._chance = world.chance_of("manager")
         self._last_cut: Cut | None = None
         self._attempt = 0
+        self._seen: list[tuple[int, int]] = []
+        """How far the logs were when the last checkpoint began."""
 
     def start(self) -> None:
         """Start both brokers, and the checkpoints."""
@@ -87,6 +89,7 @@ class Manager(Actor):
     def broker_gone(self, broker: BrokerProcess) -> None:
         """One ended: start it anew."""
         self._attempt += 1  # a checkpoint that waited for it is over
+        self._seen = []
         if self.alive:
             self.spawn(broker.role)
 
@@ -123,18 +126,24 @@ class Manager(Actor):
         self._attempt += 1
         attempt = self._attempt
         publisher_broker = self.world.broker(EventOwner.PUBLISHER_BROKER)
-        if publisher_broker is not None and self.world.pending_work():
-            self._order(publisher_broker, lambda: self._rotate(publisher_broker, attempt))
+        seen = [broker.position for broker in self.world.brokers() if broker.opened]
+        if publisher_broker is not None and seen != self._seen:  # an idle queue needs none
+            self._seen = seen
+            self._order_afterwards(publisher_broker, lambda: self._rotate(publisher_broker, attempt))
         self._next_checkpoint()
 
     def _order(self, broker: BrokerProcess, act: Callable[[], None]) -> None:
         self.world.scheduler.after(self._chance.randint(*_ORDER_US), broker.order, act)
 
+    def _order_afterwards(self, broker: BrokerProcess, act: Callable[[], None]) -> None:
+        """As production orders a rotation: after the step of the turn in which the order is heard."""
+        self._order(broker, lambda: broker.loop.afterwards(act))
+
     def _rotate(self, broker: BrokerProcess, attempt: int) -> None:
         broker.broker.rotate()
         consumer_broker = self.world.broker(EventOwner.CONSUMER_BROKER)
         if attempt == self._attempt and consumer_broker is not None:
-            self._order(consumer_broker, lambda: self._cut(consumer_broker, attempt))
+            self._order_afterwards(consumer_broker, lambda: self._cut(consumer_broker, attempt))
 
     def _cut(self, broker: BrokerProcess, attempt: int) -> None:
         cut = broker.broker.cut()

@@ -1,7 +1,7 @@
 """Simulated processes: what lives, dies, stands still and comes back.
 
-:class:`BrokerProcess` runs a broker object of production: the very class, on the very storage code. Around it stands what the real loop and
-the real kernel do for it: frames are read at each turn, its files are its own until it dies, a kill may strike between any two operations.
+:class:`BrokerProcess` runs a broker object of production in the loop of production, on the very storage code. Around them stands what the
+real kernel does for them: Pipes and a selector, files that are its own until it dies, a kill that may strike between any two operations.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jsonqueue.broker.consumer_broker import ConsumerBroker
+from jsonqueue.broker.loop import BrokerLoop
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, SyncFailed
-from jsonqueue.event import Assign, Event, EventOwner, Mark, decoder_for
+from jsonqueue.event import Assign, Event, EventOwner, Mark, encode
 from jsonqueue.simulation.disk import Killed, ProcessFiles
+from jsonqueue.simulation.selecting import Readable, SimulatedPipe, SimulatedSelector
 from jsonqueue.simulation.trace import VectorClock, merge
 from jsonqueue.simulation.verdict import Violation
 from jsonqueue.simulation.wire import Link
@@ -26,7 +28,8 @@ __all__ = ["Actor", "BrokerProcess"]
 _TURN_US, _EVENT_US = 15, 3
 """What a turn costs of a processor, and each event in it: measured on the real ones."""
 
-_DECODERS = {owner: decoder_for(owner) for owner in (EventOwner.PUBLISHER, EventOwner.CONSUMER, EventOwner.CALLER)}
+_DAY_MS = 86_400_000
+"""A look at the wall clock each second would be most of what happens in a slow world. Where it jumps, the world says so."""
 
 
 class Actor:
@@ -86,19 +89,34 @@ class BrokerProcess(Actor):
         self._again = False
         self._wake_us: int | None = None
         self._ready_us = 0
-        self._inbox: list[tuple[int, bytes, VectorClock]] = []
-        self._mark: tuple[Mark, VectorClock] | None = None
-        self._gone: list[int] = []
+        self._pipes: dict[int, SimulatedPipe] = {}
+        self._marks: SimulatedPipe | None = None
         self._orders: list[Callable[[], None]] = []
         self.broker: Any = self._make()
+        self.selector = SimulatedSelector(lambda: self.wake(0))
+        self.loop = BrokerLoop(_Observed(self), world.clock, self.selector)
+        self._control = Readable(self.selector)
+        self.loop.watch(self._control, self._obey)  # type: ignore[arg-type] # what the selector takes is its own affair
 
     def _make(self) -> PublisherBroker | ConsumerBroker:
         world = self.world
         if self.role is EventOwner.PUBLISHER_BROKER:
             return world.cast.publisher_broker(self.files, world.clock, world.config, announce=self._announce)
         return world.cast.consumer_broker(
-            self.files, world.clock, world.config, chance=world.chance_of("jitter"), is_alive=world.pids.__contains__
+            self.files,
+            world.clock,
+            world.config,
+            chance=world.chance_of("jitter"),
+            is_alive=world.pids.__contains__,
+            wall_look_ms=_DAY_MS,
         )
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The last batch of its log."""
+        if self.role is EventOwner.CONSUMER_BROKER:
+            return tuple(self.broker.position)
+        return self.broker.mark.number, self.broker.mark.epoch
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -165,26 +183,52 @@ class BrokerProcess(Actor):
     def attach(self, link: Link) -> None:
         """Serve this client."""
         self.links[link.number] = link
-        self.broker.attach(link.number)
+        pipe = self._pipes[link.number] = SimulatedPipe(self.selector, self.clock, link, lambda: self._parted(link))
+        owner: EventOwner = link.client.owner  # type: ignore[attr-defined]
+        self.order(lambda: self.loop.attach(link.number, pipe, owner, ""))  # type: ignore[arg-type] # it stands in for a Pipe
+
+    def _parted(self, link: Link) -> None:
+        self.links.pop(link.number, None)
+        self._pipes.pop(link.number, None)
+        link.close(self)
 
     def receive(self, link: Link, frame: bytes, clock: VectorClock) -> None:
-        self._inbox.append((link.number, frame, clock))
-        self.wake(0)
+        pipe = self._pipes.get(link.number)
+        if pipe is not None:
+            pipe.arrive(frame, clock)
 
     def hung_up(self, link: Link) -> None:
-        if self.links.pop(link.number, None) is not None:
-            self._gone.append(link.number)
-            self.wake(0)
+        pipe = self._pipes.get(link.number)
+        if pipe is not None:
+            pipe.end()
+
+    def listen_to_marks(self, mark: Mark, clock: VectorClock) -> None:
+        """There is a new Pipe for marks, and this is the first one on it."""
+        pipe = self._marks = SimulatedPipe(self.selector, self.clock)
+        pipe.arrive(encode(mark), dict(clock))
+        self.order(lambda: self.loop.listen_to(pipe))  # type: ignore[arg-type]
 
     def take_mark(self, mark: Mark, clock: VectorClock) -> None:
         """The published log is durable through here."""
-        self._mark = (mark, dict(clock))
-        self.wake(0)
+        if self._marks is not None:
+            self._marks.arrive(encode(mark), dict(clock))
+
+    def no_more_marks(self) -> None:
+        """Whoever said them is gone."""
+        if self._marks is not None:
+            self._marks.end()
+            self._marks = None
 
     def order(self, act: Callable[[], None]) -> None:
-        """The manager wants this done after the next turn."""
+        """The manager wants this done."""
         self._orders.append(act)
-        self.wake(0)
+        self._control.ring()
+
+    def _obey(self) -> None:
+        self.selector.hush(self._control)
+        orders, self._orders = self._orders, []
+        for act in orders:
+            act()
 
     # ── turns ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -204,48 +248,31 @@ class BrokerProcess(Actor):
         if self.stalled:
             self.wake(0)
             return
+        self._again = False
         self._guarded(self._turn)
         if self.alive:
             due_ms = self.broker.next_due_ms()
-            if self._again or self._inbox or self._orders or self._gone:
+            if self._again or self.selector.anything:
                 self.wake(0)
             elif due_ms is not None:
                 self.wake(max(0, self.world.clock.until_us(due_ms)))
 
     def _turn(self) -> None:
-        self._again = False
-        inbox, self._inbox = self._inbox, []
-        gone, self._gone = self._gone, []
-        orders, self._orders = self._orders, []
-        arrivals = [(peer, self._decode(peer, frame, clock)) for peer, frame, clock in inbox]
-        if self._mark is not None:
-            mark, clock = self._mark
-            self._mark = None
-            merge(self.clock, clock)
-            arrivals.insert(0, (0, mark))
-        for peer in gone:
-            self.broker.detach(peer)
-        self.broker.step(arrivals, self._send)
+        self.loop.turn(0)
+
+    def stepped(self, arrivals: int) -> None:
+        """The broker has taken a step."""
         self.world.judge.after_turn(self)
-        self._ready_us = self.world.scheduler.now_us + _TURN_US + _EVENT_US * len(arrivals)
-        for act in orders:
-            act()
+        self._ready_us = self.world.scheduler.now_us + _TURN_US + _EVENT_US * arrivals
 
-    def _decode(self, peer: int, frame: bytes, clock: VectorClock) -> Event:
-        merge(self.clock, clock)
-        link = self.world.links[peer]
-        event: Event = _DECODERS[link.client.owner](frame)  # type: ignore[attr-defined]
-        return event
-
-    def _send(self, peer: int, event: Event) -> None:
+    def sends(self, peer: int, event: Event) -> None:
+        """The broker is about to say this."""
         self.world.judge.before_sending(self, peer, event)
         link = self.links.get(peer)
         if isinstance(event, Assign):
             self.note("leases", f"to {link.client.name if link else peer}", [task.id for task in event.tasks])  # type: ignore[attr-defined]
         else:
             self.note(type(event).__name__.lower(), f"to {link.client.name if link else peer}")  # type: ignore[attr-defined]
-        if link is not None:
-            link.say(self, event, self.clock)
 
     def _announce(self, mark: Mark) -> None:
         self.note("durable", f"through batch {mark.number}")
@@ -254,3 +281,33 @@ class BrokerProcess(Actor):
         consumer_broker = self.world.consumer_broker
         if consumer_broker is not None and consumer_broker.alive:
             consumer_broker.take_mark(mark, self.clock)
+
+
+class _Observed:
+    """The broker as its loop sees it, with the judges looking over its shoulder. Everything passes through unchanged."""
+
+    def __init__(self, process: BrokerProcess) -> None:
+        self._process = process
+        self.role: EventOwner = process.role
+        self.attach = process.broker.attach
+        self.detach = process.broker.detach
+        self.open = process.broker.open
+        self.close = process.broker.close
+        self.counters = process.broker.counters
+        self.next_due_ms = process.broker.next_due_ms
+
+    @property
+    def epoch(self) -> int:
+        """As the broker has it."""
+        epoch: int = self._process.broker.epoch
+        return epoch
+
+    def step(self, arrivals: Sequence[tuple[int, Event]], send: Callable[[int, Event], None]) -> None:
+        """A step of the broker; whatever it says is judged before it leaves."""
+
+        def say(peer: int, event: Event) -> None:
+            self._process.sends(peer, event)
+            send(peer, event)
+
+        self._process.broker.step(arrivals, say)
+        self._process.stepped(len(arrivals))

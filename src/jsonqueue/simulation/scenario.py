@@ -7,22 +7,27 @@ strike and how large the world is are all drawn anew (swarm testing: a run with 
 from __future__ import annotations
 
 from random import Random
+from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from jsonqueue.config import Config
-from jsonqueue.retry import Exponential, Linear
+from jsonqueue.retry import Exponential, Linear, Never, RetryPolicy
 from jsonqueue.simulation.wire import Weather
 
 __all__ = ["FAULTS", "Fault", "Habits", "Scenario", "draw"]
 
 SECOND_US = 1_000_000
+_MINUTE_US, _HOUR_US = 60 * SECOND_US, 3_600 * SECOND_US
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 
 FAULTS: dict[str, str] = {
     "kill publisher broker": "kill -9; the manager starts another",
     "kill consumer broker": "kill -9; the manager starts another",
     "kill manager": "kill -9; the brokers notice and end, then all three start again",
     "kill consumer": "kill -9 of a consumer, whatever it runs; another one takes its place",
+    "stop consumer": "SIGTERM of a consumer: it ends what it runs, says so, leaves; another one takes its place",
     "kill publisher": "kill -9 of a publisher; it comes back and publishes what was not acknowledged under the same ids",
     "kill at operation": "kill -9 of a broker in the midst of its n-th disk operation from now",
     "power cut": "the whole machine goes dark, and comes back with what the disk has kept",
@@ -73,6 +78,12 @@ class Habits(Struct, frozen=True, omit_defaults=True):
     """Share of the tasks that kill whoever runs them."""
     replays: int = 0
     """How often somebody replays all dead letters."""
+    delay_ms: int = 500
+    """The longest delay."""
+    deadline_ms: tuple[int, int] = (20, 3_000)
+    """The shortest and the longest deadline."""
+    asked_us: int = 200_000
+    """How long after its arrival a task is asked after, or cancelled, at the latest."""
 
 
 class Scenario(Struct, frozen=True, omit_defaults=True):
@@ -104,17 +115,101 @@ class Scenario(Struct, frozen=True, omit_defaults=True):
         """When the faults have stopped."""
         return max([self.spread_us, *(fault.at_us + _lasting_us(fault) for fault in self.faults)])
 
+    @property
+    def drain_us(self) -> int:
+        """How long after that everything must have ended: ten minutes, and what the work itself may take, with all its attempts."""
+        attempts = 6
+        waits_us = 1_000 * (_longest_wait_ms(self.config.retry) + 2 * self.config.lease_ms)
+        asked_us = 6 * self.habits.asked_us  # the last question is asked by then
+        return 600 * SECOND_US + asked_us + 1_000 * self.habits.delay_ms + attempts * (self.tasks * self.habits.work_us[1] + waits_us)
+
+
+def _longest_wait_ms(retry: RetryPolicy) -> int:
+    return 0 if isinstance(retry, Never) else retry.cap_ms
+
 
 def _lasting_us(fault: Fault) -> int:
     return fault.amount if fault.kind in {"stall consumer", "stall broker", "full disk", "slow disk"} else 0
 
 
+class _Pace(NamedTuple):
+    """How slow life is in a world: races want milliseconds, and what queues wait for in earnest takes minutes and days."""
+
+    spreads_us: tuple[int, ...]
+    works_us: tuple[tuple[int, int], ...]
+    delay_ms: int
+    deadline_ms: tuple[int, int]
+    asked_us: int
+    retries: tuple[RetryPolicy, ...]
+    leases_ms: tuple[int, ...]
+    flushes_ms: tuple[int, ...]
+    keeps_ms: tuple[int, ...]
+    dead_keep_ms: int
+    consumer_stalls_us: int
+    spells_us: int
+    """The longest that a broker stands still, or a disk is full or slow."""
+    patience_us: int
+    consumers_max: int
+
+
+_MILLISECONDS = _Pace(
+    spreads_us=(20_000, 200_000, SECOND_US),
+    works_us=((50, 400), (200, 4_000), (5_000, 60_000)),
+    delay_ms=500,
+    deadline_ms=(20, 3_000),
+    asked_us=200_000,
+    retries=(Linear(step_ms=20), Exponential(first_ms=5, cap_ms=200)),
+    leases_ms=(300, 2_000),
+    flushes_ms=(15, 60, 400),
+    keeps_ms=(60_000, 60_000, 400),
+    dead_keep_ms=90_000,
+    consumer_stalls_us=4 * SECOND_US,
+    spells_us=500_000,
+    patience_us=SECOND_US,
+    consumers_max=5,
+)
+_MINUTES = _Pace(
+    spreads_us=(10 * _MINUTE_US, _HOUR_US),
+    works_us=((200_000, 4 * SECOND_US), (SECOND_US, 2 * _MINUTE_US)),
+    delay_ms=600_000,
+    deadline_ms=(10_000, _HOUR_MS),
+    asked_us=10 * _MINUTE_US,
+    retries=(Exponential(), Exponential(first_ms=1_000, cap_ms=600_000), Linear(step_ms=30_000)),
+    leases_ms=(30_000, 60_000),
+    flushes_ms=(2_000, 60_000),
+    keeps_ms=(_DAY_MS, 600_000),
+    dead_keep_ms=_HOUR_MS,
+    consumer_stalls_us=3 * _MINUTE_US,
+    spells_us=20 * SECOND_US,
+    patience_us=30 * SECOND_US,
+    consumers_max=4,
+)
+_DAYS = _Pace(
+    spreads_us=(86_400 * SECOND_US, 3 * 86_400 * SECOND_US, 14 * 86_400 * SECOND_US),
+    works_us=((SECOND_US, 10 * _MINUTE_US), (_MINUTE_US, _HOUR_US)),
+    delay_ms=_DAY_MS,
+    deadline_ms=(60_000, 2 * _DAY_MS),
+    asked_us=12 * _HOUR_US,
+    retries=(Exponential(first_ms=60_000, cap_ms=6 * _HOUR_MS), Linear(step_ms=_HOUR_MS, cap_ms=_DAY_MS)),
+    leases_ms=(600_000, 1_800_000),
+    flushes_ms=(60_000, 600_000),
+    keeps_ms=(_DAY_MS, _HOUR_MS),
+    dead_keep_ms=2 * _DAY_MS,
+    consumer_stalls_us=_HOUR_US,
+    spells_us=_MINUTE_US,
+    patience_us=30 * SECOND_US,
+    consumers_max=3,
+)
+_PACES = (_MILLISECONDS,) * 34 + (_MINUTES,) * 5 + (_DAYS,)
+
+
 def draw(seed: int) -> Scenario:
     """The scenario of this seed."""
     chance = Random(seed)
+    pace = chance.choice(_PACES)
     tasks = chance.choice((6, 12, 24, 40, 80))
-    spread_us = chance.choice((20_000, 200_000, SECOND_US))
-    consumers = chance.randint(1, 5)
+    spread_us = chance.choice(pace.spreads_us)
+    consumers = chance.randint(1, pace.consumers_max)
     return Scenario(
         publishers=chance.randint(1, 3),
         consumers=consumers,
@@ -122,10 +217,11 @@ def draw(seed: int) -> Scenario:
         tasks=tasks,
         batch=chance.choice((1, 3, 10)),
         spread_us=spread_us,
-        habits=_draw_habits(chance),
-        weather=_draw_weather(chance),
-        faults=_draw_faults(chance, spread_us, consumers),
-        config=_draw_config(chance),
+        habits=_draw_habits(chance, pace),
+        weather=_draw_weather(chance, pace),
+        faults=_draw_faults(chance, pace, spread_us, consumers),
+        config=_draw_config(chance, pace),
+        patience_us=pace.patience_us,
         direct=chance.random() < 0.3,
         read_us=chance.choice((0, 0, 30, 300)),
     )
@@ -136,9 +232,9 @@ def _on(chance: Random, share: float) -> float:
     return share * chance.random() if chance.random() < 0.5 else 0.0
 
 
-def _draw_habits(chance: Random) -> Habits:
+def _draw_habits(chance: Random, pace: _Pace) -> Habits:
     return Habits(
-        work_us=chance.choice(((50, 400), (200, 4_000), (5_000, 60_000))),
+        work_us=chance.choice(pace.works_us),
         failing=_on(chance, 0.4),
         priorities=chance.choice((1, 1, 3)),
         delayed=_on(chance, 0.4),
@@ -148,50 +244,55 @@ def _draw_habits(chance: Random) -> Habits:
         looked_at=_on(chance, 0.6),
         poison=_on(chance, 0.1),
         replays=chance.choice((0, 0, 2)),
+        delay_ms=pace.delay_ms,
+        deadline_ms=pace.deadline_ms,
+        asked_us=pace.asked_us,
     )
 
 
-def _draw_weather(chance: Random) -> Weather:
-    return Weather(
+def _draw_weather(chance: Random, pace: _Pace) -> Weather:
+    weather = Weather(
         delay_us=chance.choice(((5, 60), (5, 60), (20, 2_000), (100, 20_000))),
         drop=_on(chance, 0.1),
         duplicate=_on(chance, 0.1),
         reorder=_on(chance, 0.1),
     )
+    # A task that is assigned twice over, which no real Pipe can do, is returned and assigned again while its run lasts: ten times a second.
+    return weather if pace is _MILLISECONDS else replace(weather, duplicate=0.0)
 
 
-def _draw_config(chance: Random) -> Config:
+def _draw_config(chance: Random, pace: _Pace) -> Config:
     return Config(
-        retry=chance.choice((Linear(step_ms=20), Exponential(first_ms=5, cap_ms=200))),
+        retry=chance.choice(pace.retries),
         attempts_max=chance.choice((2, 5, 1_000)),
-        lease_ms=chance.choice((300, 2_000)),
-        flush_interval_ms=chance.choice((15, 60, 400)),
-        finished_keep_ms=chance.choice((60_000, 60_000, 400)),
+        lease_ms=chance.choice(pace.leases_ms),
+        flush_interval_ms=chance.choice(pace.flushes_ms),
+        finished_keep_ms=chance.choice(pace.keeps_ms),
         finished_keep_max=100_000,
-        dead_keep_ms=90_000,
+        dead_keep_ms=pace.dead_keep_ms,
         segment_max_bytes=chance.choice((4_096, 16_384)),
         disk_reserve_bytes=chance.choice((0, 4_096)),
     )
 
 
-def _draw_faults(chance: Random, spread_us: int, consumers: int) -> tuple[Fault, ...]:
+def _draw_faults(chance: Random, pace: _Pace, spread_us: int, consumers: int) -> tuple[Fault, ...]:
     kinds = [kind for kind in FAULTS if chance.random() < 0.3]
     if not kinds:
         return ()
     end_us = spread_us + 300_000
-    faults = [draw_fault(chance, chance.choice(kinds), end_us, consumers) for _ in range(chance.choice((1, 2, 4, 8, 16)))]
+    faults = [draw_fault(chance, chance.choice(kinds), end_us, consumers, pace) for _ in range(chance.choice((1, 2, 4, 8, 16)))]
     return tuple(sorted(faults, key=lambda fault: (fault.at_us, fault.kind, fault.target, fault.amount)))
 
 
-def draw_fault(chance: Random, kind: str, end_us: int, consumers: int) -> Fault:
+def draw_fault(chance: Random, kind: str, end_us: int, consumers: int, pace: _Pace = _MILLISECONDS) -> Fault:
     """A fault of this kind, some time before the end."""
     amount = {
         "kill at operation": chance.randint(1, 25),
         "power cut at operation": chance.randint(1, 25),
-        "stall consumer": chance.randint(1_000, 4_000_000),
-        "stall broker": chance.randint(1_000, 500_000),
-        "full disk": chance.randint(1_000, 400_000),
-        "slow disk": chance.randint(1_000, 400_000),
+        "stall consumer": chance.randint(1_000, pace.consumer_stalls_us),
+        "stall broker": chance.randint(1_000, pace.spells_us),
+        "full disk": chance.randint(1_000, pace.spells_us),
+        "slow disk": chance.randint(1_000, pace.spells_us),
         "clock jump": chance.choice((-86_400_000, -5_000, -100, 100, 5_000)),
     }.get(kind, 0)
     target = chance.randrange(consumers) if "consumer" in kind and "broker" not in kind else chance.randrange(2)

@@ -70,6 +70,7 @@ def _disk_as_ever(world: World) -> None:
 
 def _jump(world: World, fault: Fault) -> None:
     world.clock.offset_ms += fault.amount
+    world.look_at_the_clock()
 
 
 _STRIKE: dict[str, Callable[[World, Fault], None]] = {
@@ -77,6 +78,7 @@ _STRIKE: dict[str, Callable[[World, Fault], None]] = {
     "kill consumer broker": lambda world, fault: _kill_broker(world, EventOwner.CONSUMER_BROKER),
     "kill manager": lambda world, fault: world.manager.kill(),
     "kill consumer": lambda world, fault: world.lose_consumer(world.consumers[fault.target % len(world.consumers)], "killed"),
+    "stop consumer": lambda world, fault: world.consumers[fault.target % len(world.consumers)].leave(),
     "kill publisher": lambda world, fault: world.lose_publisher(fault.target % len(world.publishers)),
     "kill at operation": _light_fuse,
     "power cut": lambda world, fault: world.cut_power(),

@@ -17,11 +17,13 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from jsonqueue.event import Event, Join, Welcome, encode
+from jsonqueue.event import Event, encode
 from jsonqueue.simulation.scheduler import Scheduler
 from jsonqueue.simulation.trace import VectorClock
 
 __all__ = ["End", "Link", "Weather"]
+
+_NEVER_DROPPED = (b'{"type":"join"', b'{"type":"welcome"')
 
 
 class Weather(Struct, frozen=True, omit_defaults=True):
@@ -70,18 +72,21 @@ class Link:
         self.open = True
 
     def say(self, sender: End, event: Event, clock: VectorClock) -> None:
-        """Send an event to the other end; what becomes of it is a matter of the weather."""
-        if not self.open:
-            return
+        """Send an event to the other end."""
+        if self.open:
+            self.carry(sender, encode(event), clock)
+
+    def carry(self, sender: End, frame: bytes, clock: VectorClock) -> None:
+        """Send a frame to the other end; what becomes of it is a matter of the weather."""
         weather, chance = self._weather(), self._chance
         upwards = sender is self.client
         if weather.drop and chance.random() < weather.drop:
-            if isinstance(event, (Join, Welcome)):
+            if frame.startswith(_NEVER_DROPPED):
                 self.snap()
             else:
                 self._count("dropped")
             return
-        frame, known = encode(event), dict(clock)
+        known = dict(clock)
         self._carry(upwards, frame, known, weather)
         if weather.duplicate and chance.random() < weather.duplicate:
             self._count("duplicated")

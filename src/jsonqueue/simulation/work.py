@@ -70,8 +70,8 @@ def _drawn(scenario: Scenario, chance: Random, at_us: int, publisher: int, numbe
         fails_first=_failures(habits, chance),
         kills_first=(3 if attempts_max > 10 else attempts_max) if chance.random() < habits.poison else 0,
         priority=chance.randrange(habits.priorities),
-        delay_ms=chance.randrange(500) if chance.random() < habits.delayed else 0,
-        deadline_ms=chance.randint(20, 3_000) if chance.random() < habits.deadlines else 0,
+        delay_ms=chance.randrange(habits.delay_ms) if chance.random() < habits.delayed else 0,
+        deadline_ms=chance.randint(*habits.deadline_ms) if chance.random() < habits.deadlines else 0,
         after=f"t{chance.randint(1, number - 1)}" if number > 1 and chance.random() < habits.dependent else "",
         data=b'{"n":%d}' % number,
     )

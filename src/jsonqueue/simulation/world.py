@@ -1,7 +1,8 @@
 """The world: one machine with its processes, from a seed and a scenario to a verdict.
 
-What is real here: the PublisherBroker, the ConsumerBroker, the core, the storage code, the checkpoints, the events' codec, the consumers'
-books. What is simulated: time, Pipes, the disk, processes, the loop around a broker, the manager's loop. See docs/simulation.md.
+What is real here: the PublisherBroker, the ConsumerBroker and the loop around each, the core, the storage code, the checkpoints, the
+events' codec, what publishers and consumers decide. What is simulated: time, Pipes, the disk, processes, the manager. See
+docs/simulation.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from msgspec import Raw
 from jsonqueue.broker.consumer_broker import ConsumerBroker
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.client.outcome import NULL, Verdict, inline
-from jsonqueue.errors import StorageError
+from jsonqueue.errors import CorruptQueue, StorageError
 from jsonqueue.event import EventOwner, Failure, Mark, Write, Written
 from jsonqueue.simulation.clients import CallerClient, ConsumerClient, PublisherClient
 from jsonqueue.simulation.disk import Disk, Killed, ProcessFiles
@@ -39,9 +40,6 @@ from jsonqueue.storage.memory import PowerCut
 from jsonqueue.task import AnyTask, StoredTaskIn
 
 __all__ = ["PRODUCTION", "Cast", "World"]
-
-_DRAIN_US = 600_000_000
-"""Once the faults have stopped, everything must have ended within ten minutes of virtual time."""
 
 _EPOCH_MS = 1_763_000_000_000
 
@@ -143,11 +141,15 @@ class World:
             self._begin()
             self._until(self.scenario.quiet_us, lambda: False)
             self._heal()
-            self._until(self.scheduler.now_us + _DRAIN_US, self.finished)
+            self._until(self.scheduler.now_us + self.scenario.drain_us, self.finished)
             if not self.finished():
                 raise Violation("deadlock", self._unfinished())
+            self._require_answers()
             self.judge.final()
             self.probes.at_the_end()
+        except CorruptQueue as error:
+            violation = Violation("refused", f"what a last power cut leaves is damaged: {error}")
+            self._note_violation(violation)
         except Violation as error:
             violation = error
             self._note_violation(error)
@@ -174,10 +176,17 @@ class World:
             and all(caller.done for caller in self.callers)
         )
 
+    def _require_answers(self) -> None:
+        """Whoever handed a task in must have heard of it by now."""
+        silent = [task_id for task_id in self._arrivals if task_id not in self.judge.acknowledged_ids]
+        if silent:
+            raise Violation("deadlock", f"{', '.join(silent[:5])}: published, and its publisher was never told", task_id=silent[0])
+
     def _unfinished(self) -> str:
         waiting = [publisher.name for publisher in self.publishers if not publisher.done]
         waiting += [caller.name for caller in self.callers if not caller.done]
-        return f"{_DRAIN_US // 1_000_000} s after the last fault {self.judge.shadow.open} tasks have not ended; waiting: {waiting}"
+        bound_s, left = self.scenario.drain_us // 1_000_000, self.judge.shadow.open
+        return f"{bound_s} s after the last fault {left} tasks have not ended; waiting: {waiting}"
 
     def _begin(self) -> None:
         self.start_manager()
@@ -195,7 +204,13 @@ class World:
         self.disk.empty()
         self.disk.sync_us, self.disk.sync_fails = 180, 0
         self.clock.offset_ms = 0
+        self.look_at_the_clock()
         self.power_fuse = 0
+
+    def look_at_the_clock(self) -> None:
+        """The wall clock has jumped: whoever looks at it once a second notices within one."""
+        for broker in self.brokers():
+            self.scheduler.after(self.life_chance.randrange(1_000_000), broker.wake, 0)
 
     def _note_violation(self, error: Violation) -> None:
         ids = (error.task_id,) if error.task_id else ()
@@ -237,13 +252,13 @@ class World:
         for (at_us, publisher), ids in writes.items():
             self._come(at_us, self._publish, publisher, ids)
         for _ in range(habits.replays):
-            self._come(chance.randrange(self.scenario.spread_us, 2 * self.scenario.spread_us), self._ask, "replay", "")
+            self._come(self.scenario.spread_us + chance.randrange(5 * habits.asked_us), self._ask, "replay", "")
 
     def _plan_questions(self, task_id: str, at_us: int, chance: Random) -> None:
         habits = self.scenario.habits
         for what, share in (("look", habits.looked_at), ("cancel", habits.cancelled), ("look", habits.looked_at / 2)):
             if share and chance.random() < share:
-                self._come(at_us + chance.randrange(200_000), self._ask, what, task_id)
+                self._come(at_us + chance.randrange(habits.asked_us), self._ask, what, task_id)
 
     def _come(self, at_us: int, act: Callable[..., None], *arguments: Any) -> None:
         self._to_come += 1
@@ -285,10 +300,6 @@ class World:
         """Its publisher is gone; whoever took its place publishes it."""
         self.publishers[int(name.partition(".")[0].rpartition("-")[2]) - 1].push(batch)
 
-    def pending_work(self) -> bool:
-        """Whether a checkpoint may be of use: an idle queue needs none."""
-        return bool(self._to_come or self.judge.shadow.open or not self.finished())
-
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _name(self, base: str) -> str:
@@ -329,10 +340,13 @@ class World:
         merge(self.disk_clock, broker.clock)
         publisher_broker, consumer_broker = self.broker(EventOwner.PUBLISHER_BROKER), self.broker(EventOwner.CONSUMER_BROKER)
         if publisher_broker and consumer_broker and publisher_broker.opened and consumer_broker.opened:
-            consumer_broker.take_mark(publisher_broker.broker.mark, publisher_broker.clock)
+            consumer_broker.listen_to_marks(publisher_broker.broker.mark, publisher_broker.clock)
 
     def broker_gone(self, broker: BrokerProcess) -> None:
         """It ended."""
+        consumer_broker = self.broker(EventOwner.CONSUMER_BROKER)
+        if broker.role is EventOwner.PUBLISHER_BROKER and consumer_broker is not None:
+            consumer_broker.no_more_marks()
         self.manager.broker_gone(broker)
 
     def make_link(self, client: Any, broker: BrokerProcess) -> Link:

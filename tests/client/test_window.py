@@ -1,0 +1,76 @@
+"""What a publisher sends next, what an answer settles, and what it sends again."""
+
+from __future__ import annotations
+
+from msgspec import Raw
+
+from jsonqueue.client.window import WINDOW, Batch, Window
+from jsonqueue.task import TaskIn
+
+
+def batch(number: int) -> Batch:
+    return Batch([TaskIn(id=f"t{number}", data=Raw(b"null"))], [number], 4)
+
+
+def filled(count: int) -> Window:
+    window = Window()
+    for number in range(count):
+        window.push(batch(number))
+    return window
+
+
+def send_all(window: Window, first: int = 1) -> None:
+    while window.head() is not None:
+        window.sent(first)
+        first += 1
+
+
+def test_no_more_than_a_window_is_in_flight() -> None:
+    """The next one goes when an answer comes."""
+    window = filled(WINDOW + 2)
+    send_all(window)
+    assert (len(window.in_flight), len(window.unsent), window.has_room) == (WINDOW, 2, False)
+    assert window.answered(1) == batch(0)
+    assert window.head() == batch(WINDOW)
+
+
+def test_a_broken_line_puts_everything_back_in_its_order() -> None:
+    """Under the same ids, before what was never sent; and whether it is stored is uncertain from then on."""
+    window = filled(3)
+    window.sent(1)
+    window.sent(2)
+    assert window.answered(2) == batch(1)
+    assert not window.uncertain
+    window.broken()
+    assert (list(window.unsent), window.uncertain) == ([batch(0), batch(2)], True)
+    assert window.ids == ("t0", "t2")
+
+
+def test_a_line_that_breaks_with_nothing_in_flight_leaves_no_doubt() -> None:
+    """What was never sent is certainly not stored."""
+    window = filled(2)
+    window.broken()
+    assert not window.uncertain
+
+
+def test_an_answer_that_nobody_waits_for_settles_nothing() -> None:
+    """It may come twice, or after its line was given up."""
+    window = filled(1)
+    window.sent(1)
+    assert window.answered(1) == batch(0)
+    assert window.answered(1) is None
+    assert window.empty
+
+
+def test_bursts_grow_without_a_line_and_begin_small_with_one() -> None:
+    """Opening the log costs what the queue is large: the more there is, the more goes with one opening."""
+    window = filled(WINDOW)
+    assert not window.burst_has_room
+    for _ in range(WINDOW):
+        window.appended()
+    window.burst_over()
+    for number in range(WINDOW):
+        window.push(batch(number))
+    assert window.burst_has_room
+    window.connected()
+    assert not window.burst_has_room
