@@ -105,6 +105,25 @@ def test_a_late_completion_is_fenced(stage: Stage) -> None:
     stage.check()
 
 
+def test_what_is_stale_keeps_nothing_else_from_completing(stage: Stage) -> None:
+    """Wherever in the event it stands."""
+    held = assigned(stage.join(1, 3)) or assigned(stage.publish("a", "b", "c"))
+    turn = stage.complete(1, ("a", 99), held[0], ("b", 98), held[1], held[2])
+    assert set(stage.statuses().values()) == {"completed"}
+    assert stale(turn) == [99, 98]
+    stage.check()
+
+
+def test_a_consumer_that_joins_again_on_its_pipe_begins_anew(stage: Stage) -> None:
+    """What it held and does not name is handed on, like that of one who left."""
+    stage.publish("a")
+    stage.join(1)
+    turn = stage.join(1)
+    assert whats(turn) == ["unleased", "leased"]
+    assert (stage.task("a").attempt, stage.task("a").history[0].outcome) == (2, "lost")
+    stage.check()
+
+
 def test_a_repeated_completion_is_acknowledged_and_changes_nothing(stage: Stage) -> None:
     """Its first answer may have been lost with the Pipe."""
     stage.publish("a")
@@ -337,15 +356,18 @@ def test_heartbeats_keep_the_lease_of_what_they_list_and_of_nothing_else(stage: 
 
 
 def test_losing_the_last_attempt_is_death(stage: Stage) -> None:
+    """The attempt that killed it is in its history, as lost."""
     stage.publish(given("a", attempts_max=1), given("b", deadline_ms=START_MS + 10))
     stage.join(1)
     stage.leave(1)
     assert stage.task("a").status == "dead"
+    assert [past.outcome for past in stage.task("a").history] == ["lost"]
     held = assigned(stage.join(2))
     assert [task_id for task_id, _ in held] == ["b"]
     stage.wall_ms += 10
     stage.leave(2)
     assert stage.task("b").reason == "its consumer was lost, and its deadline has passed"
+    assert [past.outcome for past in stage.task("b").history] == ["lost"]
     stage.check()
 
 
@@ -630,6 +652,20 @@ def test_retention_by_age_number_and_bytes() -> None:
     stage.later(4_000)
     assert stage.statuses() == {"d": "pending"}
     stage.check()
+
+
+def test_the_oldest_dead_letter_is_the_next_to_leave() -> None:
+    """Of several, and though nothing else has ended."""
+    stage = Stage(config=Config(dead_keep_ms=5_000, retry=Never()))
+    stage.join(1, 10)
+    held = assigned(stage.publish("a", "b"))
+    stage.fail(1, _failure(held[0]), want=10)
+    stage.later(100)
+    stage.fail(1, _failure(held[1]), want=10)
+    assert stage.dispatcher.next_wall_ms() == START_MS + 5_000
+    stage.later(4_900)
+    assert stage.statuses() == {"b": "dead"}
+    assert stage.dispatcher.next_wall_ms() == START_MS + 5_100
 
 
 def test_retention_by_bytes() -> None:
