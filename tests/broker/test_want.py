@@ -183,6 +183,23 @@ def test_what_is_a_want_and_what_is_not() -> None:
     assert not any(map(is_want, [FileNotFoundError(errno.ENOENT, ""), CorruptQueue("q", offset=0, why=""), None]))
 
 
+def test_a_checkpoint_that_may_open_no_file_is_put_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no damage: the brokers go on, and the next attempt folds all."""
+
+    def refuse(*arguments: object, **options: object) -> object:
+        raise StorageError("queue.json.draft: Too many open files") from OSError(errno.EMFILE, "Too many open files")
+
+    with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
+        publisher.publish("x")
+        with monkeypatch.context() as patch:
+            patch.setattr("jsonqueue.broker.checkpointing.checkpoint", refuse)
+            with pytest.raises(StorageError, match="Too many open files"):
+                manager.checkpoint()
+        publisher.publish("y")
+        manager.checkpoint()
+        assert manager.status().checkpoints == 1
+
+
 # ── open files ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -41,6 +41,9 @@ HARNESSES: dict[str, tuple[str, ...]] = {
     "full disk": (*_PYTEST, "faults/test_full_disk.py"),
     "world": (*_PYTEST, "broker/test_world.py"),
     "core": (*_PYTEST, "core"),
+    "race": ("faults.race",),
+    "locks": (*_PYTEST, "storage/test_files.py", "storage/test_locks.py", "e2e/test_lost_locks.py"),
+    "want": (*_PYTEST, "broker/test_want.py"),
     "recovery": (*_PYTEST, "storage/test_recovery.py", "storage/test_log.py"),
 }
 """Name → module and arguments, from the folder of the tests."""
@@ -85,10 +88,9 @@ BUGS = (
         "if now_ms - self._looked_ms >= _ROOM_LOOK_MS:", "if self._room:"),
     # ── logs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
     Bug("a started log is not synced before it is used", "states", "storage/log.py",
-        "        self._files.sync(handle)\n        self._files.rename(draft", "        self._files.rename(draft", "H3, H4"),
+        "            self._files.sync(handle)\n            self._files.rename(draft", "            self._files.rename(draft", "H3, H4"),
     Bug("a started log's name is not synced", "states", "storage/log.py",
-        ".name)\n        self._files.sync_folder()\n        self._handle, self._head_size",
-        ".name)\n        self._handle, self._head_size"),
+        "        self._files.sync_folder()\n        self._handle, self._head_size", "        self._handle, self._head_size"),
     Bug("a rotated segment's name is not synced", "states", "storage/log.py",
         "            self._files.sync(handle)\n            self._files.sync_folder()", "            self._files.sync(handle)"),
     Bug("numbers go on from the log only, not from queue.json", "kill", "storage/log.py",
@@ -210,6 +212,23 @@ BUGS = (
     Bug("an id that was forgotten in a run stays taken", "core", "core/taken.py",
         "                run.there[offset] = 0\n", ""),
     Bug("a second run of the same ids is taken for new ones", "core", "core/taken.py", "run.first + len(run.there) > counter", "False"),
+    # whose the folder is, and what is waited for
+    Bug("a lock is taken for held without the kernel's word", "race", "storage/locks.py",
+        "        lock._acquire(timeout)\n", "        pass\n"),
+    Bug("a broker does not look at its lock again", "locks", "broker/process.py", "        self._files.guard(self._lock.check)\n", ""),
+    Bug("a manager does not look at its lock again", "locks", "broker/manager.py", "            files.guard(lock.check)\n", ""),
+    Bug("a sync counts though the lock was lost meanwhile", "locks", "storage/files.py",
+        "            ) from error\n        self._check()\n", "            ) from error\n"),
+    Bug("a manager that ends removes its successor's socket", "locks", "channel/registration.py",
+        "            if self._identity() == self._inode:\n                self._path.unlink()", "            self._path.unlink()"),
+    Bug("a broker without room to start is a dead one", "want", "broker/process.py",
+        "                self._tell(Waiting(error.message))\n", "                raise error\n"),
+    Bug("a broker that no process can be had for ends everything", "want", "broker/crew.py",
+        "            if not is_want(error):\n                raise", "            raise"),
+    Bug("a checkpoint that may open no file is damage", "want", "broker/checkpointing.py", " and not is_want(error):", ":"),
+    Bug("a broker takes clients until it can open nothing", "want", "broker/process.py",
+        "self._files_max - _FILES_KEPT:", "self._files_max:"),
+    Bug("a desk that can let nobody in looks again at once", "want", "broker/reception.py", "_PAUSE_MS = 200", "_PAUSE_MS = 0"),
 )  # fmt: skip
 
 
