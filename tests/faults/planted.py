@@ -210,8 +210,8 @@ BUGS = (
         "            if single.get(task_id) == number:", "            if task_id in single:", "H11"),
     Bug("two tasks of one write may have one id", "core", "core/taken.py", "len(fresh) < len(ids) or ", ""),
     Bug("an id that was forgotten in a run stays taken", "core", "core/taken.py",
-        "                run.there[offset] = 0\n", ""),
-    Bug("a second run of the same ids is taken for new ones", "core", "core/taken.py", "run.first + len(run.there) > counter", "False"),
+        "            run.numbers[offset] = 0\n", ""),
+    Bug("a second run of the same ids is taken for new ones", "core", "core/taken.py", "run.first + len(run.numbers) > counter", "False"),
     # whose the folder is, and what is waited for
     Bug("a lock is taken for held without the kernel's word", "race", "storage/locks.py",
         "        lock._acquire(timeout)\n", "        pass\n"),

@@ -1,36 +1,36 @@
 """The ids that are taken, each with the number of its task, in as little memory as it goes.
 
-Most ids come in batches and count on: ``k3jqd7m2xw5abc-1001``, ``…-1002``, and so on, as publishers make them; and tasks of one batch are
-numbered one after the other. Such a batch is kept as a run: from where to where, and a byte for each id that tells whether it is still
-there. So a million ids take a megabyte or two instead of a hundred and forty. Every other id has its own entry in a dict.
+Most ids count on: ``k3jqd7m2xw5abc-1001``, ``…-1002``, and so on, as publishers make them, in batches or one by one. They are kept as runs:
+the first counter, and the number of each task. So a million ids take eight megabytes instead of a hundred and forty. Every other id has its
+own entry in a dict.
 """
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["TakenIds"]
 
-_RUN_MIN = 16
-"""Fewer ids take less as entries of their own."""
+_RUN_MIN, _RUN_MAX = 16, 4096
+"""Fewer ids take less as entries of their own; more would keep the memory of those that are gone for too long."""
 
 _DIGITS_MAX = 18
 
 
 class _Run:
-    """``{prefix}-{first}``, ``{prefix}-{first + 1}``, …, whose tasks have the numbers from ``number`` on."""
+    """``{prefix}-{first}``, ``{prefix}-{first + 1}``, …: the number of each one's task, 0 for those that are gone."""
 
-    __slots__ = ("first", "left", "number", "there")
+    __slots__ = ("first", "left", "numbers")
 
-    def __init__(self, first: int, number: int, count: int) -> None:
+    def __init__(self, first: int, numbers: Iterable[int]) -> None:
         self.first = first
-        self.number = number
-        self.there = bytearray(b"\x01") * count
-        self.left = count
+        self.numbers = array("Q", numbers)
+        self.left = len(self.numbers)
 
 
-_NO_RUN = _Run(0, 0, 0)
+_NO_RUN = _Run(0, ())
 
 
 class _Series:
@@ -74,7 +74,7 @@ class TakenIds(Mapping[str, int]):
         yield from self._single
         for prefix, series in self._series.items():
             for run in series.runs:
-                yield from (f"{prefix}-{counter}" for counter, there in enumerate(run.there, run.first) if there)
+                yield from (f"{prefix}-{counter}" for counter, there in enumerate(run.numbers, run.first) if there)
 
     def __contains__(self, task_id: object) -> bool:
         return isinstance(task_id, str) and (task_id in self._single or self._in_run(task_id) is not None)
@@ -85,38 +85,55 @@ class TakenIds(Mapping[str, int]):
         if (found := self._in_run(task_id)) is None:
             raise KeyError(task_id)
         run, offset = found
-        return run.number + offset
+        return run.numbers[offset]
 
     def discard(self, gone: Mapping[str, int]) -> None:
         """Forget these, each only if it still stands for the task of that number."""
-        single, run, stem = self._single, _NO_RUN, ""
+        single, run, stem, offset = self._single, _NO_RUN, "", 0
         for task_id, number in gone.items():
             if single.get(task_id) == number:
                 del single[task_id]
                 continue
-            # Neighbours leave together: most are in the same run as the one before.
-            if not 0 <= number - run.number < len(run.there):
+            offset += 1  # neighbours leave together: most often it is the one after the one before
+            if offset >= len(run.numbers) or run.numbers[offset] != number or task_id != f"{stem}{run.first + offset}":
                 found = self._in_run(task_id)
-                if found is None:
+                if found is None or found[0].numbers[found[1]] != number:
                     continue
-                run, stem = found[0], _parts(task_id)[0] + "-"
-            offset = number - run.number
-            if 0 <= offset < len(run.there) and run.there[offset] and task_id == f"{stem}{run.first + offset}":
-                run.there[offset] = 0
-                run.left -= 1
-                self._in_runs -= 1
-                if not run.left:
-                    self._drop(stem[:-1], run)
+                (run, offset), stem = found, _parts(task_id)[0] + "-"
+            run.numbers[offset] = 0
+            run.left -= 1
+            self._in_runs -= 1
+            if not run.left:
+                self._drop(stem[:-1], run)
 
     def add(self, ids: list[str], first: int) -> None:
         """These are taken from now on, by tasks with the numbers from ``first`` on. None of them was."""
         counting = _counting(ids)
-        if counting is None or self._overlaps(*counting, len(ids)):
+        if counting is not None and not self._overlaps(*counting, len(ids)):
+            self._begin(*counting, range(first, first + len(ids)))
+        elif len(ids) < _RUN_MIN:
+            for number, task_id in enumerate(ids, first):
+                self._add_one(task_id, number)
+        else:
             self._single.update(zip(ids, range(first, first + len(ids)), strict=True))
-            return
-        prefix, counter = counting
-        self._series.setdefault(prefix, _Series()).add(_Run(counter, first, len(ids)))
-        self._in_runs += len(ids)
+
+    def _add_one(self, task_id: str, number: int) -> None:
+        """Of ids that come one by one and count on, every sixteenth may begin a run, which the ones after it join."""
+        prefix, counter = _parts(task_id)
+        series = self._series.get(prefix)
+        run = series.before(counter + 1) if series and counter else None
+        if run is not None and counter == run.first + len(run.numbers) and len(run.numbers) < _RUN_MAX:
+            run.numbers.append(number)
+            run.left += 1
+            self._in_runs += 1
+        elif counter and counter % _RUN_MIN == 0 and not self._overlaps(prefix, counter, 1):
+            self._begin(prefix, counter, (number,))
+        else:
+            self._single[task_id] = number
+
+    def _begin(self, prefix: str, counter: int, numbers: Sequence[int]) -> None:
+        self._series.setdefault(prefix, _Series()).add(_Run(counter, numbers))
+        self._in_runs += len(numbers)
 
     def add_loaded(self, ids: list[str], numbers: list[int]) -> None:
         """The same for tasks as they stand in a file: in the order of their numbers, some of them missing."""
@@ -138,7 +155,7 @@ class TakenIds(Mapping[str, int]):
     def _overlaps(self, prefix: str, counter: int, count: int) -> bool:
         series = self._series.get(prefix)
         run = series.before(counter + count) if series else None
-        return run is not None and run.first + len(run.there) > counter
+        return run is not None and run.first + len(run.numbers) > counter
 
     def _in_run(self, task_id: str) -> tuple[_Run, int] | None:
         series = self._series.get(task_id.rpartition("-")[0])
@@ -147,7 +164,7 @@ class TakenIds(Mapping[str, int]):
         if run is None:
             return None
         offset = counter - run.first
-        return (run, offset) if offset < len(run.there) and run.there[offset] else None
+        return (run, offset) if offset < len(run.numbers) and run.numbers[offset] else None
 
     def _drop(self, prefix: str, run: _Run) -> None:
         series = self._series[prefix]
