@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from difflib import unified_diff
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from jsonqueue.broker.consumer_broker import ConsumerBroker
@@ -49,9 +51,7 @@ def test_a_seed_is_one_run_whatever_the_hash_seed() -> None:
 
 def test_a_seed_is_one_run_on_every_python() -> None:
     """The traces of all supported versions are the same, byte by byte: of those installed, or named in JSONQUEUE_PYTHONS."""
-    named = os.environ.get("JSONQUEUE_PYTHONS", "").split(os.pathsep)
-    found = [shutil.which(f"python{version}") for version in ("3.11", "3.12", "3.13")]
-    others = [python for python in (*named, *found) if python and _has_what_we_need(python)]
+    others = other_pythons()
     if not others:
         pytest.skip("no other Python with msgspec here; JSONQUEUE_PYTHONS may name some")
     here = digests(sys.executable, "0")
@@ -59,8 +59,40 @@ def test_a_seed_is_one_run_on_every_python() -> None:
         assert digests(python, "0") == here, python
 
 
-def _has_what_we_need(python: str) -> bool:
-    return not subprocess.run([python, "-c", "import msgspec, orjson, filelock"], capture_output=True, check=False).returncode
+def other_pythons(*packages: str) -> list[str]:
+    """Those installed, or named in JSONQUEUE_PYTHONS, that have the packages that it takes."""
+    named = os.environ.get("JSONQUEUE_PYTHONS", "").split(os.pathsep)
+    found = [shutil.which(f"python{version}") for version in ("3.11", "3.12", "3.13")]
+    needed = ", ".join(("msgspec", "orjson", "filelock", *packages))
+    return [python for python in (*named, *found) if python and _can_import(python, needed)]
+
+
+def _can_import(python: str, packages: str) -> bool:
+    return not subprocess.run([python, "-c", f"import {packages}"], capture_output=True, check=False).returncode
+
+
+LOGGED = (41, 5)
+"""A world of milliseconds with seven kinds of faults, and one that lasts for days."""
+
+
+def log_of(python: str, hash_seed: str, seed: int) -> str:
+    """What the command prints, line by line, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONHASHSEED": hash_seed}
+    command = [python, "-m", "jsonqueue", "simulate", "--scenario", msgspec.json.encode(draw(seed)).decode(), "--seed", str(seed), "--log"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=environment)
+    assert done.returncode == 0, done.stdout[-2_000:] + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("seed", LOGGED)
+def test_two_logs_of_a_seed_differ_in_nothing(seed: int) -> None:
+    """`simulate --log` in processes of their own, under other hash seeds and by every Python there is: the diff is empty."""
+    one = log_of(sys.executable, "1", seed)
+    assert one.count("\n") > 100
+    for python, hash_seed in [(sys.executable, "2"), *((python, "3") for python in other_pythons("click", "rich"))]:
+        other = log_of(python, hash_seed, seed)
+        difference = "".join(unified_diff(one.splitlines(True), other.splitlines(True), "one", f"{python}, hash seed {hash_seed}"))
+        assert not difference, difference[:4_000]
 
 
 def test_the_full_trace_is_the_same_too() -> None:

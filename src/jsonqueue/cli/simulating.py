@@ -149,13 +149,18 @@ def _swarm(console: Console, seeds: range, *, shrink: bool) -> int:
             failed += 1
             _show(console, _shrunk(console, verdict) if shrink else verdict, logged=False)
     if console.as_json:
-        console.json({"seeds": len(seeds), "failed": failed, "events": events, "virtual_ms": virtual_ms, "faults": dict(faults)})
+        console.json(
+            {
+                "seeds": len(seeds), "failed": failed, "events": events, "virtual_ms": virtual_ms, "processor_s": round(took_s, 3),
+                "faults": dict(faults),
+            }
+        )  # fmt: skip
         return 1 if failed else 0
     console.facts(
         [
             ("seeds", f"{seeds.start} to {seeds.stop - 1}"),
             ("events", f"{count(events)}, {count(sum(faults.values()))} of them faults"),
-            ("took", f"{took_s:.1f} s for {virtual_ms / 1000:,.0f} s of virtual time ({_times(virtual_ms, took_s)})"),
+            ("time", f"{_span(virtual_ms)} of virtual time in {took_s:.1f} s of a processor ({_times(virtual_ms, took_s)})"),
             ("verdict", f"{failed} of {plural(len(seeds), 'world')} broke a promise" if failed else "no promise was broken"),
         ]
     )
@@ -215,7 +220,12 @@ def _headline(console: Console, verdict: Verdict) -> None:
     from rich.text import Text
 
     console.show(Text(text, style="bold green" if verdict.ok else "bold red"))
-    console.note(f"{verdict.took_s:.2f} s of real time ({_times(verdict.virtual_ms, verdict.took_s)})")
+    console.note(f"{verdict.took_s:.2f} s of a processor ({_times(verdict.virtual_ms, verdict.took_s)})")
+
+
+def _span(virtual_ms: int) -> str:
+    days = virtual_ms / 86_400_000
+    return f"{days / 365:.2f} years" if days > 365 else f"{days:,.1f} days" if days > 2 else f"{virtual_ms / 1000:,.0f} s"
 
 
 def _times(virtual_ms: int, took_s: float) -> str:

@@ -185,7 +185,7 @@ _MINUTES = _Pace(
     consumers_max=4,
 )
 _DAYS = _Pace(
-    spreads_us=(86_400 * SECOND_US, 3 * 86_400 * SECOND_US, 14 * 86_400 * SECOND_US),
+    spreads_us=(2 * 86_400 * SECOND_US, 4 * 86_400 * SECOND_US, 15 * 86_400 * SECOND_US),
     works_us=((SECOND_US, 10 * _MINUTE_US), (_MINUTE_US, _HOUR_US)),
     delay_ms=_DAY_MS,
     deadline_ms=(60_000, 2 * _DAY_MS),

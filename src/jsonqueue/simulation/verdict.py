@@ -81,7 +81,7 @@ class Verdict(Struct):
     depth: list[tuple[int, int]] = []
     """Queue depth over time: (ms, tasks that have not ended)."""
     took_s: float = 0.0
-    """Seconds of real time; the one thing here that differs between two runs of a seed."""
+    """Seconds of a processor; the one thing here that differs between two runs of a seed."""
 
     @property
     def ok(self) -> bool:

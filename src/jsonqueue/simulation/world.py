@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
-from time import perf_counter
+from time import process_time
 from typing import Any, NamedTuple
 
 from msgspec import Raw
@@ -135,7 +135,7 @@ class World:
 
     def run(self) -> Judgement:
         """Everything, from the first process to the last judgement."""
-        began = perf_counter()
+        began = process_time()
         violation: Violation | None = None
         try:
             self._begin()
@@ -153,7 +153,7 @@ class World:
         except Violation as error:
             violation = error
             self._note_violation(error)
-        return self._verdict(violation, perf_counter() - began)
+        return self._verdict(violation, process_time() - began)
 
     def _until(self, until_us: int, enough: Callable[[], bool]) -> None:
         while True:
