@@ -164,14 +164,12 @@ def main() -> int:
     long = LongRun(said.folder, seeds=seeds, jobs=said.jobs, until_s=until_s, first=said.first)
     long.run()
     this, total = long.this, long.account
-    print(
-        f"\r{this.seeds:,} worlds, {this.events:,} events, {len(this.failed)} failed; {this.rate()}, {said.jobs} at a time", file=sys.stderr
-    )
-    print(f"{this.virtual_s / 86_400:,.1f} days of virtual time in {this.cpu_s:,.0f} s of processors", file=sys.stderr)
-    print(
+    for line in (
+        f"\r{this.seeds:,} worlds, {this.events:,} events, {len(this.failed)} failed; {this.rate()}, {said.jobs} at a time",
+        f"{this.virtual_s / 86_400:,.1f} days of virtual time in {this.cpu_s:,.0f} s of processors",
         f"in all, in {said.folder}: {total.seeds:,} worlds, {total.events:,} events; the next run begins at {total.next_seed}",
-        file=sys.stderr,
-    )
+    ):
+        print(line, file=sys.stderr)
     print(json.dumps({"seeds": this.seeds, "events": this.events, "virtual_s": round(this.virtual_s), "cpu_s": round(this.cpu_s, 1),
                       "wall_s": round(this.wall_s, 1), "failed": this.failed, "next_seed": total.next_seed}))  # fmt: skip
     return 1 if this.failed else 0
