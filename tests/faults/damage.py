@@ -8,7 +8,7 @@ later; one damage in some hundreds is also put to the whole queue, from start to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from random import Random
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from faults.lanes import Lane, arguments
 from jsonqueue.config import Config
 from jsonqueue.core.records import Completed, Leased, encode_records
 from jsonqueue.errors import CorruptQueue, StorageError, UnsupportedFormat
+from jsonqueue.storage import log
 from jsonqueue.storage.checkpoint import Cut, checkpoint
 from jsonqueue.storage.codec import Batch, encode_segment_head, read_segment_head, scan
 from jsonqueue.storage.log import LogKind, LogWriter
@@ -37,7 +38,7 @@ Files = dict[str, bytes]
 
 
 class Corpus(NamedTuple):
-    """A queue's files, and the segment to be damaged."""
+    """A queue's files, and the segment to be damaged, which ends in padding."""
 
     name: str
     files: Files
@@ -57,8 +58,13 @@ class Corpus(NamedTuple):
         """A segment of ``line`` in the place of that batch, and the ``behind`` batches after it."""
         before = self.batches[place - 1].chain if place else self._chain
         head = encode_segment_head(self.segment.kind, first=self.batches[place].number, epoch=self.segment.epoch, chain=before)
-        rest = self.data[self.starts[place + 1] : self.starts[min(place + 1 + behind, len(self.batches))]] if behind else b""
-        return head + line + rest
+        last = min(place + 1 + behind, len(self.batches))
+        rest = self.data[self.starts[place + 1] : self.starts[last]] if behind else b""
+        return head + line + rest + (self.padding if behind and last == len(self.batches) else b"")
+
+    @property
+    def padding(self) -> bytes:
+        return self.data[self.starts[-1] :]
 
     def start_of(self, place: int) -> End:
         batch = self.batches[place]
@@ -94,12 +100,12 @@ def _corpus(name: str, kind: LogKind, size: int, *, tasks: int, words: str) -> C
     assert head is not None
     progress = kind is LogKind.PROGRESS
     found = scan(data, head.size, number=head.first, epoch=0, chain=int(head.chain, 16), progress=progress)
-    assert found.bad is None
     assert len(data) >= size
     starts = [head.size]
     for batch in found.batches:
         starts.append(starts[-1] + 98 + len(batch.records))
-    assert starts[-1] == len(data)
+    assert len(data[starts[-1] :]) > SECTOR
+    assert not data[starts[-1] :].strip(b"\n")
     return Corpus(name, _files_of(disk), segment, found.batches, starts, _state(disk), tasks)
 
 
@@ -109,7 +115,7 @@ def _fill(disk: MemoryFiles, kind: LogKind, size: int, tasks: int, words: str) -
     last, token = load_ids(disk).last_task, 1
     target = published if kind is LogKind.PUBLISHED else progress
     rounds = 0
-    while target.bytes < size:
+    while target.bytes < size or target.bytes % log.PADDING > log.PADDING - 2 * SECTOR:
         ids = [f"t{last + n}" for n in range(1, tasks + 1)]
         records = encode_records([TaskIn(id=task_id, data=Raw(json.encode(words))) for task_id in ids])
         published.append(records, at_ms=AT_MS, first_task=last + 1)
@@ -210,6 +216,9 @@ def prefixes(lane: Lane, corpus: Corpus) -> None:
             kept = _kept(corpus, place, corpus.alone(place, line[:cut], behind=0))
             if kept != ([corpus.batches[place]] if cut == len(line) else []):
                 lane.find(f"{corpus.name}: cut at {start + cut}: {len(kept)} batches are read")
+            kept = _kept(corpus, place, corpus.alone(place, line[:cut] + b"\n" * (len(line) - cut + 99), behind=0))
+            if kept != ([corpus.batches[place]] if cut >= len(line) - 1 else []):
+                lane.find(f"{corpus.name}: newlines from {start + cut} on: {len(kept)} batches are read")
     for cut in range(corpus.starts[0] + 1 if lane.options.share[0] == 0 else 0):
         lane.counts["prefixes"] += 1
         disk = MemoryFiles()
@@ -221,6 +230,7 @@ def prefixes(lane: Lane, corpus: Corpus) -> None:
 def bits(lane: Lane, corpus: Corpus) -> None:
     """Every bit of the log, one at a time."""
     thorough = lane.options.thorough
+    _bits_of_padding(lane, corpus)
     for place, start in enumerate([0, *corpus.starts[:-1]]):
         if not lane.is_mine(place) or lane.over:
             continue
@@ -243,6 +253,25 @@ def bits(lane: Lane, corpus: Corpus) -> None:
                 header = bit < 8 * 72 or place == 0
                 lane.attempt(f"{corpus.name}: bit {bit} of batch {place - 1}", lambda c=changed, h=header: _count(lane, corpus, c, h))
             line[bit // 8] ^= 1 << bit % 8
+
+
+def _bits_of_padding(lane: Lane, corpus: Corpus) -> None:
+    """Each costs nothing: it is refused, and repaired."""
+    place = len(corpus.batches) - 1
+    line = corpus.data[corpus.starts[place] : corpus.starts[place + 1]]
+    before = corpus.alone(place, line, behind=0)
+    padding = bytearray(corpus.padding)
+    for bit in range(8 * len(padding)):
+        if not lane.is_mine(bit // 64) or lane.over:
+            continue
+        padding[bit // 8] ^= 1 << bit % 8
+        lane.counts["bits of padding"] += 1
+        if _refused(lambda: _kept(corpus, place, before + bytes(padding))) is None:
+            lane.find(f"{corpus.name}: bit {bit} of the padding: silent")
+        if bit % lane.options.thorough == 0:
+            changed = {corpus.segment.name: corpus.data[: corpus.starts[-1]] + bytes(padding)}
+            lane.attempt(f"{corpus.name}: bit {bit} of the padding", lambda c=changed: _count(lane, corpus, c, True))
+        padding[bit // 8] ^= 1 << bit % 8
 
 
 def _count(lane: Lane, corpus: Corpus, changed: Files | dict[str, bytes | None], mends: bool, foreign: bool = False) -> None:
@@ -280,17 +309,21 @@ def sectors(lane: Lane, corpus: Corpus) -> None:
     assert len(line) == 11 * SECTOR or line == whole
     edges = [len(segment), *range((len(segment) // SECTOR + 1) * SECTOR, len(segment) + len(whole), SECTOR), len(segment) + len(whole)]
     parts = [(a - len(segment), b - len(segment)) for a, b in pairwise(edges)][:12]
-    for subset in range(1 << len(parts)):
+    rest = whole[parts[-1][1] :]
+    far = len(whole) + 999
+    # What is missing was padding, or beyond the end of the file, or first the one and then the other.
+    for padded, subset in product((0, far, parts[len(parts) // 2][0] + 100), range(1 << len(parts))):
         if not lane.is_mine(subset):
             continue
         lane.counts["subsets of sectors"] += 1
-        torn = b"".join(whole[a:b] if subset >> n & 1 else b"\0" * (b - a) for n, (a, b) in enumerate(parts)) + whole[parts[-1][1] :]
-        kept = _kept(corpus, place, segment + torn)
+        before = (b"\n" * padded).ljust(far, b"\0")
+        torn = b"".join(whole[a:b] if subset >> n & 1 else before[a:b] for n, (a, b) in enumerate(parts)) + rest
+        kept = _kept(corpus, place, segment + torn + before[len(whole) : padded])
         if kept != ([corpus.batches[place]] if subset == (1 << len(parts)) - 1 else []):
-            lane.find(f"{corpus.name}: sectors {subset:b}: {len(kept)} batches are read")
+            lane.find(f"{corpus.name}: sectors {subset:b}, padded to {padded}: {len(kept)} batches are read")
         size = parts[subset % len(parts)][1]
-        if _kept(corpus, place, segment + torn[:size]) and size < len(whole):
-            lane.find(f"{corpus.name}: sectors {subset:b}, cut at {size}")
+        if size >= padded and _kept(corpus, place, segment + torn[:size]) and size < len(whole):
+            lane.find(f"{corpus.name}: sectors {subset:b}, padded to {padded}, cut at {size}")
 
 
 def wild(lane: Lane, corpus: Corpus) -> None:
@@ -299,7 +332,7 @@ def wild(lane: Lane, corpus: Corpus) -> None:
     if len(corpus.batches) < 8:
         return
     chance = Random(lane.options.seed * 1_000 + mine)
-    kinds = (_some_bits, _zeroed_sector, _dropped, _doubled, _swapped, _moved, _cut_out, _noise)
+    kinds = (_some_bits, _zeroed_sector, _newlined_sector, _dropped, _doubled, _swapped, _moved, _cut_out, _noise)
     for number in range(lane.options.wild // of):
         if lane.over:
             return
@@ -326,6 +359,12 @@ def _zeroed_sector(chance: Random, corpus: Corpus) -> bytes:
     """Not within the very last batch: there it looks like a torn write, and cannot be told from one."""
     at = chance.randrange(corpus.starts[-2] // SECTOR) * SECTOR
     return corpus.data[:at] + b"\0" * SECTOR + corpus.data[at + SECTOR :]
+
+
+def _newlined_sector(chance: Random, corpus: Corpus) -> bytes:
+    """As padding looks; not within the very last batch either."""
+    at = chance.randrange(corpus.starts[-2] // SECTOR) * SECTOR
+    return corpus.data[:at] + b"\n" * SECTOR + corpus.data[at + SECTOR :]
 
 
 def _line(corpus: Corpus, place: int) -> bytes:
@@ -413,6 +452,7 @@ def stale(lane: Lane, corpus: Corpus) -> None:
 
 def main() -> None:
     options = arguments("damage to logs and queue.json", size=65_536, wild=0, thorough=997, head=11, only=-1)
+    log.PADDING, log.SMALL = 4_096, 1 << 20  # Padding behind large batches as well.
     lane = Lane(options)
     works = (prefixes, bits, snapshot_bits, sectors, stale, wild)
     for number, corpus in enumerate(corpora(options.size)):

@@ -24,8 +24,8 @@ from jsonqueue.storage.files import RealFiles
 
 __all__ = ["main"]
 
-CALLS = ("open", "pread", "write", "ftruncate", "fstat", "fdatasync", "fsync", "replace", "link", "unlink", "listdir", "stat", "fstatvfs")
-NO_ROOM = frozenset({"write", "open", "link", "replace"})
+CALLS = ("open", "pread", "pwrite", "ftruncate", "fstat", "fdatasync", "fsync", "replace", "link", "unlink", "listdir", "stat", "fstatvfs")
+NO_ROOM = frozenset({"pwrite", "open", "link", "replace"})
 SHORT = -1
 
 
@@ -67,7 +67,7 @@ class FaultyOs:
         def tapped(*given: Any, **options: Any) -> Any:
             self.calls += 1
             self.names.append(name)
-            if name in {"fdatasync", "write"} and os.readlink(f"/proc/self/fd/{given[0]}") in self.failed_syncs:
+            if name in {"fdatasync", "pwrite"} and os.readlink(f"/proc/self/fd/{given[0]}") in self.failed_syncs:
                 self.broken_rule = f"{name} of a file whose fsync had failed"
             fault = self.fault
             due = fault is not None and self.calls >= fault.call and (fault.for_ever or not self.fired)
@@ -80,7 +80,7 @@ class FaultyOs:
     def _fail(self, name: str, call: Callable[..., Any], given: tuple[Any, ...], fault: Fault) -> Any:
         self.fired = True
         if fault.error == SHORT:
-            return call(given[0], given[1][: max(1, len(given[1]) // 2)])
+            return call(given[0], given[1][: max(1, len(given[1].rstrip(b"\n")) // 2)], given[2])
         if name == "fdatasync":
             path = os.readlink(f"/proc/self/fd/{given[0]}")
             if path.endswith(".jsonl") and "/archive/" not in path:  # What was not committed of an archive is cut away, and written anew.
@@ -94,7 +94,7 @@ def _may_fail(name: str, given: tuple[Any, ...], error: int) -> bool:
     if error == errno.EMFILE:
         return name == "open"
     if error == SHORT:
-        return name == "write"
+        return name == "pwrite"
     return True
 
 
@@ -132,7 +132,7 @@ def main() -> None:
 def _candidates(error: int) -> frozenset[str] | set[str]:
     if error in {errno.ENOSPC, errno.EDQUOT}:
         return NO_ROOM
-    return {"open"} if error == errno.EMFILE else {"write"} if error == SHORT else set(CALLS)
+    return {"open"} if error == errno.EMFILE else {"pwrite"} if error == SHORT else set(CALLS)
 
 
 def _trial(lane: Lane, base: Path, faulty: FaultyOs, fault: Fault | None, *, then: Fault | None = None) -> None:

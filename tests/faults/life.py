@@ -251,7 +251,7 @@ def damage_queue(files: Files, say: Say) -> None:
     if "rotten" in files.list():
         files.unlink("rotten")
     handle = files.open("rotten", create=True)
-    write_all(files, handle, bytes(data))
+    write_all(files, handle, 0, bytes(data))
     files.sync(handle)
     files.close(handle)
     say("damaged")

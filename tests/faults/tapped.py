@@ -10,7 +10,7 @@ from jsonqueue.storage.files import Files
 __all__ = ["CALLS", "Tapped"]
 
 CALLS = frozenset(
-    ("open", "read", "write", "truncate", "size", "sync", "close", "sync_folder", "rename", "link", "unlink", "list", "make_folder",
+    ("open", "read", "write_at", "truncate", "size", "sync", "close", "sync_folder", "rename", "link", "unlink", "list", "make_folder",
      "identity", "free_bytes")
 )  # fmt: skip
 

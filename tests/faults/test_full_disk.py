@@ -14,6 +14,13 @@ def _full(disk: MemoryFiles) -> None:
     disk.room = 0
 
 
+@pytest.fixture
+def unpadded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when all padding is used up: each batch needs room of its own."""
+    monkeypatch.setattr("jsonqueue.storage.log.PADDING", 1)
+
+
+@pytest.mark.usefixtures("unpadded")
 def test_completions_land_from_the_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program took all that was left: publishing is refused with a reason, what is held is completed all the same."""
     disk, ledger = MemoryFiles(), Ledger()
@@ -53,6 +60,7 @@ def test_service_resumes_when_room_returns(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(disk.get(RESERVE)) == 1 << 20
 
 
+@pytest.mark.usefixtures("unpadded")
 def test_without_a_reserve_a_turn_waits_for_room() -> None:
     """Nobody hears of a completion before it is written; then everybody does."""
     disk, ledger = MemoryFiles(), Ledger()
@@ -87,6 +95,22 @@ def test_a_disk_without_room_for_another_segment_refuses_nobody() -> None:
     disk.fail = lambda number, operation: None
     life.publish("c")
     disk.crash()
+    judge(disk, ledger)
+
+
+def test_padding_is_room() -> None:
+    """What is written over it needs none: on a full disk small batches land for a while, and are there after a power cut."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start()
+    life.publish("a", "b")
+    _full(disk)
+    life.complete(2)
+    life.publish("c")
+    assert ledger.acknowledged == {"a", "b", "c"}
+    assert ledger.completed
+    disk.crash()
+    disk.room = 1 << 30
     judge(disk, ledger)
 
 

@@ -70,18 +70,18 @@ def _newer_queue(files: RealFiles) -> None:
 def _newer_line(files: RealFiles) -> None:
     path = files.root / segments_of(files, LogKind.PUBLISHED)[-1].name
     first, second, *rest = path.read_bytes().split(b"\n")
-    fixed = b"02" + second[8:64]
+    fixed = b"03" + second[8:64]
     path.write_bytes(b"\n".join([first, b'{"h":"' + fixed + b"%08x" % crc32(fixed) + second[72:], *rest]))
 
 
-@pytest.mark.parametrize("change", [_newer_queue, _newer_line])
-def test_a_newer_version_is_refused_with_what_to_do(queue: RealFiles, change) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(("change", "version"), [(_newer_queue, 2), (_newer_line, 3)])
+def test_a_newer_version_is_refused_with_what_to_do(queue: RealFiles, change, version: int) -> None:  # type: ignore[no-untyped-def]
     """By brokers, by whoever looks, by a clean stop and by repair, even one that accepts loss; not a byte is changed."""
     change(queue)
     before = _contents(queue)
     with pytest.raises(UnsupportedFormat) as refusal:
         load_state(queue)
-    assert "version 2" in str(refusal.value)
+    assert f"version {version}" in str(refusal.value)
     assert "upgrade" in refusal.value.hint
     with pytest.raises(UnsupportedFormat):
         [LogWriter.open(queue, kind) for kind in LogKind]

@@ -27,7 +27,7 @@ from jsonqueue.config import Config
 from jsonqueue.event import EventOwner, Join, Settled, Welcome, decoder_for, encode
 from jsonqueue.storage.memory import MemoryFiles
 
-_COUNTED_FILE_CALLS = ("open", "read", "write", "sync", "sync_folder", "list", "rename", "unlink")
+_COUNTED_FILE_CALLS = ("open", "read", "write_at", "sync", "sync_folder", "list", "rename", "unlink")
 
 
 class FixedClock:
@@ -47,13 +47,13 @@ class CountingFiles(MemoryFiles):
         super().__init__()
         for name in _COUNTED_FILE_CALLS:
             setattr(self, name, _counted(getattr(self, name), f"file {name}", counts))
-        write = self.write
+        write_at = self.write_at
 
-        def measured(handle: int, data: bytes) -> int:
+        def measured(handle: int, offset: int, data: bytes) -> int:
             counts["bytes written"] += len(data)
-            return write(handle, data)
+            return write_at(handle, offset, data)
 
-        self.write = measured  # type: ignore[method-assign]
+        self.write_at = measured  # type: ignore[method-assign]
 
 
 class CountingPipe(Pipe):

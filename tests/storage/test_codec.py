@@ -63,10 +63,10 @@ WHOLE, _ = read(DATA)
 def test_a_line_is_json_and_says_what_the_format_says() -> None:
     """Every line is valid JSON of the documented shape, with every field at its offset."""
     line, chain = encode_batch(b"[1]", number=7, epoch=1, rest=0x318, at_ms=1_763_000_000_000, chain=0)
-    assert re.fullmatch(rb'\{"h":"01000000010000000000070{17}318000000[0-9a-f]{18}","t":1763000000000,"b":\[1\]\}\n', line)
+    assert re.fullmatch(rb'\{"h":"02000000010000000000070{17}318000000[0-9a-f]{18}","t":1763000000000,"b":\[1\]\}\n', line)
     assert json.loads(line)["b"] == [1]
-    assert read_head(line, 0) == (1, 1, 7, 0x318, len(line) - HEADER, chain)
-    assert json.loads(DATA[: ENDS[0]]) == {"h": DATA[6:72].decode(), "jsonqueue": "published", "version": 1, "chain": "00c0ffee"}
+    assert read_head(line, 0) == (2, 1, 7, 0x318, len(line) - HEADER, chain)
+    assert json.loads(DATA[: ENDS[0]]) == {"h": DATA[6:72].decode(), "jsonqueue": "published", "version": 2, "chain": "00c0ffee"}
 
 
 def test_what_is_written_is_read() -> None:
@@ -120,6 +120,112 @@ def test_every_subset_of_torn_sectors_is_torn(before: int) -> None:
         assert (batches, state) == ((whole, TailState.CLEAN) if all(kept) else (whole[:1], TailState.TORN)), kept
 
 
+PADDED = DATA + b"\n" * (2048 - len(DATA))
+
+
+def test_padding_is_nothing() -> None:
+    """Newlines behind the last line are not there, as far as batches go: few or many, also when the file is cut within them."""
+    for size in range(len(DATA), len(PADDED) + 1):
+        assert read(PADDED[:size]) == (WHOLE, TailState.CLEAN)
+    assert json.loads(PADDED.splitlines()[-1] or b"null") is None
+    assert tail_state(b"\n" * 600, 0, Bad("?"), number=4) is TailState.DAMAGED  # A first line is not written over anything.
+
+
+def test_no_flipped_bit_goes_unnoticed_in_padding_nor_before_it() -> None:
+    """Behind a last batch that was acknowledged, padding makes no difference; and a flip in the padding is damage too."""
+    for bit in range(8 * len(PADDED)):
+        damaged = bytearray(PADDED)
+        damaged[bit // 8] ^= 1 << bit % 8
+        _, state = read(bytes(damaged))
+        assert state is TailState.DAMAGED, bit
+
+
+def test_lost_lines_before_a_batch_are_damage() -> None:
+    """Newlines in the place of a batch, or before one: something was there, or moved."""
+    for first, last in itertools.combinations(range(len(ENDS)), 2):
+        if last + 1 < len(ENDS):
+            lost = DATA[: ENDS[first]] + b"\n" * (ENDS[last] - ENDS[first]) + DATA[ENDS[last] :]
+            assert read(lost)[1] is TailState.DAMAGED
+    for newlines in (1, 100, 511, 512, 513, 2000):
+        for end in ENDS[:-1]:
+            assert read(DATA[:end] + b"\n" * newlines + DATA[end:])[1] is TailState.DAMAGED, (newlines, end)
+
+
+_LINES = (100, 150, 440, 512, 600, 1100)
+"""Lengths of a torn line, and some that depend on where it begins: so that it ends at a sector's end, or a byte or two from it."""
+
+
+@pytest.mark.parametrize("within", [0, 1, 5, 200, 439, 440, 441, 505, 509, 510, 511])
+@pytest.mark.parametrize("padded", ["not at all", "by a byte", "to a sector's end", "by half of the line", "by the line", "far"])
+def test_whatever_is_left_of_a_line_written_over_padding_is_torn(within: int, padded: str) -> None:
+    """Each sector as it was (newlines, or nothing) or as it was to be, the file of any length between, new padding written with it or not:
+    the batch is there if all of it is, and is never damage."""
+    start = 1024 + within
+    for length in {*_LINES, *(512 * sectors - within + near for sectors in (1, 2, 3) for near in (-2, -1, 0, 1, 2))} - {*range(100)}:
+        line, _ = encode_batch(b"[%b]" % (b"x" * (length - 100)), number=FIRST, epoch=EPOCH, rest=0, at_ms=0, chain=CHAIN)
+        until = {
+            "not at all": 0,
+            "by a byte": 1,
+            "to a sector's end": 512 - within,
+            "by half of the line": length // 2,
+            "by the line": length,
+        }
+        old = b"." * start + b"\n" * until.get(padded, 2048 - within)
+        for padding in (b"", b"\n" * (-(start + len(line)) % 1024)):
+            new = old[:start] + line + padding + old[start + len(line) + len(padding) :]
+            _judge_all_states(old, new, start, line)
+
+
+def _judge_all_states(old: bytes, new: bytes, start: int, line: bytes) -> None:
+    edges = range(start // 512 * 512 + 512, max(len(old), len(new)), 512)
+    for size in {len(old), len(new), *(edge for edge in edges if edge > len(old))}:
+        pieces = [(max(edge - 512, start), min(edge, size)) for edge in [*edges, edges.stop + 512] if edge - 512 < size]
+        was, is_to_be = (data[:size].ljust(size, b"\0") for data in (old, new))
+        for picked in itertools.product((was, is_to_be), repeat=len(pieces)):
+            left = b"".join(which[begin:end] for which, (begin, end) in zip(picked, pieces, strict=True))
+            found = scan(left, 0, number=FIRST, epoch=EPOCH, chain=CHAIN, progress=False)
+            state = tail_state(left[found.end :], start + found.end, found.bad, number=FIRST + len(found.batches))
+            assert len(found.batches) == left.startswith(line), (size, len(line))
+            assert state in {TailState.CLEAN, TailState.TORN}, (size, len(line), left)
+            assert found.batches or (state is TailState.CLEAN) == (not left.strip(b"\n"))
+
+
+@pytest.mark.parametrize("within", [0, 300, 500])
+def test_a_line_that_ends_early_in_padding_is_torn(within: int) -> None:
+    """A short write, before it was carried on; or one that somebody reads while it is under way."""
+    line, _ = encode_batch(b"[%b]" % (b"x" * 700), number=FIRST, epoch=EPOCH, rest=0, at_ms=0, chain=CHAIN)
+    for length in range(1, len(line)):
+        data = line[:length] + b"\n" * (2048 - length)
+        found = scan(data, 0, number=FIRST, epoch=EPOCH, chain=CHAIN, progress=False)
+        if length == len(line) - 1:  # all but the newline, in the place of which there is one
+            assert found.batches
+        else:
+            assert tail_state(data, 1024 + within, found.bad, number=FIRST) is TailState.TORN, length
+
+
+def test_what_no_torn_write_leaves_is_damage() -> None:
+    """A blank sector beside the line; an altered line; a header that belongs elsewhere; two bytes in padding that begin no line."""
+
+    def state(data: bytes, base: int = 512) -> TailState:
+        found = scan(data, 0, number=FIRST, epoch=EPOCH, chain=CHAIN, progress=False)
+        assert not found.batches
+        return tail_state(data, base, found.bad, number=FIRST)
+
+    line, _ = encode_batch(b"[%b]" % (b"x" * 1400), number=FIRST, epoch=EPOCH, rest=0, at_ms=0, chain=CHAIN)
+    altered = line[:700] + b"y" + line[701:]
+    for behind in (b"", b"\n" * 600, b"\n" * 4096, b"\0" * 600):
+        assert state(altered + behind) is TailState.DAMAGED
+        assert state(line[:99] + b"\n" * 300 + line[399:] + behind) is TailState.DAMAGED  # Not a whole sector.
+        torn = line[:512] + b"\n" * 512 + line[1024:]
+        assert state(torn + behind) is TailState.TORN
+        assert state(torn + behind, base=513) is TailState.DAMAGED
+        assert state(torn + behind + b"x") is TailState.DAMAGED
+    other, _ = encode_batch(b"[%b]" % (b"x" * 1400), number=FIRST + 1, epoch=EPOCH, rest=0, at_ms=0, chain=CHAIN)
+    assert state(other[:100] + b"\n" * 2000) is TailState.DAMAGED
+    for wrong in (b"\n" * 700 + b"xx" + b"\n" * 300, b"xx" + b"\n" * 2000, b"\n" * 512 + b"x" * 500 + b"\n" * 1000):
+        assert state(wrong) is TailState.DAMAGED
+
+
 def test_damage_before_a_later_batch_is_never_taken_for_a_torn_write() -> None:
     """A sector of NULs in the middle of a log was durable once."""
     damaged = bytearray(DATA)
@@ -134,8 +240,10 @@ def test_a_payload_that_looks_like_a_later_batch_is_only_a_payload() -> None:
     assert read(data[: ends[1] - 3])[1] is TailState.TORN
     broken = bytearray(data[: ends[1]] + b'{"h":"' + b"0" * 66)
     assert read(bytes(broken))[1] is TailState.DAMAGED
-    torn = bytearray(data[: ends[1] - 1]) + b"\n" + b'{"h":"' + b"0" * 66
-    assert tail_state(bytes(600) + bytes(torn[ends[1] - 10 :]), 512, Bad("?"), number=9) is TailState.TORN
+    long, _ = encode_batch(b'["%b"]' % (b"x" * 1400), number=9, epoch=EPOCH, rest=0, at_ms=0, chain=CHAIN)
+    rest = long[1022:-99] + b'{"h":"' + b"0" * 66 + b'"]}\n'
+    assert tail_state(bytes(1022) + rest, 514, Bad("?"), number=9) is TailState.TORN
+    assert tail_state(bytes(1022) + long, 514, Bad("?"), number=9) is TailState.DAMAGED  # The line itself, in another place.
 
 
 @pytest.mark.parametrize(
@@ -157,7 +265,7 @@ def test_a_line_that_does_not_continue_its_predecessor_is_damage(change: dict[st
 
 def test_a_newer_version_is_told_from_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line of a later format is whole; it is just not ours to read, nor to cut away."""
-    monkeypatch.setattr("jsonqueue.storage.codec.VERSION", 2)
+    monkeypatch.setattr("jsonqueue.storage.codec.VERSION", 3)
     line, _ = encode_batch(b"[]", number=5, epoch=3, rest=0, at_ms=0, chain=CHAIN)
     head = encode_segment_head("published", first=5, epoch=3, chain=CHAIN)
     monkeypatch.undo()
@@ -177,9 +285,9 @@ def test_a_segment_header_belongs_to_its_log() -> None:
         read_segment_head(line, "published")
 
 
-def test_an_earlier_batch_behind_a_torn_one_is_no_later_batch() -> None:
-    """Blocks that a file system gave to another file before: their headers are whole, and of the past."""
-    earlier, _ = encode_batch(b"[]", number=FIRST, epoch=EPOCH, rest=0, at_ms=0, chain=0)
-    torn = bytes(512) + b"\n" + earlier
-    assert tail_state(torn, 512, Bad("?"), number=FIRST) is TailState.TORN
-    assert tail_state(torn, 512, Bad("?"), number=FIRST - 1) is TailState.DAMAGED
+def test_of_headers_behind_a_torn_one_those_of_the_past_do_not_count() -> None:
+    """An earlier batch in a payload is nothing to go by; the next one, or a later one, in another place than it belongs, is."""
+    for number, state in ((FIRST - 1, TailState.TORN), (FIRST, TailState.DAMAGED), (FIRST + 1, TailState.DAMAGED)):
+        line, _ = encode_batch(b"[]", number=number, epoch=EPOCH, rest=0, at_ms=0, chain=0)
+        for blank in (b"\0", b"\n"):
+            assert tail_state(blank * 512 + line, 512, Bad("?"), number=FIRST) is state

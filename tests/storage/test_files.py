@@ -37,24 +37,30 @@ def content(files: Files, name: str) -> bytes:
 
 def make(files: Files, name: str, data: bytes = b"") -> None:
     handle = files.open(name, create=True)
-    write_all(files, handle, data)
+    write_all(files, handle, 0, data)
     files.sync(handle)
     files.close(handle)
 
 
-def test_writes_append_and_reads_go_anywhere(files: Files) -> None:
-    """Also behind a truncation, and beyond the end."""
+def test_writes_and_reads_go_anywhere(files: Files) -> None:
+    """Over what is there, behind it, behind a truncation; reads beyond the end as well."""
     handle = files.open("a", create=True)
-    assert files.write(handle, b"hello") == 5
-    write_all(files, handle, b" world")
+    assert files.write_at(handle, 0, b"hello") == 5
+    assert write_all(files, handle, 5, b" world") == 11
     assert files.read(handle, 6, 99) == b"world"
     assert files.read(handle, 99, 1) == b""
     files.truncate(handle, 5)
-    write_all(files, handle, b"!")
+    assert files.write_at(handle, 5, b"!") == 1
     files.sync(handle)
     assert files.size(handle) == 6
+    assert files.write_at(handle, 1, b"a") == 1
+    assert files.write_at(handle, 4, b"a, w") == 4
     files.close(handle)
-    assert content(files, "a") == b"hello!"
+    assert content(files, "a") == b"halla, w"
+    handle = files.open("a")  # also what was not created through this handle
+    assert write_all(files, handle, 0, b"H") == 1
+    files.close(handle)
+    assert content(files, "a") == b"Halla, w"
 
 
 def test_create_never_opens_what_is_there(files: Files) -> None:
@@ -102,7 +108,7 @@ def test_identity_tells_files_apart(files: Files) -> None:
     assert files.identity("a") != before
     handle = files.open("a")
     before = files.identity("a")
-    write_all(files, handle, b"2")
+    write_all(files, handle, 1, b"2")
     files.close(handle)
     assert files.identity("a") != before
     assert files.identity("none") is None
@@ -166,7 +172,7 @@ def test_read_only_files_cannot_be_written(tmp_path: Path) -> None:
     handle = files.open("a")
     assert files.read(handle, 0, 9) == b"1"
     with pytest.raises(StorageError):
-        files.write(handle, b"2")
+        files.write_at(handle, 0, b"2")
     files.close(handle)
     files.shut()
     files.shut()
@@ -183,12 +189,12 @@ def _failing(number: int) -> Callable[..., int]:
 def test_no_room_is_told_from_a_broken_disk(real: RealFiles, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """The one may be tried again."""
     handle = real.open("a", create=True)
-    monkeypatch.setattr(os, "write", _failing(number))
+    monkeypatch.setattr(os, "pwrite", _failing(number))
     with pytest.raises(DiskFull):
-        real.write(handle, b"x")
-    monkeypatch.setattr(os, "write", _failing(errno.EIO))
+        real.write_at(handle, 0, b"x")
+    monkeypatch.setattr(os, "pwrite", _failing(errno.EIO))
     with pytest.raises(StorageError) as caught:
-        real.write(handle, b"x")
+        real.write_at(handle, 0, b"x")
     assert not isinstance(caught.value, DiskFull)
     for name in ("mkdir", "replace", "link"):
         monkeypatch.setattr(os, name, _failing(number))
@@ -201,12 +207,12 @@ def test_no_room_is_told_from_a_broken_disk(real: RealFiles, monkeypatch: pytest
 def test_a_failed_sync_poisons_its_handle(real: RealFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one would succeed, and mean nothing."""
     handle, other = real.open("a", create=True), real.open("b", create=True)
-    real.write(handle, b"x")
+    real.write_at(handle, 0, b"x")
     monkeypatch.setattr("jsonqueue.storage.files._data_sync", _failing(errno.EIO))
     with pytest.raises(SyncFailed):
         real.sync(handle)
     monkeypatch.undo()
-    for action in (lambda: real.sync(handle), lambda: real.write(handle, b"y"), lambda: real.truncate(handle, 0)):
+    for action in (lambda: real.sync(handle), lambda: real.write_at(handle, 0, b"y"), lambda: real.truncate(handle, 0)):
         with pytest.raises(SyncFailed):
             action()
     real.sync(other)
@@ -223,13 +229,15 @@ def test_a_failed_sync_of_a_folder_is_told(real: RealFiles, monkeypatch: pytest.
 
 def test_short_reads_and_writes_are_carried_on(real: RealFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system may do less than it was asked for."""
-    write, pread = os.write, os.pread
-    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:3]))
+    pwrite, pread = os.pwrite, os.pread
+    monkeypatch.setattr(os, "pwrite", lambda handle, data, offset: pwrite(handle, data[:3], offset))
     monkeypatch.setattr(os, "pread", lambda handle, size, offset: pread(handle, min(size, 4), offset))
     make(real, "a", b"0123456789")
     assert content(real, "a") == b"0123456789"
     handle = real.open("a")
     assert real.read(handle, 2, 99) == b"23456789"
+    assert write_all(real, handle, 2, b"abcdefgh", enough=4) == 8
+    assert real.read(handle, 0, 99) == b"01abcdef89"
     real.close(handle)
 
 
@@ -242,7 +250,7 @@ def test_a_crash_keeps_what_was_synced_and_nothing_else() -> None:
     make(files, "synced", b"1")
     files.sync_folder()
     handle = files.open("synced")
-    write_all(files, handle, b"2")
+    write_all(files, handle, 0, b"2")
     make(files, "nameless", b"3")
     files.rename("synced", "renamed")
     files.crash()
@@ -260,7 +268,7 @@ def test_a_crash_may_keep_any_part_of_the_rest() -> None:
         make(files, "a", b"0" * 600)
         files.sync_folder()
         handle = files.open("a")
-        write_all(files, handle, b"1" * 1400)
+        write_all(files, handle, 600, b"1" * 1400)
         files.rename("a", "b")
         files.unlink("b") if seed % 2 else None
         files.crash(Random(seed))
@@ -286,9 +294,9 @@ def test_a_poisoned_file_stays_poisoned_until_the_power_is_back() -> None:
     with pytest.raises(SyncFailed):
         files.sync(handle)
     with pytest.raises(SyncFailed):
-        files.write(handle, b"x")
+        files.write_at(handle, 0, b"x")
     files.crash()
-    write_all(files, files.open("a"), b"x")
+    write_all(files, files.open("a"), 0, b"x")
     assert files.get("a") == b"x"
     assert files.copy().get("a") == b"x"
     assert "unlinked" in _trace_of_an_unlinked_file(files)
@@ -301,22 +309,42 @@ def _trace_of_an_unlinked_file(files: MemoryFiles) -> str:
     return files.trace[-1]
 
 
+def test_a_crash_leaves_of_an_overwrite_any_sectors_as_they_were() -> None:
+    """Neither NULs nor a shorter file: each sector holds what was durable, or what was written over it."""
+    seen = set()
+    for seed in range(300):
+        files = MemoryFiles()
+        make(files, "a", b"\n" * 2000)
+        files.sync_folder()
+        write_all(files, files.open("a"), 100, b"x" * 1200)
+        files.crash(Random(seed))
+        data = content(files, "a")
+        assert len(data) == 2000
+        parts = data[:100], data[100:512], data[512:1024], data[1024:1300], data[1300:]
+        assert all(len(set(part)) == 1 for part in parts)
+        assert (parts[0] + parts[4]).strip() == b""
+        seen.add(tuple(part[:1] for part in parts))
+    assert len(seen) == 8
+
+
 def test_rooms_fill_up() -> None:
     """Short writes first, then none; what is cut back makes room again."""
     files = MemoryFiles(room=4)
     handle = files.open("a", create=True)
-    assert files.write(handle, b"123456") == 4
+    assert files.write_at(handle, 0, b"123456") == 4
     with pytest.raises(DiskFull):
-        files.write(handle, b"5")
+        files.write_at(handle, 4, b"5")
     files.truncate(handle, 1)
-    assert files.write(handle, b"xyz!") == 3
+    assert files.write_at(handle, 1, b"xyz!") == 3
+    assert files.write_at(handle, 2, b"1234") == 2  # What is written over takes no room.
+    assert files.get("a") == b"1x12"
 
 
 # ── who may still write ──────────────────────────────────────────────────────────────────────────────────────────────
 
 CHANGES: dict[str, Callable[[RealFiles, int], object]] = {
     "create": lambda files, handle: files.open("new", create=True),
-    "write": lambda files, handle: files.write(handle, b"x"),
+    "write": lambda files, handle: files.write_at(handle, 0, b"x"),
     "truncate": lambda files, handle: files.truncate(handle, 0),
     "rename": lambda files, handle: files.rename("a", "b"),
     "link": lambda files, handle: files.link("a", "b"),
@@ -329,10 +357,10 @@ def test_a_writer_that_lost_its_lock_changes_nothing(tmp_path: Path, change: Cal
     """Neither bytes nor names; it may still read."""
     files = RealFiles(tmp_path)
     handle = files.open("a", create=True)
-    files.write(handle, b"held")
+    files.write_at(handle, 0, b"held")
     with hold(tmp_path, "published") as lock:
         files.guard(lock.check)
-        files.write(handle, b"!")
+        files.write_at(handle, 4, b"!")
         (tmp_path / "published.lock").unlink()
         with pytest.raises(LockLost):
             change(files, handle)
@@ -348,7 +376,7 @@ def test_a_sync_after_which_the_lock_is_lost_does_not_count(tmp_path: Path, monk
     handle = files.open("a", create=True)
     with hold(tmp_path, "published") as lock:
         files.guard(lock.check)
-        files.write(handle, b"x")
+        files.write_at(handle, 0, b"x")
         monkeypatch.setattr("jsonqueue.storage.files._data_sync", lambda handle: (tmp_path / "published.lock").unlink())
         with pytest.raises(LockLost):
             files.sync(handle)

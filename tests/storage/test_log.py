@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jsonqueue.core.records import encode_records
 from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, SyncFailed, UnsupportedFormat
-from jsonqueue.storage import codec
+from jsonqueue.storage import codec, log, repair
 from jsonqueue.storage.checkpoint import checkpoint, final_checkpoint
 from jsonqueue.storage.codec import START, Position
-from jsonqueue.storage.files import Files
+from jsonqueue.storage.files import Files, RealFiles
 from jsonqueue.storage.log import LogKind, LogReader, LogWriter, consistently, log_bytes
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.queue_file import QUEUE
@@ -115,17 +118,197 @@ def test_a_segment_is_sealed_whole(files: MemoryFiles) -> None:
     assert sorted(load_ids(files).numbers) == ["a", "b"]
 
 
-def test_a_batch_without_room_is_cut_back_and_may_be_tried_again(files: MemoryFiles) -> None:
-    """The next one stands where it would have stood, and nothing of it is left."""
+@pytest.mark.parametrize("padding", [1, 600, log.PADDING])
+def test_a_batch_without_room_is_cut_back_and_may_be_tried_again(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch, padding: int) -> None:
+    """The next one stands where it would have stood, and nothing of it is left, on the disk either."""
+    monkeypatch.setattr(log, "PADDING", padding)
     writer = LogWriter.open(files, PUB)
     write(writer, "a")
     files.room = 100
-    with pytest.raises(DiskFull):
-        write(writer, "b")
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            write(writer, "b" * padding, "b" * 600)
     assert writer.position.number == 1
+    files.crash()
+    assert len(files.get(name(1, 1))) == writer.bytes
     files.room = 1 << 20
+    writer = LogWriter.open(files, PUB)
+    with pytest.raises(DiskFull):
+        write(writer, "d" * (1 << 20))
     assert write(writer, "c") == 2
     assert load_ids(files).numbers == {"a": 1, "c": 2}
+
+
+# ── padding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def padded(files: MemoryFiles, first: int, epoch: int) -> tuple[int, int]:
+    """How long the lines of a segment are, and its file."""
+    data = files.get(name(first, epoch))
+    return len(data.rstrip(b"\n")) + 1, len(data)
+
+
+def test_small_batches_are_written_over_padding(files: MemoryFiles) -> None:
+    """One in many makes the file longer, by newlines up to the next multiple; what they say of their length goes by the batches."""
+    writer = LogWriter.open(files, PUB)
+    sizes = set()
+    for number in range(600):
+        write(writer, f"a{number}")
+        lines, size = padded(files, 1, 1)
+        assert lines == writer.bytes <= size
+        sizes.add(size)
+    assert sizes == {log.PADDING, 2 * log.PADDING, 3 * log.PADDING}
+    assert len(load_ids(files).numbers) == 600
+
+
+def test_large_batches_write_no_padding(files: MemoryFiles) -> None:
+    """They write over what is left of it, and make the file as long as they need."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    for number in range(12):
+        write(writer, f"b{number}" + "x" * log.SMALL)
+        assert padded(files, 1, 1) == (writer.bytes, max(writer.bytes, log.PADDING))
+    write(writer, "c")
+    assert padded(files, 1, 1) == (writer.bytes, -(-writer.bytes // log.PADDING) * log.PADDING)
+    assert len(load_ids(files).numbers) == 14
+
+
+def test_a_batch_that_fits_while_its_padding_does_not_is_kept(files: MemoryFiles) -> None:
+    """On a disk with just enough room for it; and what fits into the padding that is there needs none."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    line = writer.bytes - files.get(name(1, 1)).index(b"\n") - 1
+    while padded(files, 1, 1)[1] - writer.bytes >= line:
+        write(writer, "b")
+    files.room = line
+    assert write(writer, "c") == writer.position.number
+    while writer.bytes + line <= padded(files, 1, 1)[1]:
+        write(writer, "d")
+    with pytest.raises(DiskFull):
+        write(writer, "e")
+    files.crash()
+    assert padded(files, 1, 1) == (writer.bytes, writer.bytes)
+
+
+def test_a_closed_segment_has_no_padding(files: MemoryFiles) -> None:
+    """It ends with its last line: whoever looks at it sees that. A writer that was killed leaves its padding; that is no damage."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    killed = files.copy()
+    assert padded(files, 1, 1)[1] == log.PADDING
+    assert repair.examine(killed) == ([], [], [], 1)
+    writer.close()
+    files.crash()
+    assert padded(files, 1, 1) == (writer.bytes, writer.bytes)
+    for disk in (killed, files):
+        again = LogWriter.open(disk, PUB)
+        assert (again.position.number, again.bytes) == (1, writer.bytes)
+        assert disk.list() == [name(1, 2)]  # Padding or not, all of the old one is in the copy.
+        assert padded(disk, 1, 2) == (again.bytes, again.bytes)
+        assert len(load_ids(disk).numbers) == 1
+
+
+def test_a_closing_that_cannot_cut_the_padding_off_is_one_all_the_same(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing depends on it."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+
+    def refuse(handle: int, size: int) -> None:
+        raise StorageError("EIO")
+
+    monkeypatch.setattr(files, "truncate", refuse)
+    writer.close()
+    assert padded(files, 1, 1)[1] == log.PADDING
+    assert LogWriter.open(files, PUB).position.number == 1
+
+
+def test_a_sealed_segment_has_padding(files: MemoryFiles) -> None:
+    """Readers pass over it, to the next segment."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    reader, late = LogReader(files, PUB, START), LogReader(files, PUB, START)
+    assert numbers(reader.read_through(Position(1, 1))) == [1]
+    writer.rotate()
+    write(writer, "b")
+    assert padded(files, 1, 1)[1] == padded(files, 2, 1)[1] == log.PADDING
+    assert numbers(reader.read_through(Position(2, 1))) == [2]
+    assert numbers(late.read_through(Position(2, 1))) == [1, 2]
+    assert len(load_ids(files).numbers) == 2
+    assert repair.examine(files).findings == []
+    assert LogWriter.open(files, PUB).position.number == 2
+
+
+def test_padding_is_nothing_to_salvage(files: MemoryFiles) -> None:
+    """Where something is lost for good, what is listed as lost is that alone; and one wrong byte in the padding costs nothing."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    before = writer.bytes
+    write(writer, "b")
+    write(writer, "c")
+    data = files.get(name(1, 1))
+    for at in (writer.bytes, writer.bytes + 1, 512, len(data) - 1):
+        files.put(name(1, 1), data[:at] + b"J" + data[at + 1 :])
+        with pytest.raises(CorruptQueue):
+            load_ids(files)
+        report = repair.mend(files, accept_loss=False, accept_edit=False, at_ms=AT_MS)
+        assert report.ok
+        assert "padding" in report.done[0]
+        assert files.get(name(1, 1)) == data.rstrip(b"\n") + b"\n"
+    files.put(name(1, 1), data[: before + 90] + b"J" + data[before + 91 :])
+    report = repair.mend(files, accept_loss=True, accept_edit=False, at_ms=AT_MS)
+    assert report.ok
+    assert len(report.lost) == 1
+    assert sorted(load_state(files).state.tasks) == ["a", "c"]
+
+
+def test_jq_reads_the_active_segment(tmp_path: Path) -> None:
+    """Newlines are white space to it, however many."""
+    if not shutil.which("jq"):
+        pytest.skip("there is no jq")
+    files = RealFiles(tmp_path)
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a", "b")
+    write(writer, "c")
+    assert (tmp_path / name(1, 1)).stat().st_size == log.PADDING
+    done = subprocess.run(["jq", "-r", ".b[]?.id", name(1, 1)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["a", "b", "c"]
+    writer.close()
+    files.shut()
+
+
+def test_who_reads_while_another_writes_may_see_half_of_it(files: MemoryFiles) -> None:
+    """The first page as it was before two batches, the second as it is after them: that is no damage, it is read again."""
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    before = files.get(name(1, 1))
+    write(writer, "b", *(f"b{n}" for n in range(20)))
+    write(writer, "c", first=23)
+    after = files.get(name(1, 1))
+    for edge in range(len(before.rstrip(b"\n")) + 1, len(after.rstrip(b"\n")), 7):
+        for mixed in (before[:edge] + after[edge:], after[:edge] + before[edge:]):
+            racing = _Mixing(files, mixed, reads=3)
+            assert len(load_ids(racing).numbers) in {1, 22, 23}
+            assert repair.examine(_Mixing(files, mixed, reads=3)).ok
+    files.put(name(1, 1), before[: len(before.rstrip(b"\n")) + 20] + after[len(before.rstrip(b"\n")) + 20 :])
+    with pytest.raises(CorruptQueue):
+        load_ids(files)
+
+
+class _Mixing:
+    """Files of which the first few reads see one segment as it is in the midst of a write."""
+
+    def __init__(self, files: MemoryFiles, mixed: bytes, *, reads: int) -> None:
+        self._files, self._mixed, self._reads = files, mixed, reads
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        data = self._files.read(handle, offset, size)
+        if self._files.size(handle) == len(self._mixed) and self._reads > 0:
+            self._reads -= 1
+            return self._mixed[offset : offset + len(data)]
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
 
 
 def test_a_rotation_without_room_leaves_the_old_segment_in_use(files: MemoryFiles) -> None:
@@ -233,10 +416,10 @@ def test_a_log_that_does_not_hang_together_is_refused(files: MemoryFiles, damage
 
 def test_a_newer_format_is_named(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says what to do, and touches nothing."""
-    monkeypatch.setattr("jsonqueue.storage.codec.VERSION", 2)
+    monkeypatch.setattr("jsonqueue.storage.codec.VERSION", 3)
     write(LogWriter.open(files, PUB), "a")
     monkeypatch.undo()
-    with pytest.raises(UnsupportedFormat, match="version 2") as caught:
+    with pytest.raises(UnsupportedFormat, match="version 3") as caught:
         load_ids(files)
     assert "upgrade" in caught.value.hint
 

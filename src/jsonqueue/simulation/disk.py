@@ -91,9 +91,9 @@ class ProcessFiles:
             self._spend(self._disk.read_us)
         return self._disk.read(handle, offset, size)
 
-    def write(self, handle: int, data: bytes) -> int:
+    def write_at(self, handle: int, offset: int, data: bytes) -> int:
         self._spend(self._disk.write_us)
-        return self._disk.write(handle, data)
+        return self._disk.write_at(handle, offset, data)
 
     def truncate(self, handle: int, size: int) -> None:
         self._spend(self._disk.write_us)
@@ -178,7 +178,7 @@ class DurableView:
     def free_bytes(self) -> int:
         return 0
 
-    def write(self, handle: int, data: bytes) -> int:
+    def write_at(self, handle: int, offset: int, data: bytes) -> int:
         self._refuse()
 
     def truncate(self, handle: int, size: int) -> None:

@@ -61,8 +61,7 @@ class Archive:
             return
         if self._handle < 0:
             self._handle, self._length = self._open()
-        write_all(self._files, self._handle, b"".join(self._lines))
-        self._length += self._bytes
+        self._length = write_all(self._files, self._handle, self._length, b"".join(self._lines))
         self._lines.clear()
         self._bytes = 0
 

@@ -3,9 +3,9 @@
 A log segment is JSON Lines. Its first line is its header, every further line is one batch, and every line has this shape (offsets
 in bytes)::
 
-    {"h":"0100000001000000000007000000000000000003180000012f8a1c3e4bdd20f1a7","t":1763000000000,"b":[...]}\\n
+    {"h":"0200000001000000000007000000000000000003180000012f8a1c3e4bdd20f1a7","t":1763000000000,"b":[...]}\\n
     0     6                                                                 72
-    6   2  version   01
+    6   2  version   02 (01 is read, too: it differs only in that nothing was ever padded)
     8   8  epoch     of the writer that wrote the line
     16 12  number    of the batch: gapless, from 1. Segment header: of the first batch to come
     28 20  rest      published: number of the batch's first task. progress: ``after``, the last published batch its writer had read
@@ -20,19 +20,32 @@ version is known, the header crc fits bytes 6 to 64, the length lies within the 
 continue those of the line before. The header's own crc is needed: with one flipped bit in the length, a durable batch would look short
 and be cut away.
 
-A segment header carries ``{"jsonqueue":"published"|"progress","version":1,"chain":"<crc>"}`` instead of time and records. ``chain`` is the
+A segment header carries ``{"jsonqueue":"published"|"progress","version":2,"chain":"<crc>"}`` instead of time and records. ``chain`` is the
 payload crc of the batch before the segment's first one; the segment's first batch continues it, so a segment can be copied under a
 new header with its batches byte by byte the same, and order and continuity can be checked across segments.
 
-The tail rule tells a torn write, which was never acknowledged, from damage. Let G be the end of the last valid line:
+Behind its last line the active segment is padded with newlines, which the next lines are written over: a write that does not change
+the length of its file is cheaper to make durable. A newline is white space to a reader of JSON, and stands in no line but at its end; so
+newlines mean "nothing was written here (yet)", as do NULs, which a file system leaves where it made a file longer and wrote nothing yet.
 
-1. nothing after G: clean;
-2. a valid header of a later batch at the start of a line after G: damage (batches are synced one by one, so what lies before it was
-   durable);
-3. a part of a sector (512 bytes, aligned in the file, cut to what lies after G) that is all NUL: torn. JSON holds no NUL. ("Any NUL"
-   will not do: one flipped bit turns a space into NUL.);
-4. shorter than a header, and a beginning of one; or a valid header that continues the chain and declares more bytes than there are: torn;
-5. anything else: damage.
+The tail rule tells a torn write, which was never acknowledged, from damage. Let G be the end of the last valid line. What lies behind it
+was newlines, or beyond the end of the file, when the one batch that may be torn was written over it. So each sector (512 bytes, aligned in
+the file, cut to what lies behind G) is as it was or as it was to be; *blank* is one of nothing but newlines and NULs. (At the beginning of
+a segment, whose first line is not written over anything, only one of NULs.) A line may also end early: writes may be short, and who
+reads while another writes may see half of it; *written* is what lies behind G without the newlines at its end. Then, in this order:
+
+1. nothing is written: clean;
+2. at the start of a line behind G, a valid header of the next batch or a later one: damage. (Batches are synced one by one, so what lies
+   before a later batch was durable; and the next batch belongs at G);
+3. fewer bytes than a header are written, and they begin like one: torn;
+4. at G, a valid header, but not of the line that belongs there: damage. If it does belong there, it says where its line ends. Less is
+   written, or a sector of the line is blank while everything behind the line is: torn. Otherwise damage;
+5. at G, no valid header. A sector that should hold a part of it is blank, and the others look like the rest of one line (each is
+   blank, or free of newlines and NULs up to where the line ends: with ``}``, at the end of a sector, or at the end of the file): torn;
+6. anything else: damage.
+
+Only sectors of the line count, and one of which only the newline at its end lies within does not: there, newlines belong. "Any blank
+sector", "any newline" or "any NUL" would cut away a durable batch for one flipped bit.
 """
 
 from __future__ import annotations
@@ -67,7 +80,8 @@ __all__ = [
 UNREADABLE = (DecodeError, UnicodeDecodeError, RecursionError)
 """All that a decoder raises at bytes that are not what they should be."""
 
-VERSION = 1
+VERSION = 2
+"""What is written. All versions from 1 on are read."""
 MAGIC = b'{"h":"'
 HEADER = 72
 """Bytes of a line's fixed part."""
@@ -133,15 +147,22 @@ class SegmentHead(Struct):
 
 
 class Bad(Exception):
-    """A line that is not valid, and why. ``short``: the file may simply end too early."""
+    """A line that is not valid, and why.
 
-    def __init__(self, why: str, *, short: bool = False) -> None:
+    ``short``: the file may simply end too early. ``claims``: length of the line, by the word of a header that is whole and in its place.
+    """
+
+    def __init__(self, why: str, *, short: bool = False, claims: int = 0) -> None:
         super().__init__(why)
-        self.why, self.short = why, short
+        self.why, self.short, self.claims = why, short, claims
 
 
-class NewerVersion(Bad):
-    """A line that is whole, in a version this code does not read."""
+class NotNext(Bad):
+    """A line whose header is whole, and which does not belong there. No torn write leaves that."""
+
+
+class NewerVersion(NotNext):
+    """A line in a version this code does not read."""
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -153,18 +174,19 @@ def encode_batch(records: bytes, *, number: int, epoch: int, rest: int, at_ms: i
         records = records.replace(b"\n", b" ")
     start = b'","t":%013d,"b":' % at_ms
     chain = crc32(b"}\n", crc32(records, crc32(start, chain)))
-    head = _head(epoch, number, rest, len(start) + len(records) + 2, chain)
+    head = _head(epoch, number, rest, len(start) + len(records) + 2, chain, VERSION)
     return b"".join((head, start, records, b"}\n")), chain
 
 
-def encode_segment_head(kind: str, *, first: int, epoch: int, chain: int) -> bytes:
+def encode_segment_head(kind: str, *, first: int, epoch: int, chain: int, version: int | None = None) -> bytes:
     """The first line of a segment whose first batch will be ``first``, continuing ``chain``."""
-    payload = b'","jsonqueue":"%s","version":%d,"chain":"%08x"}\n' % (kind.encode(), VERSION, chain)
-    return _head(epoch, first, 0, len(payload), crc32(payload, chain)) + payload
+    version = version or VERSION
+    payload = b'","jsonqueue":"%s","version":%d,"chain":"%08x"}\n' % (kind.encode(), version, chain)
+    return _head(epoch, first, 0, len(payload), crc32(payload, chain), version) + payload
 
 
-def _head(epoch: int, number: int, rest: int, length: int, chain: int) -> bytes:
-    digits = b"%02x%08x%012x%020x%08x%08x" % (VERSION, epoch, number, rest, length, chain)
+def _head(epoch: int, number: int, rest: int, length: int, chain: int, version: int) -> bytes:
+    digits = b"%02x%08x%012x%020x%08x%08x" % (version, epoch, number, rest, length, chain)
     return b'{"h":"%b%08x' % (digits, crc32(digits))
 
 
@@ -179,8 +201,10 @@ def rest_of(after: Position) -> int:
 def read_head(data: bytes, offset: int) -> Head:
     """The fixed part of the line at ``offset``. Raises :class:`Bad`."""
     head = data[offset : offset + HEADER]
+    if head and not head.strip(b"\n"):
+        raise Bad("there are only newlines, as where nothing was written")
     if len(head) < HEADER:
-        raise Bad("the line ends within its header", short=head[: len(MAGIC)] == MAGIC[: len(head)])
+        raise Bad("the line ends within its header", short=_begins(head))
     if b"%08x" % crc32(head[6:64]) != head[64:]:
         raise Bad("its header checksum does not fit")
     if head[:6] != MAGIC:
@@ -221,11 +245,12 @@ def scan(data: bytes, offset: int, *, number: int, epoch: int, chain: int, progr
 def _read_batch(data: bytes, offset: int, number: int, epoch: int, chain: int, progress: bool) -> tuple[Batch, int]:
     head = read_head(data, offset)
     _check(head, number, epoch)
-    end = offset + HEADER + head.length
+    claims = HEADER + head.length
+    end = offset + claims
     if end > len(data):
-        raise Bad(f"it declares {head.length} bytes, the file holds {len(data) - offset - HEADER}", short=True)
+        raise Bad(f"it declares {head.length} bytes, the file holds {len(data) - offset - HEADER}", short=True, claims=claims)
     if crc32(memoryview(data)[offset + HEADER : end], chain) != head.chain:
-        raise Bad("its checksum does not fit, or it does not continue the batch before it")
+        raise Bad("its checksum does not fit, or it does not continue the batch before it", claims=claims)
     rest = head.rest
     after, first = (Position(rest >> 32, rest & 0xFFFFFFFF), 0) if progress else (START, rest)
     at_ms = int(data[offset + _TIME.start : offset + _TIME.stop])
@@ -233,22 +258,25 @@ def _read_batch(data: bytes, offset: int, number: int, epoch: int, chain: int, p
 
 
 def _check(head: Head, number: int, epoch: int) -> None:
-    if head.version != VERSION:
-        raise NewerVersion(f"it is written in version {head.version}, this is version {VERSION}")
+    _check_version(head)
     if head.number != number:
-        raise Bad(f"it is number {head.number} where {number} belongs")
+        raise NotNext(f"it is number {head.number} where {number} belongs")
     if head.epoch < epoch:
-        raise Bad(f"its epoch {head.epoch} is lower than its predecessor's, {epoch}")
+        raise NotNext(f"its epoch {head.epoch} is lower than its predecessor's, {epoch}")
+
+
+def _check_version(head: Head) -> None:
+    if head.version > VERSION:
+        raise NewerVersion(f"it is written in version {head.version}, this is version {VERSION}")
 
 
 def read_segment_head(data: bytes, kind: str) -> SegmentHead:
     """The header line at the start of a segment. Raises :class:`Bad`."""
     head = read_head(data, 0)
     payload = data[HEADER : HEADER + head.length]
-    if head.version != VERSION:
-        raise NewerVersion(f"it is written in version {head.version}, this is version {VERSION}")
+    _check_version(head)
     if len(payload) < head.length:
-        raise Bad("the file ends within its first line", short=True)
+        raise Bad("the file ends within its first line", short=True, claims=HEADER + head.length)
     try:
         told = json.decode(data[: HEADER + head.length], type=SegmentHead)
         chain = int(told.chain, 16)
@@ -276,30 +304,56 @@ def tail_state(data: bytes, base: int, bad: Bad | None, *, number: int) -> TailS
 
     ``number``: the number that the next batch would have.
     """
-    if not data:
+    written = data.rstrip(b"\n")
+    if not written and (base or not data):
         return TailState.CLEAN
-    if isinstance(bad, NewerVersion) or _later_batch(data, number):
+    if isinstance(bad, NotNext) or _batch_elsewhere(written, number):
         return TailState.DAMAGED
-    if _has_blank_sector(data, base) or (bad is not None and bad.short):
-        return TailState.TORN
-    return TailState.DAMAGED
+    blank = b"\n\0" if base else b"\0"
+    claims = bad.claims if bad is not None else 0
+    torn = _is_torn_line(data, written, base, claims, blank) if claims else _is_torn_header(data, written, base, blank)
+    return TailState.TORN if torn else TailState.DAMAGED
 
 
-def _later_batch(data: bytes, number: int) -> bool:
-    """Whether a valid header of a batch beyond ``number`` stands at the start of a line."""
+def _batch_elsewhere(data: bytes, number: int) -> bool:
+    """Whether a valid header of a batch from ``number`` on stands at the start of a line, other than where ``data`` begins."""
     for found in _HEX.finditer(data, 1):
         if data[found.start() - 1] in b"\n\0":
             try:
-                if read_head(data, found.start()).number > number:
+                if read_head(data, found.start()).number >= number:
                     return True
             except Bad:
                 continue
     return False
 
 
-def _has_blank_sector(data: bytes, base: int) -> bool:
-    if not data.count(0):
+def _is_torn_line(data: bytes, written: bytes, base: int, claims: int, blank: bytes) -> bool:
+    """Whether that may be left of a line, the header of which says that it is ``claims`` bytes long."""
+    if len(data) < claims or len(written) < claims - 1:
+        return True
+    missing = (part for part in _sectors(data[:claims], base) if not part.strip(blank) and part != b"\n")
+    return not data[claims:].strip(blank) and any(missing)
+
+
+def _is_torn_header(data: bytes, written: bytes, base: int, blank: bytes) -> bool:
+    """Whether that may be left of a line, the header of which is not there, or not all of it."""
+    if written and len(written) < HEADER and _begins(written):
+        return True
+    core = data.rstrip(blank)
+    if not core:
+        return True
+    first, *more = _sectors(data[: 2 * SECTOR], base)
+    if first.strip(blank) and (len(first) >= HEADER or not _begins(first) or not more or more[0].strip(blank)):
         return False
-    end = SECTOR - base % SECTOR
-    starts = [0, *range(end, len(data), SECTOR)]
-    return any(not data[start:stop].strip(b"\0") for start, stop in zip(starts, [*starts[1:], len(data)], strict=True))
+    ends = core.endswith(b"}") or len(core) == len(data) or (base + len(core)) % SECTOR == 0
+    return ends and all(b"\n" not in part and b"\0" not in part for part in _sectors(core, base) if part.strip(blank))
+
+
+def _begins(data: bytes) -> bool:
+    return data[: len(MAGIC)] == MAGIC[: len(data)]
+
+
+def _sectors(data: bytes, base: int) -> list[bytes]:
+    """``data``, which begins at file offset ``base``, cut where the sectors of the file begin."""
+    starts = [0, *range(SECTOR - base % SECTOR, len(data), SECTOR)]
+    return [data[start:stop] for start, stop in zip(starts, [*starts[1:], len(data)], strict=True)]

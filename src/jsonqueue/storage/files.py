@@ -4,7 +4,8 @@ Everything above asks for nothing else, so that another implementation can stand
 :class:`~jsonqueue.storage.memory.MemoryFiles` keeps a volatile and a durable plane and can lose its power. The code above builds on this:
 
 * ``create`` is exclusive: it fails with :class:`FileExistsError` rather than open what is there.
-* ``write`` appends, and may write less than it was given. What it wrote is durable only after ``sync``.
+* ``write_at`` writes over what is there and behind it, and may write less than it was given. What it wrote is durable only after ``sync``;
+  of what it wrote over, each sector then is as it was or as it was to be.
 * A name that was created, renamed, linked or unlinked is durable only after ``sync_folder`` of its folder.
 * A ``sync`` that failed says nothing about what the disk holds, and neither would a second one: the handle is poisoned.
 
@@ -34,15 +35,18 @@ class Files(Protocol):
     """Primitive operations on the files of one queue folder."""
 
     def open(self, name: str, *, create: bool = False) -> int:
-        """A handle for reading and appending. ``create``: the file must not exist yet; it is made with mode 0600."""
+        """A handle for reading and writing. ``create``: the file must not exist yet; it is made with mode 0600."""
         ...
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from ``offset``; fewer only at the end of the file."""
         ...
 
-    def write(self, handle: int, data: bytes) -> int:
-        """Append ``data`` and return how much of it was written. Raises :class:`DiskFull` when nothing fits."""
+    def write_at(self, handle: int, offset: int, data: bytes) -> int:
+        """Write ``data`` from ``offset`` on and return how much of it was written. Raises :class:`DiskFull` when nothing fits.
+
+        ``offset`` is not beyond the end of the file. What lies there is written over, what does not fit before the end makes it longer.
+        """
         ...
 
     def truncate(self, handle: int, size: int) -> None:
@@ -94,12 +98,16 @@ class Files(Protocol):
         ...
 
 
-def write_all(files: Files, handle: int, data: bytes) -> None:
-    """Append all of ``data``, however short the single writes are."""
-    written = files.write(handle, data)
-    while written < len(data):
-        data = data[written:]
-        written = files.write(handle, data)
+def write_all(files: Files, handle: int, offset: int, data: bytes, *, enough: int | None = None) -> int:
+    """Write ``data`` from ``offset`` on, however short the single writes are, and return where that ended.
+
+    ``enough``: so much of it has to be written; the rest is only written if one write takes it.
+    """
+    enough = len(data) if enough is None else enough
+    written = files.write_at(handle, offset, data)
+    while written < enough:
+        written += files.write_at(handle, offset + written, data[written:])
+    return offset + written
 
 
 class RealFiles:
@@ -128,7 +136,7 @@ class RealFiles:
 
     def open(self, name: str, *, create: bool = False) -> int:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # NONBLOCK: a planted FIFO must not hang the broker
-        flags |= os.O_RDONLY if self.read_only else os.O_RDWR | os.O_APPEND
+        flags |= os.O_RDONLY if self.read_only else os.O_RDWR  # Not O_APPEND: on Linux pwrite would append, too.
         if create:
             self._check()
             flags |= os.O_CREAT | os.O_EXCL
@@ -154,11 +162,11 @@ class RealFiles:
             parts.append(data)
         return b"".join(parts)
 
-    def write(self, handle: int, data: bytes) -> int:
+    def write_at(self, handle: int, offset: int, data: bytes) -> int:
         self._refuse_poisoned(handle)
         self._check()
         try:
-            return os.write(handle, data)
+            return os.pwrite(handle, data, offset)
         except OSError as error:
             raise _explained(error, "a file of the queue") from error
 

@@ -3,6 +3,9 @@
 A writer starts by copying: the batches of the newest segment go, byte by byte, into a new file under a raised epoch, which is synced
 before anything is answered. It never appends behind a predecessor's bytes, and never trusts what it read from the page cache: after a
 failed fsync those bytes may be nowhere else, and a second fsync would not tell.
+
+A small batch that makes its file longer makes it longer still, by newlines, over which the next ones are written: to make it durable that a
+file has grown costs the disk more than the bytes do. A large batch makes its file longer by its own bytes alone.
 """
 
 from __future__ import annotations
@@ -22,6 +25,12 @@ __all__ = ["LogKind", "LogReader", "LogWriter", "Position", "consistently", "log
 T = TypeVar("T")
 _PATIENCE = 50
 """How often a read is begun anew because a checkpoint or a starting writer changed the files meanwhile."""
+PADDING = 32 * 1024
+"""Padding ends at multiples of this. Smaller saves fewer commits of the file system's journal, larger no more, and readers read it."""
+SMALL = 4 * 1024
+"""Only batches below this length are followed by padding."""
+_GLANCE = 8 * 1024
+"""What a reader that is up to date reads at first: mostly a batch or two, and little padding behind them."""
 
 
 def consistently(files: Files, read: Callable[[], T]) -> T:
@@ -78,7 +87,9 @@ class LogWriter:
         self.position = Position(end.number, end.epoch)
         """The last batch: its number, and the epoch it was written under. Durable after open and after each sync."""
         self.bytes = 0
-        """Length of the active segment."""
+        """Length of the active segment, up to the end of its last batch."""
+        self._padded = 0
+        """Length of its file."""
         self._files, self._chain = files, end.chain
         self._handle = -1
         self._head_size = 0
@@ -146,6 +157,9 @@ class LogWriter:
     def close(self) -> None:
         """Close the file. What was appended and not synced may or may not become durable."""
         if self._handle >= 0:
+            if self._padded > self.bytes and not self._broken:
+                with suppress(StorageError):  # It is for whoever looks at the file; nothing depends on it.
+                    self._cut_back()
             self._files.close(self._handle)
             self._handle = -1
         self._broken = self._broken or "it is closed"
@@ -162,9 +176,9 @@ class LogWriter:
         handle = self._files.open(draft, create=True)
         head = encode_segment_head(self.kind, first=first, epoch=self.epoch, chain=chain)
         try:
-            write_all(self._files, handle, head)
+            at = write_all(self._files, handle, 0, head)
             if source:
-                self._copy(source, end.offset, handle)
+                at = self._copy(source, end.offset, handle, at)
             self._files.sync(handle)
             self._files.rename(draft, Segment(first, self.epoch, self.kind).name)
         except DiskFull:
@@ -174,17 +188,19 @@ class LogWriter:
             raise
         self._files.sync_folder()
         self._handle, self._head_size, self._first = handle, len(head), first
-        self.bytes = self._files.size(handle)
+        self.bytes = self._padded = at
 
-    def _copy(self, source: Link, end: int, into: int) -> None:
+    def _copy(self, source: Link, end: int, into: int, at: int) -> int:
+        """Copy the batches of a segment, up to ``end`` in it, and return where they end in the other file."""
         handle, offset = self._files.open(source.segment.name), source.head.size
         try:
             while offset < end:
                 data = self._files.read(handle, offset, min(CHUNK, end - offset))
-                write_all(self._files, into, data)
+                at = write_all(self._files, into, at, data)
                 offset += len(data)
         finally:
             self._files.close(handle)
+        return at
 
     def _clear_superseded(self) -> None:
         """Remove the segments whose copy is durable now. One that ends torn stays as evidence until a checkpoint has passed it."""
@@ -195,15 +211,15 @@ class LogWriter:
                     self._files.unlink(segment.name)
 
     def _is_contained(self, segment: Segment) -> bool:
-        """Whether the whole of it, but for the header, is the beginning of the active segment."""
+        """Whether the whole of it, but for the header and padding, is the beginning of the active segment."""
         handle = self._files.open(segment.name)
         try:
             size = self._files.size(handle)
-            same = self._head_size <= size <= self.bytes
+            same = self._head_size <= size
             offset = self._head_size
             while same and offset < size:
                 ours, theirs = self._files.read(self._handle, offset, CHUNK), self._files.read(handle, offset, CHUNK)
-                same = ours.startswith(theirs)
+                same = ours.ljust(len(theirs), b"\n").startswith(theirs)
                 offset += len(theirs)
             return same
         finally:
@@ -212,25 +228,40 @@ class LogWriter:
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _write(self, line: bytes) -> None:
+        end = self.bytes + len(line)
+        data = line
+        if end > self._padded and len(line) < SMALL:
+            data += b"\n" * (-end % PADDING)
         self._unsynced = True
         try:
-            self._guarded(lambda: write_all(self._files, self._handle, line))
+            # Padding that finds no room is not missed.
+            self._guarded(lambda: self._reach(write_all(self._files, self._handle, self.bytes, data, enough=len(line))))
         except DiskFull:
-            self._guarded(lambda: self._files.truncate(self._handle, self.bytes))
+            self._guarded(self._cut_back)
             raise
+
+    def _reach(self, end: int) -> None:
+        self._padded = max(self._padded, end)
+
+    def _cut_back(self) -> None:
+        """End the file with its last batch, durably: no power cut must mix the next one with what was written of one before."""
+        self._padded = self.bytes
+        self._files.truncate(self._handle, self.bytes)
+        self._files.sync(self._handle)
 
     def _create(self) -> None:
         first = self.position.number + 1
         head = encode_segment_head(self.kind, first=first, epoch=self.epoch, chain=self._chain)
         handle = self._files.open(Segment(first, self.epoch, self.kind).name, create=True)
         try:
-            write_all(self._files, handle, head)
+            write_all(self._files, handle, 0, head)
             self._files.sync(handle)
             self._files.sync_folder()
         except BaseException:
             self._files.close(handle)
             raise
-        self._handle, self._head_size, self._first, self.bytes = handle, len(head), first, len(head)
+        self._handle, self._head_size, self._first = handle, len(head), first
+        self.bytes = self._padded = len(head)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
@@ -300,8 +331,10 @@ class LogReader:
         if handle < 0:
             return None
         try:
+            size = _GLANCE
             while at.number < upto.number:
-                moved = self._read_segment(handle, at, upto.number, batches)
+                moved = self._read_segment(handle, at, upto.number, batches, size)
+                size = 0
                 if moved.number < upto.number:
                     step = self._next_segment(moved)
                     if step is None:
@@ -318,8 +351,8 @@ class LogReader:
             if handle not in (-1, self._handle):
                 self._files.close(handle)
 
-    def _read_segment(self, handle: int, at: End, upto: int, into: list[Batch]) -> End:
-        for batches, offset, _ in read_batches(self._files, handle, self.kind, at, upto=upto):
+    def _read_segment(self, handle: int, at: End, upto: int, into: list[Batch], size: int = 0) -> End:
+        for batches, offset, _ in read_batches(self._files, handle, self.kind, at, upto=upto, size=size):
             if batches:
                 into += batches
                 at = End(batches[-1].number, batches[-1].epoch, batches[-1].chain, at.segment, offset)

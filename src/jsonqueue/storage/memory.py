@@ -26,12 +26,14 @@ class PowerCut(BaseException):
 
 
 class _Inode:
-    __slots__ = ("changed", "durable", "number", "volatile")
+    __slots__ = ("changed", "cut", "durable", "number", "volatile")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.volatile = bytearray()
         self.durable = b""
+        self.cut = b""
+        """What it held before it was cut, if it was since its last sync: any sector of that may have reached the disk before."""
         self.changed = 0
 
 
@@ -73,15 +75,17 @@ class MemoryFiles:
     def read(self, handle: int, offset: int, size: int) -> bytes:
         return bytes(self._handles[handle].volatile[offset : offset + size])
 
-    def write(self, handle: int, data: bytes) -> int:
+    def write_at(self, handle: int, offset: int, data: bytes) -> int:
         inode = self._handles[handle]
         self._refuse_poisoned(handle)
         self._step(f"write {self._name_of(inode)} {len(data)}")
-        fits = data[: self.room]
+        size = len(inode.volatile)
+        assert 0 <= offset <= size, f"a hole in {self._name_of(inode)}: {offset} of {size}"
+        fits = data[: size - offset + self.room]  # What is written over takes no room.
         if data and not fits:
             raise DiskFull("no room")
-        self.room -= len(fits)
-        inode.volatile += fits
+        inode.volatile[offset : offset + len(fits)] = fits
+        self.room -= len(inode.volatile) - size
         inode.changed = self._number()
         return len(fits)
 
@@ -89,6 +93,7 @@ class MemoryFiles:
         inode = self._handles[handle]
         self._step(f"truncate {self._name_of(inode)} {size}")
         self.room += max(0, len(inode.volatile) - size)
+        inode.cut = bytes(inode.volatile)
         del inode.volatile[size:]
         inode.changed = self._number()
 
@@ -100,7 +105,7 @@ class MemoryFiles:
         self._refuse_poisoned(handle)
         with self._poisons(handle):
             self._step(f"sync {self._name_of(inode)}")
-        inode.durable = bytes(inode.volatile)
+        inode.durable, inode.cut = bytes(inode.volatile), b""
 
     def close(self, handle: int) -> None:
         del self._handles[handle]
@@ -154,7 +159,7 @@ class MemoryFiles:
                 _settle(names, name, self._names.get(name))
         for inode in {id(inode): inode for inode in [*names.values(), *self._handles.values()]}.values():
             inode.durable = _survivor(inode, chance)
-            inode.volatile = bytearray(inode.durable)
+            inode.volatile, inode.cut = bytearray(inode.durable), b""
         self._names, self._durable = dict(names), dict(names)
         self._handles.clear()
         self._poisoned.clear()
@@ -220,6 +225,6 @@ def _survivor(inode: _Inode, chance: Random | None) -> bytes:
         return before
     size = chance.choice((len(before), len(after), chance.randint(0, max(len(before), len(after)))))
     size = max(size, min(len(before), len(after)))  # what was durable and not cut away stays
-    old, new = before.ljust(size, b"\0"), after.ljust(size, b"\0")
-    sectors = range(0, size, SECTOR)
-    return b"".join((new if chance.random() < 0.5 else old)[at : min(at + SECTOR, size)] for at in sectors)
+    old, new, cut = (data.ljust(size, b"\0") for data in (before, after, inode.cut or before))
+    choices = (new, old) if cut == old else (new, old, cut)
+    return b"".join(chance.choice(choices)[at : min(at + SECTOR, size)] for at in range(0, size, SECTOR))

@@ -1,4 +1,5 @@
-"""Damage to a segment that can be undone without loss: one wrong byte in the fixed part of a line, or in the segment's first line.
+"""Damage to a segment that can be undone without loss: one wrong byte in the fixed part of a line, in the segment's first line, or
+in the padding behind the last one.
 
 The fixed part has a checksum of its own, and the payload behind it another: if putting one digit right makes both fit, and number and
 length as well, the line is what was written. (One wrong byte in a payload is not guessed at: a single checksum is too little to be sure.)
@@ -8,11 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import product
 from operator import ne
 from typing import NamedTuple
 from zlib import crc32
 
-from jsonqueue.storage.codec import HEADER, MAGIC, Bad, TailState, encode_segment_head, read_head, read_segment_head, scan, tail_state
+from jsonqueue.storage.codec import (
+    HEADER,
+    MAGIC,
+    VERSION,
+    Bad,
+    TailState,
+    encode_segment_head,
+    read_head,
+    read_segment_head,
+    scan,
+    tail_state,
+)
 from jsonqueue.storage.segments import LogKind, Segment
 
 __all__ = ["Flaw", "flaw_of", "mended"]
@@ -43,9 +56,9 @@ def flaw_of(data: bytes, segment: Segment) -> Flaw | None:
     return _judged(data, found.end, found.bad, head.first + len(found.batches))
 
 
-def _judged(data: bytes, offset: int, bad: Bad, number: int) -> Flaw:
-    torn = tail_state(data[offset:], offset, bad, number=number) is TailState.TORN
-    return Flaw(offset, number, bad.why, torn)
+def _judged(data: bytes, offset: int, bad: Bad, number: int) -> Flaw | None:
+    state = tail_state(data[offset:], offset, bad, number=number)
+    return None if state is TailState.CLEAN else Flaw(offset, number, bad.why, state is TailState.TORN)
 
 
 def mended(data: bytes, segment: Segment) -> bytes | None:
@@ -63,9 +76,9 @@ def _mend_first_line(data: bytes, segment: Segment) -> bytes | None:
     line, newline, rest = data.partition(b"\n")
     line += newline
     chain = line[_CHAIN]
-    for told in (chain, *_one_digit_off(chain, 0)):
+    for version, told in product(range(1, VERSION + 1), (chain, *_one_digit_off(chain, 0))):
         with suppress(ValueError):
-            fresh = encode_segment_head(segment.kind, first=segment.first, epoch=segment.epoch, chain=int(told, 16))
+            fresh = encode_segment_head(segment.kind, first=segment.first, epoch=segment.epoch, chain=int(told, 16), version=version)
             if len(fresh) == len(line) and sum(map(ne, fresh, line)) == 1:
                 return fresh + rest
     return None
@@ -76,6 +89,9 @@ _CHAIN = slice(-11, -3)
 
 
 def _mend_line(data: bytes, segment: Segment, flaw: Flaw) -> bytes | None:
+    behind = data[flaw.offset :]
+    if len(behind) - behind.count(b"\n") == 1:
+        return data[: flaw.offset]  # Of a line more would be left than one byte among newlines: this was padding.
     end = data.find(b"\n", flaw.offset + HEADER) + 1
     fixed, payload = data[flaw.offset : flaw.offset + HEADER], data[flaw.offset + HEADER : end]
     if not end or _is_whole(fixed):

@@ -306,8 +306,7 @@ class QueueWriter:
 
     def _put(self, data: bytes) -> None:
         self._crc = crc32(data, self._crc)
-        self.size += len(data)
-        write_all(self._files, self._handle, data)
+        self.size = write_all(self._files, self._handle, self.size, data)
 
 
 def first_line(header: QueueHeader) -> bytes:

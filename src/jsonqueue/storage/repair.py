@@ -24,7 +24,7 @@ from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.folder import load_config, open_folder
 from jsonqueue.storage.locks import LockName, hold
 from jsonqueue.storage.looking import view_of
-from jsonqueue.storage.mending import flaw_of, mended
+from jsonqueue.storage.mending import Flaw, flaw_of, mended
 from jsonqueue.storage.queue_file import (
     PREVIOUS,
     QUEUE,
@@ -141,7 +141,7 @@ def _flaws(files: Files) -> Iterator[Finding]:
     """The flaws of the segments, each taken by itself."""
     for segment in (segment for kind in LogKind for segment in segments_of(files, kind)):
         with suppress(FileNotFoundError):  # a checkpoint passed
-            flaw = flaw_of(_bytes_of(files, segment.name), segment)
+            flaw = _flaw_in(files, segment)
             if flaw is not None:
                 yield _flaw_finding(files, segment, flaw.offset, flaw.batch, flaw.why, torn=flaw.torn)
     for name in (f"{PREVIOUS}/{QUEUE}",):
@@ -149,6 +149,17 @@ def _flaws(files: Files) -> Iterator[Finding]:
             _read_queue(files, name)
         except (StorageError, *UNREADABLE) as error:
             yield Finding(name, 0, None, f"{error}", "old-damage", harmless=True, options="the next checkpoint replaces it")
+
+
+def _flaw_in(files: Files, segment: Segment) -> Flaw | None:
+    """The flaw of a segment that may be written to meanwhile: what is still there when it is read again."""
+    before: bytes | None = None
+    while True:
+        data = _bytes_of(files, segment.name)
+        flaw = flaw_of(data, segment)
+        if flaw is None or flaw.torn or data == before:
+            return flaw
+        before = data
 
 
 def _flaw_finding(files: Files, segment: Segment, offset: int, batch: int, why: str, *, torn: bool) -> Finding:
@@ -231,7 +242,10 @@ def _mend_segments(files: Files, aside: _Aside, done: list[str]) -> None:
         if better is not None:
             aside.keep(segment.name)
             _write_over(files, segment.name, better)
-            done.append(f"{segment.name}: a wrong byte in the fixed part of a line was put right; the damaged file is in {aside.folder}/")
+            done.append(
+                f"{segment.name}: a wrong byte in the fixed part of a line, or in the padding, was put right; "
+                f"the damaged file is in {aside.folder}/"
+            )
 
 
 def _write_over(files: Files, name: str, data: bytes) -> None:
@@ -240,7 +254,7 @@ def _write_over(files: Files, name: str, data: bytes) -> None:
         files.unlink(draft)
     handle = files.open(draft, create=True)
     try:
-        write_all(files, handle, data)
+        write_all(files, handle, 0, data)
         files.sync(handle)
     finally:
         files.close(handle)

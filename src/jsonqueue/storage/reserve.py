@@ -34,10 +34,9 @@ class Reserve:
         with suppress(DiskFull):
             handle = self._open()
             try:
-                missing = self._size - self._files.size(handle)
-                while missing > 0:
-                    write_all(self._files, handle, bytes(min(missing, 1 << 20)))
-                    missing -= 1 << 20
+                size = self._files.size(handle)
+                while size < self._size:
+                    size = write_all(self._files, handle, size, bytes(min(self._size - size, 1 << 20)))
             finally:
                 self._files.close(handle)
 

@@ -26,6 +26,8 @@ from jsonqueue.storage.segments import LogKind, Segment, segments_of
 
 __all__ = ["Salvage", "salvage"]
 
+NEWLINE = ord("\n")
+
 
 class Salvage(NamedTuple):
     """What was had."""
@@ -130,6 +132,9 @@ def _batches_in(data: bytes, segment: Segment, lost: list[str]) -> Iterator[Batc
     unread: list[str] = []
     while offset < len(data):
         end = data.find(b"\n", offset) + 1 or len(data)
+        if data[offset] == NEWLINE:
+            offset += 1
+            continue  # padding
         line, where = data[offset:end], f"{segment.name}, byte {offset}"
         head = _head_of(line)
         batch = _batch_of(line, head, segment.kind) if head is not None else None

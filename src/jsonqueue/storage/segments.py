@@ -255,29 +255,51 @@ def _through(files: Files, segment: Segment, at: End, upto: int | None) -> Itera
         for batches, offset, reason in read_batches(files, handle, segment.kind, at, upto=upto):
             bad = reason
             if batches:
-                at = End(batches[-1].number, batches[-1].epoch, batches[-1].chain, segment, offset)
+                at = _behind(batches, segment, offset)
                 yield Step(batches, at)
         if upto is None:
-            yield Step([], _judge_tail(files, handle, at, bad))
+            yield from _to_the_end(files, handle, segment, at)
         elif at.number < upto:
             raise corrupt(segment.name, at.offset, bad or Bad(f"the file ends, though there is a batch {upto}"), at.number + 1)
     finally:
         files.close(handle)
 
 
-def _judge_tail(files: Files, handle: int, at: End, bad: Bad | None) -> End:
-    assert at.segment is not None
-    if bad is None or bad.short:  # in a live log a short line is one that is being written
-        return at._replace(torn=bad is not None)
-    rest = files.read(handle, at.offset, files.size(handle) - at.offset)
-    if tail_state(rest, at.offset, bad, number=at.number + 1) is TailState.DAMAGED:
-        raise corrupt(at.segment.name, at.offset, bad, at.number + 1)
-    return at._replace(torn=True)
+def _behind(batches: list[Batch], segment: Segment, offset: int) -> End:
+    return End(batches[-1].number, batches[-1].epoch, batches[-1].chain, segment, offset)
 
 
-def read_batches(files: Files, handle: int, kind: LogKind, at: End, *, upto: int | None) -> Iterator[tuple[list[Batch], int, Bad | None]]:
-    """Batches of one segment from ``at`` on: some of them, the offset behind them, and why reading stopped there (None: end of file)."""
-    size, number, epoch, chain, offset = CHUNK, at.number + 1, at.epoch, at.chain, at.offset
+def _to_the_end(files: Files, handle: int, segment: Segment, at: End) -> Iterator[Step]:
+    """What lies behind the last batch that was read, judged: that is where the log ends, unless there are more batches by now.
+
+    Who reads a log while it is written to may see one page of it as it was before a batch or two, and the next one as it is after them.
+    So damage is only what is still there when it is read again.
+    """
+    before: bytes | None = None
+    while True:
+        rest = files.read(handle, at.offset, max(0, files.size(handle) - at.offset))
+        found = scan(rest, 0, number=at.number + 1, epoch=at.epoch, chain=at.chain, progress=segment.kind is LogKind.PROGRESS)
+        if found.batches:
+            at = _behind(found.batches, segment, at.offset + found.end)
+            yield Step(found.batches, at)
+        state = tail_state(rest[found.end :], at.offset, found.bad, number=at.number + 1)
+        if state is not TailState.DAMAGED:
+            yield Step([], at._replace(torn=state is TailState.TORN))
+            return
+        if rest == before and found.bad is not None:
+            raise corrupt(segment.name, at.offset, found.bad, at.number + 1)
+        before = rest
+
+
+def read_batches(
+    files: Files, handle: int, kind: LogKind, at: End, *, upto: int | None, size: int = 0
+) -> Iterator[tuple[list[Batch], int, Bad | None]]:
+    """Batches of one segment from ``at`` on: some of them, the offset behind them, and why reading stopped there (None: end of file).
+
+    ``size``: how much is read at first, if not as much as ever.
+    """
+    size = size or CHUNK
+    number, epoch, chain, offset = at.number + 1, at.epoch, at.chain, at.offset
     while upto is None or number <= upto:
         data = files.read(handle, offset, size)
         found = scan(data, 0, number=number, epoch=epoch, chain=chain, progress=kind is LogKind.PROGRESS, upto=upto)
@@ -290,4 +312,4 @@ def read_batches(files: Files, handle: int, kind: LogKind, at: End, *, upto: int
             last = found.batches[-1]
             size, number, epoch, chain = CHUNK, last.number + 1, last.epoch, last.chain
         else:
-            size *= 2  # one batch larger than what was read
+            size = max(2 * size, found.bad.claims if found.bad else 0)  # one batch larger than what was read
