@@ -223,7 +223,8 @@ def test_a_frame_that_no_reader_would_take_is_not_sent(ends, monkeypatch):
 
 def test_a_pipe_that_another_thread_closes_just_before_the_wait_is_closed(ends, monkeypatch):
     """Between a look and the wait for more there is a moment, too: it must not end in an error of poll's."""
-    pipe, _ = ends
+    pipe, raw = ends
+    raw.send(b"\0")  # not a whole frame
     monkeypatch.setattr(pipe, "read", lambda: pipe.close() or [])
     with pytest.raises(ConnectionClosed, match="at this end"):
         pipe.receive(5)

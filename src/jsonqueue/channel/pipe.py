@@ -121,10 +121,11 @@ class Pipe:
     def receive(self, timeout: float | None = None) -> list[bytes]:
         """Wait for at least one frame, at most ``timeout`` seconds (None: for ever); ``[]`` when the time is up."""
         until_ms = None if timeout is None else _clock.monotonic_ms() + round(timeout * 1000)
-        while True:
-            frames = self.read()
-            if frames or not self._wait(select.POLLIN, until_ms):
+        # Wait first: who has just asked has no answer yet, and a recv in vain costs more than a poll.
+        while self._wait(select.POLLIN, until_ms):
+            if frames := self.read():
                 return frames
+        return []
 
     def _receive_into(self, view: memoryview) -> int:
         return self._socket.recv_into(view)
@@ -138,6 +139,8 @@ class Pipe:
                 return []
             data = memoryview(b"".join(self._parts))
             self._parts.clear()
+        elif len(data) >= 4 and 4 + _HEADER.unpack_from(data)[0] == len(data) <= self._frame_max:
+            return [bytes(data[4:])]  # Exactly one frame, as it is when questions are asked one by one.
         frames, used = self._split(data)
         self._have = len(data) - used
         if self._have:
@@ -177,11 +180,12 @@ class Pipe:
         if not data:
             return
         with self._lock:
-            if self._buffered and self._buffered + len(data) > self._pending_max:
+            if not self._unsent:
+                self._send_now(data)
+            elif self._buffered + len(data) > self._pending_max:
                 raise NotReading(f"the other end does not read: {self._buffered} bytes wait for it")
-            self._append(data)
-            if self._buffered == len(data):
-                self._write()
+            else:
+                self._append(data)
 
     def flush(self) -> bool:
         """Send more of what waits, without blocking; True when nothing waits any more."""
@@ -194,15 +198,30 @@ class Pipe:
 
         Raises :class:`ConnectionClosed` also when ``timeout`` seconds were not enough: half a frame may be out, nothing can follow it.
         """
-        until_ms = None if timeout is None else _clock.monotonic_ms() + round(timeout * 1000)
         data = self._framed((frame,))
         with self._lock:
-            self._append(data)
-            self._write()
+            if self._unsent:
+                self._append(data)
+            else:
+                self._send_now(data)
+            if not self._unsent:
+                return
+            until_ms = None if timeout is None else _clock.monotonic_ms() + round(timeout * 1000)
             while self._unsent:
                 if not self._wait(select.POLLOUT, until_ms):
                     raise ConnectionClosed(f"the other end did not read for {timeout:g} s")
                 self._write()
+
+    def _send_now(self, data: bytes) -> None:
+        """Nothing waits; mostly all of it fits, and is done with. The rest waits."""
+        try:
+            sent = self._send_some(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            raise ConnectionClosed(f"the Pipe broke: {error}") from None
+        if sent < len(data):
+            self._append(memoryview(data)[sent:])
 
     def _framed(self, frames: Iterable[bytes]) -> bytes:
         parts: list[bytes] = []
@@ -212,7 +231,7 @@ class Pipe:
             parts += (_HEADER.pack(len(frame)), frame)
         return b"".join(parts)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes | memoryview) -> None:
         self._unsent.append(memoryview(data))
         self._buffered += len(data)
 
@@ -231,7 +250,7 @@ class Pipe:
         except OSError as error:
             raise ConnectionClosed(f"the Pipe broke: {error}") from None
 
-    def _send_some(self, data: memoryview) -> int:
+    def _send_some(self, data: bytes | memoryview) -> int:
         return self._socket.send(data)
 
     # ── both ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -289,7 +308,7 @@ class FdPipe(Pipe):
         self._fds_out.clear()
         _close_all(leftover)
 
-    def _send_some(self, data: memoryview) -> int:
+    def _send_some(self, data: bytes | memoryview) -> int:
         if not self._fds_out or self._fds_out[0][0] is not data:
             return super()._send_some(data)
         fds = self._fds_out[0][1]

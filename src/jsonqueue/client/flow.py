@@ -56,8 +56,11 @@ class Flow:
         else:
             self._advance(lambda: window.burst_has_room)
 
-    def finish(self) -> None:
-        """Return when everything is answered. Raises :class:`PublishUnknown` or :class:`BrokerUnavailable` when the patience is over."""
+    def finish(self, last: Batch | None = None) -> None:
+        """Return when everything is answered, ``last`` included. Raises :class:`PublishUnknown` or :class:`BrokerUnavailable` when the
+        patience is over."""
+        if last is not None:
+            self._window.push(last)
         self._advance(lambda: self._window.empty)
 
     def _advance(self, enough: Callable[[], bool]) -> None:

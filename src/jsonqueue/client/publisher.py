@@ -132,8 +132,7 @@ class Publisher:
     def _publish_one(self, task: StoredTaskIn, patience: Patience, *, own_id: bool) -> TaskHandle:
         answers: list[Written] = []
         flow = self._flow(lambda _, answer: answers.append(answer), patience)
-        flow.push(Batch([task], [0], len(memoryview(task.data))))
-        flow.finish()
+        flow.finish(Batch([task], [0], len(memoryview(task.data))))
         if answers[0].refused:
             raise PublishRejected(task.id, reason=answers[0].refused[0].reason)
         # An id made up here can only be known because a first answer was lost.
