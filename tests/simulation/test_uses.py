@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from jsonqueue.simulation import Habits, Scenario, assert_always, assert_eventua
 from jsonqueue.simulation.history import Operation, explained
 from jsonqueue.simulation.replay import replay, what_if
 from jsonqueue.simulation.report import page
+from jsonqueue.simulation.running import scenario_of
 from jsonqueue.simulation.workload import answer, parse_workload, without_retries
 from jsonqueue.simulation.world import World
 from simulation.planted import BUGS
@@ -109,9 +112,39 @@ def test_the_report_is_one_page_without_a_network() -> None:
     """It holds the trace, and asks for nothing from outside."""
     world = World(3, run_seed(3).scenario, keep=True)
     text = page(world.run(), list(world.trace.entries))
-    assert "every promise was kept" in text
-    assert "http" not in text.replace("http://www.w3.org", "")
     assert '"names":["manager.1"' in text
+    assert "://" not in text
+    assert "default-src 'none'" in text
+
+
+NASTY = "</script><script>document.title=1</script><!--<img src=x onerror=alert(1)>"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+def test_a_browser_draws_the_report(tmp_path: Path) -> None:
+    """The first error, what led to it, and the life of a task are on the page; what a claim is called stays text."""
+    world = World(2, scenario_of(2, workers=3, tasks=30), keep=True, probes=[assert_always(NASTY, lambda view: view.runs < 9)])
+    verdict = world.run()
+    report = tmp_path / "report.html"
+    report.write_text(page(verdict, list(world.trace.entries)), encoding="utf-8")
+    options = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+    )
+    command = [
+        "chromium",
+        *options.split(),
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        f"{report.as_uri()}#task=t1",
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True).stdout
+    assert "<title>jsonqueue simulate · seed 2</title>" in shown
+    assert "✗ probe: '&lt;/script&gt;" in shown
+    assert shown.count("VIOLATION</td>") >= 2, "in the panel of the first error, and in the list"
+    life = shown[shown.index('id="life"') : shown.index('id="log"')]
+    assert ">acknowledged</td>" in life
+    assert "img src=x" not in shown.replace("&lt;img src=x", "").replace("\\u003cimg src=x", "")
 
 
 def test_the_log_of_a_real_queue_replays(tmp_path: Path) -> None:

@@ -26,6 +26,11 @@ class Meter:
         """Somebody hands a task in."""
         self._published[task_id] = at_us
 
+    @property
+    def handed_in(self) -> int:
+        """How many tasks that was."""
+        return len(self._published)
+
     def started(self, task_id: str, at_us: int) -> None:
         """A handler is started."""
         self.attempts += 1

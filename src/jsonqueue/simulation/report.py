@@ -26,8 +26,8 @@ def page(verdict: Verdict, entries: Sequence[Entry]) -> str:
     """The whole page."""
     template = files("jsonqueue.simulation").joinpath("report.html").read_text(encoding="utf-8")
     shown = entries if len(entries) <= _EVENTS_MAX else entries[-_EVENTS_MAX:]
-    # "</" would end the script early, whatever a task is called.
-    data = json.dumps(_data(verdict, shown, len(entries)), separators=(",", ":")).replace("</", "<\\/")
+    # "</script" would end the script early, and "<!--" keep it from ending, whatever a task or a probe is called.
+    data = json.dumps(_data(verdict, shown, len(entries)), separators=(",", ":")).replace("<", "\\u003c")
     return template.replace("{{title}}", html.escape(f"seed {verdict.seed}")).replace("{{data}}", data)
 
 

@@ -59,14 +59,16 @@ def scenario_of(seed: int, *, workers: int, tasks: int, drop: float = 0.0, crash
     """The scenario that a command line describes: crashes of every kind, at moments that the seed draws."""
     chance = Random(f"{seed}/crashes")
     spread_us = max(50_000, tasks * 1_000_000 // _RATE)
-    faults = [draw_fault(chance, chance.choice(_CRASHES), spread_us, workers) for _ in range(crashes)]
+    work_us = (1_000, 15_000)
+    lasts_us = max(spread_us, tasks * sum(work_us) // 2 // workers)  # until the last task is done, if nothing goes wrong
+    faults = [draw_fault(chance, chance.choice(_CRASHES), lasts_us, workers) for _ in range(crashes)]
     return Scenario(
         publishers=4,
         consumers=workers,
         tasks=tasks,
         batch=max(1, min(100, tasks // 50)),
         spread_us=spread_us,
-        habits=Habits(work_us=(1_000, 15_000)),
+        habits=Habits(work_us=work_us),
         weather=Weather(drop=drop),
         faults=tuple(sorted(faults, key=lambda fault: (fault.at_us, fault.kind, fault.target))),
         config=config or Config(retry=Linear(step_ms=20), attempts_max=1_000, lease_ms=2_000, flush_interval_ms=500, disk_reserve_bytes=0),

@@ -37,7 +37,7 @@ from jsonqueue.simulation.wire import Link, Weather
 from jsonqueue.simulation.work import Arrival, drawn_work
 from jsonqueue.storage.checkpoint import checkpoint
 from jsonqueue.storage.memory import PowerCut
-from jsonqueue.task import AnyTask, StoredTaskIn
+from jsonqueue.task import AnyTask, StoredTaskIn, TaskStatus
 
 __all__ = ["PRODUCTION", "Cast", "World"]
 
@@ -217,6 +217,8 @@ class World:
         self.trace.note(self.scheduler.now_us, "world", "VIOLATION", str(error), ids, {})
 
     def _verdict(self, violation: Violation | None, took_s: float) -> Judgement:
+        if violation is not None:
+            self._count_so_far()
         faults = dict(self.happened)
         for link in self.links.values():
             for fate, count in link.fates.items():
@@ -239,6 +241,14 @@ class World:
             depth=self.meter.depth,
             took_s=took_s,
         )
+
+    def _count_so_far(self) -> None:
+        """The account of a run that was stopped in the middle."""
+        totals, shadow = self.judge.totals, self.judge.shadow
+        totals.published, totals.acknowledged = self.meter.handed_in, len(self.judge.acknowledged_ids)
+        statuses = [task.status for task in shadow.state.tasks.values()] + [ended.status for ended in shadow.retired.values()]
+        totals.completed = statuses.count(TaskStatus.COMPLETED)
+        totals.dead, totals.cancelled = statuses.count(TaskStatus.DEAD), statuses.count(TaskStatus.CANCELLED)
 
     # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
