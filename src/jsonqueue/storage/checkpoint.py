@@ -153,6 +153,7 @@ def _replace(files: Files, present: Generation, spent: list[Segment]) -> None:
     """Put the draft in place, keep what it replaces, and only then let go of the segments it covers."""
     files.make_folder(PREVIOUS)
     if present.reader:
+        _make_certain(files)
         _link_over(files, QUEUE, f"{PREVIOUS}/{QUEUE}")
     names = [segment.name for segment in spent]
     _put_in_place(files, names)
@@ -180,8 +181,18 @@ def _link_over(files: Files, old: str, new: str) -> None:
 
 def _clear(files: Files, header: QueueHeader) -> None:
     """Unlink what an earlier checkpoint, cut short, left over."""
-    for kind in LogKind:
-        _unlink(files, [segment.name for segment in needed_of(files, kind, header.through(kind).number)[1]])
+    spent = [segment.name for kind in LogKind for segment in needed_of(files, kind, header.through(kind).number)[1]]
+    if spent:
+        _make_certain(files)
+        _unlink(files, spent)
+
+
+def _make_certain(files: Files) -> None:
+    """Make the name of the present queue.json durable: an earlier checkpoint may have been cut short between giving it and syncing it.
+
+    Until then nothing that leans on it may become durable: no segment may go, and nothing in previous/ may say that there is a queue.json.
+    """
+    files.sync_folder()
 
 
 def _unlink(files: Files, names: Iterable[str]) -> None:
