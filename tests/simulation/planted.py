@@ -30,6 +30,7 @@ from jsonqueue.storage import log as logging_of_the_queue
 from jsonqueue.storage import recovery
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.queue_file import QueueWriter, read_header
+from simulation.holes import HOLES, changed
 
 Plant = Callable[[], AbstractContextManager[Cast]]
 
@@ -148,6 +149,33 @@ class _NotOfTheDispatcher(ConsumerBroker):
             return super()._load(mark, now)
 
 
+def _as_a_hole(what: str) -> Plant:
+    """The line that the small worlds miss under this name."""
+
+    @contextmanager
+    def plant() -> Iterator[Cast]:
+        hole = next(hole for hole in HOLES if hole.what == what)
+        with changed(hole.file, hole.old, hole.new):
+            yield PRODUCTION
+
+    return plant
+
+
+class _SyncsLate(ConsumerBroker):
+    """Whatever is answered is durable; what nobody is told of waits for the next turn."""
+
+    def step(self, arrivals: Any, send: Any) -> None:
+        self._log.sync()
+        super().step(arrivals, send)
+
+
+@contextmanager
+def _synced_late() -> Iterator[Cast]:
+    synced = 'if self._config.durability == "power-cut":'
+    with changed("broker/consumer_broker.py", synced, synced.replace("if", "if turn.answers and")):
+        yield PRODUCTION._replace(consumer_broker=_SyncsLate)
+
+
 class _DatesLate(ConsumerBroker):
     """The bug that seed 135 found: a turn that waited for room is written under the time at which there was some."""
 
@@ -255,6 +283,7 @@ BUGS: dict[str, Planted] = {
     "publish answered before it is stored": Planted(0, _cast(publisher_broker=_AnswersFirst)),
     "publish answered without fsync": Planted(0, _patch(LogWriter, "sync", _unsynced(LogKind.PUBLISHED))),
     "outcome answered without fsync": Planted(0, _patch(LogWriter, "sync", _unsynced(LogKind.PROGRESS))),
+    "turn without an answer is synced in the next one": Planted(0, _synced_late),
     "duplicate answered too early": Planted(1, _cast(publisher_broker=_DuplicatesFromTheVolatile), "H2"),
     "mark announced before the fsync": Planted(0, _cast(publisher_broker=_AnnouncesFirst), "H1"),
     "reader goes beyond the mark": Planted(3, _cast(consumer_broker=_ReadsBeyondTheMark), "H1"),
@@ -265,6 +294,10 @@ BUGS: dict[str, Planted] = {
     "start does not read again": Planted(1, lambda: _module_patch(("log", "recovery"), None), "H12", _RESTARTS),
     "rotation without fsync of the folder": Planted(0, _patch(LogWriter, "_create", _within_unsynced_folder), "H15"),
     "start without fsync of the folder": Planted(0, _patch(LogWriter, "_begin", _within_unsynced_folder)),
+    "task numbers go on from the log only": Planted(0, _as_a_hole("task numbers go on from the log only"), "H8"),
+    "an empty segment is rotated": Planted(0, _as_a_hole("an empty segment is rotated"), "H16"),
+    "folded beyond the cut": Planted(21, _as_a_hole("published batches beyond the cut are folded"), "H18"),
+    "archive not cut": Planted(6, _as_a_hole("the archive is not cut to what is committed of it"), "H19"),
     "segment deleted whatever it holds": Planted(0, _cast(checkpoint=_checkpoint_unlinks_the_newest), "H17"),
     "checkpoint without fsync of its draft": Planted(0, _patch(QueueWriter, "finish", _within_unsynced)),
     "checkpoint without fsync of the folder": Planted(1, _cast(checkpoint=_checkpoint_without_folder_sync)),

@@ -1,41 +1,55 @@
-"""Small worlds, completely: every interleaving of a few participants and a few crashes, through the real brokers.
+"""Small worlds, completely: every interleaving of a few participants and a few faults, through the real brokers.
 
-A state of the world is that of each component: the PublisherBroker with its files, the ConsumerBroker with its files, what is in each Pipe,
-what each client knows. A component reacts to an input in one way only, so each reaction is computed once, by the code of production on a
-copy of it, and remembered; the exploration then walks all combinations, breadth first, each distinct state once. Time stands still:
-nothing here rests on a clock.
+A state of the world is a value: the processes, the three planes of the disk, what is in each Pipe, what each client and the manager know,
+how many faults are still to come. What the code of production does in it, :mod:`~jsonqueue.simulation.reactions` says; the exploration
+walks all that can happen next, breadth first, each distinct state once. So the first broken promise that it meets has the shortest trace.
 
-Crashes: kill -9 of either broker, of a consumer, at every disk operation of a step or between two; and power cuts, with everything unsynced
-lost or everything kept. What is checked at each step: what is acknowledged is durable, no id is stored twice, no token comes twice, a
-settled completion stays, every broker starts.
+What can go wrong: kill -9 of either broker, of the manager, of a consumer, at every operation on the disk or between two; power cuts, with
+the unsynced names and bytes of each part of the disk lost or kept; a failed fsync, whose pages then count as clean or are dropped.
+Time stands still, or passes from one moment at which something is due to the next.
+
+Checked on the way: what is acknowledged is durable and stays, no id is stored twice, no token comes twice, a settled completion stays
+and is the only one, every broker starts, every checkpoint folds what the logs say, the archive holds each task once. And from *every*
+state,
+once nothing goes wrong any more, a fair schedule ends with everything done.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import deque
-from collections.abc import Callable, Iterator
-from enum import Enum
-from random import Random
+from collections.abc import Iterator
+from itertools import count, product
 from typing import Any, NamedTuple
 
-from msgspec import Raw, Struct
-
-from jsonqueue.config import Config
-from jsonqueue.errors import JsonQueueError
-from jsonqueue.event import Assign, Complete, Event, EventOwner, Join, Settled, Welcome, Write, Written, decoder_for, encode
-from jsonqueue.retry import Linear
+from jsonqueue.event import Assign, Settled
+from jsonqueue.simulation.account import Account
+from jsonqueue.simulation.calls import CONSUMER_BROKER, MANAGER, PUBLISHER_BROKER, Calls
+from jsonqueue.simulation.reactions import Case, Outcome, Reactions
+from jsonqueue.simulation.small_state import (
+    FROM_CB,
+    Consumer,
+    Faults,
+    Scope,
+    State,
+    changed,
+    completion,
+    disturbed,
+    failure,
+    heard,
+    joined,
+    peer_of,
+    publisher,
+    saying,
+    slot_of,
+    told,
+    with_consumer,
+    with_slot,
+)
+from jsonqueue.simulation.still import EMPTY, GROUPS, Op, cuts_of, orphaned
 from jsonqueue.simulation.verdict import Violation
 from jsonqueue.simulation.world import PRODUCTION, Cast
-from jsonqueue.storage.memory import MemoryFiles
-from jsonqueue.storage.recovery import load_ids
-from jsonqueue.task import TaskIn
 
-__all__ = ["Explored", "explore"]
-
-_CONFIG = Config(retry=Linear(step_ms=20), attempts_max=1_000, disk_reserve_bytes=0)
-_FROM_CB = decoder_for(EventOwner.CONSUMER_BROKER)
-_FROM_CONSUMER = decoder_for(EventOwner.CONSUMER)
+__all__ = ["Explored", "Explorer", "Faults", "Scope", "State", "explore"]
 
 
 class Explored(NamedTuple):
@@ -44,405 +58,404 @@ class Explored(NamedTuple):
     states: int
     transitions: int
     reactions: int
-    """Steps that the real code took; all others were known."""
+    """Calls that the real code was run for; all others were known."""
     complete: bool
     """Whether nothing was left to explore."""
+    depth: int
+    """The most that happened one after the other."""
 
 
-class _Still:
-    """A clock that stands."""
-
-    def wall_ms(self) -> int:
-        return 1_763_000_000_000
-
-    def monotonic_ms(self) -> int:
-        return 1_000
+_ONCE = "interrupted once"
+Step = tuple[str, State]
 
 
-class _Part(Struct):
-    """A component: its broker (None while it is down) and its files."""
+class Explorer:
+    """One scope, explored."""
 
-    broker: Any
-    files: Any
+    restarts_both = True
+    """After a failed fsync."""
 
+    def __init__(self, scope: Scope, cast: Cast = PRODUCTION) -> None:
+        self.scope = scope
+        mortal = bool(scope.faults.kills or scope.faults.cuts)
+        self.real = Reactions(scope.config, self._pauses, mortal=mortal)
+        self.real.calls.update(Calls(cast, self.real).named())
+        # An id is refused for as long as its task is kept: a publisher that asks again later than that stores it again.
+        retries = sum(scope.faults[:3]) if scope.config.finished_keep_ms == 0 or scope.faults.ticks else 0
+        self.account = Account(self.real, scope.writes, retries=retries)
+        self._cuts: dict[int, list[tuple[str, int]]] = {}
+        self._orphaned: dict[tuple[int, int], int] = {}
+        self._sound: set[State] = set()
+        self.doing = ""
+        """What is being tried out, for the trace of a violation."""
+        self.fairly: list[str] = []
+        """What a fair schedule did."""
+        empty = self.real.plane(EMPTY)
+        publishers = ((0, "idle"),) * len(scope.writes)
+        self.start = State(
+            0, 0, 0, (empty,) * len(GROUPS), (), None, (), publishers, (Consumer(),) * scope.consumers, (), scope.faults, 0, False,
+            frozenset(), frozenset(), 0,
+        )  # fmt: skip
 
-_Act = Callable[[_Part, list[Any]], None]
-_STILL = _Still()
+    def _pauses(self, call: tuple[Any, ...], op: Op) -> bool:
+        what, pauses = call[0], self.scope.pauses
+        if what == "write":
+            return "write" in pauses and op.what == "sync"
+        if what in {"fold", "stop"}:
+            return "fold" in pauses and op.what in {"rename", "unlink"}
+        return call[-1] == (_ONCE, op.number) and op.what == "list"
 
+    def _interrupted(self, state: State, who: int, call: tuple[Any, ...], label: str) -> Iterator[Step]:
+        """A broker's start, while a checkpoint is made: as a whole, and with one pause, before each of its looks into the folder."""
+        yield from self._call(state, who, call, label)
+        if "open" not in self.scope.pauses or state.phase[:1] not in {("cut",), ("fold",)}:
+            return
+        for number in count():
+            once = (*call, (_ONCE, number))
+            outcomes = self.real.react(slot_of(state, who), who, once, self._case(state))
+            if outcomes[0].end != "paused":
+                return
+            yield from self._outcomes(state, who, once, outcomes, label)
 
-class _Consumer(NamedTuple):
-    life: int
-    joined: bool
-    up: tuple[bytes, ...]
-    down: tuple[bytes, ...]
-    held: tuple[str, int] | None
-    unsettled: tuple[str, int] | None
+    # ── what can happen next ─────────────────────────────────────────────────────────────────────────────────────────
 
+    def next(self, state: State) -> Iterator[Step]:
+        """Everything, with what it leads to."""
+        yield from self.works(state)
+        yield from self.faults(state)
 
-class _State(NamedTuple):
-    pb: int
-    cb: int
-    publishers: tuple[str, ...]
-    """Of each: idle, asked, answered, done."""
-    consumers: tuple[_Consumer, ...]
-    crashes: int
-    acknowledged: frozenset[str]
-    settled: frozenset[str]
-    token: int
-    """The highest that was ever handed out."""
-
-
-class _Explorer:
-    def __init__(self, cast: Cast, writes: tuple[tuple[str, ...], ...], consumers: int, crashes: int) -> None:
-        self.cast = cast
-        self.writes = writes
-        self.parts: list[_Part] = []
-        self._numbers: dict[Any, int] = {}
-        self._known: dict[Any, Any] = {}
-        self.reactions = 0
-        fresh = _Consumer(1, False, (), (), None, None)
-        down = self._enter(_Part(None, MemoryFiles()))
-        self.start = _State(down, down, ("idle",) * len(writes), (fresh,) * consumers, crashes, frozenset(), frozenset(), 0)
-
-    def _enter(self, part: _Part) -> int:
-        key = _frozen((part.broker, part.files), {})
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = len(self.parts)
-            self.parts.append(part)
-        return number
-
-    # ── reactions of the real code, each computed once ───────────────────────────────────────────────────────────────
-
-    def react(self, number: int, what: str, act: _Act, *also: Any) -> list[tuple[int, Any, bool]]:
-        """All that can come of it: (the component afterwards, what it said, whether it died in the midst)."""
-        key = (number, what, also)
-        outcomes = self._known.get(key)
-        if outcomes is None:
-            outcomes = self._known[key] = list(self._react(number, act))
-        return outcomes
-
-    def _react(self, number: int, act: _Act) -> Iterator[tuple[int, Any, bool]]:
-        self.reactions += 1
-        part = _copied(self.parts[number])
-        said: list[Any] = []
-        deaths: list[tuple[MemoryFiles, tuple[Any, ...]]] = []
-        # What is there just before an operation is what a process leaves that dies at it.
-        part.files.fail = lambda operation, name: deaths.append((_copied_files(part.files), tuple(said)))
-        try:
-            act(part, said)
-        except JsonQueueError as error:
-            raise Violation("refused", f"{error}") from error
-        part.files.fail = _nothing
-        part.files.trace.clear()
-        yield self._enter(part), tuple(said), False
-        for files, heard in deaths:
-            yield self._enter(_Part(None, files)), heard, True
-
-    # ── what each state leads to ─────────────────────────────────────────────────────────────────────────────────────
-
-    def next(self, state: _State) -> Iterator[_State]:
-        yield from self._starts(state)
+    def works(self, state: State, *, for_ever: bool = False) -> Iterator[Step]:
+        """What happens without anything going wrong, in the order of a fair schedule; ``for_ever``: time does not stop either."""
+        yield from self._processes(state)
         yield from self._publishing(state)
         for index in range(len(state.consumers)):
             yield from self._consuming(state, index)
-        if state.crashes:
-            yield from self._crashes(state)
+        yield from self._turns(state)
+        yield from self._checkpointing(state)
+        yield from self._time(state, for_ever)
 
-    def _starts(self, state: _State) -> Iterator[_State]:
-        if self.parts[state.pb].broker is None:
-            for number, _, died in self.react(state.pb, "open", self._open_pb):
-                yield from self._after(state, died, pb=number)
-        elif self.parts[state.cb].broker is None:
-            for number, _, died in self.react(state.cb, "open", self._open_cb(state.pb), state.pb):
-                if not died:
-                    self._check_settled(number, state)
-                yield from self._after(state, died, cb=number)
+    def _case(self, state: State) -> Case:
+        return Case(state.planes, state.ms, frozenset(10 * index + me.life for index, me in enumerate(state.consumers)))
 
-    def _open_pb(self, part: _Part, _said: list[Any]) -> None:
-        part.broker = self.cast.publisher_broker(part.files, _STILL, _CONFIG)
-        part.broker.open()
+    def _call(self, state: State, who: int, call: tuple[Any, ...], label: str = "") -> Iterator[Step]:
+        """A process is called; all that may come of it."""
+        slot = slot_of(state, who)
+        case = self._case(state)
+        outcomes = self.real.go_on(slot, case) if self.real.call_of(slot) else self.real.react(slot, who, call, case)
+        label = self.doing = label or " ".join(str(part) for part in call)
+        yield from self._outcomes(state, who, call, outcomes, label)
+        if state.left.syncs:
+            fewer = state._replace(left=state.left._replace(syncs=state.left.syncs - 1))
+            for number in range(outcomes[0].syncs):
+                for dropped in (False, True):
+                    failed = self.real.react(slot, who, call, case, (number, dropped))
+                    what = f"{label}: fsync {number + 1} fails, its pages are {'thrown away' if dropped else 'taken for clean'}"
+                    yield from self._outcomes(fewer, who, call, failed, what)
 
-    def _open_cb(self, pb: int) -> _Act:
-        def act(part: _Part, _said: list[Any]) -> None:
-            _show_published(part.files, self.parts[pb].files)
-            part.broker = self.cast.consumer_broker(part.files, _STILL, _CONFIG, chance=Random(1), is_alive=lambda pid: False)
-            part.broker.open()
-            part.broker.step([(0, self.parts[pb].broker.mark)], lambda peer, event: None)
-
-        return act
-
-    def _publishing(self, state: _State) -> Iterator[_State]:
-        for index, stands in enumerate(state.publishers):
-            if stands == "idle":
-                yield state._replace(publishers=_with(state.publishers, index, "asked"))
-            elif stands == "answered":
-                acknowledged = state.acknowledged | set(self.writes[index])
-                yield state._replace(publishers=_with(state.publishers, index, "done"), acknowledged=acknowledged)
-            elif stands == "asked" and self.parts[state.pb].broker is not None:
-                for number, said, died in self.react(state.pb, f"write {index}", self._write(index)):
-                    if said:
-                        self._check_stored(number, index)
-                    then = state._replace(publishers=_with(state.publishers, index, "answered" if said else "asked"))
-                    yield from self._after(then, died, pb=number)
-
-    def _write(self, index: int) -> _Act:
-        def act(part: _Part, said: list[Any]) -> None:
-            write = Write(1, [TaskIn(id=task_id, data=Raw(b"1")) for task_id in self.writes[index]])
-            part.broker.step([(index + 1, write)], lambda peer, event: said.append(encode(event)) if isinstance(event, Written) else None)
-
-        return act
-
-    def _consuming(self, state: _State, index: int) -> Iterator[_State]:
-        me = state.consumers[index]
-        if not me.joined:
-            if self.parts[state.cb].broker is not None:
-                held = [it for it in (me.held, me.unsettled) if it]
-                join = Join(f"c{index}", index + 10 * me.life, 1, [it[0] for it in held], [it[1] for it in held])
-                again = (self._outcome(me.unsettled),) if me.unsettled else ()
-                yield self._put(state, index, me._replace(joined=True, up=(encode(join), *again), down=()))
-            return
-        if me.held and not me.unsettled:
-            yield self._put(state, index, me._replace(held=None, unsettled=me.held, up=(*me.up, self._outcome(me.held))))
-        if me.down:
-            yield self._put(state, index, self._hear(me._replace(down=me.down[1:]), me.down[0]))
-        if self.parts[state.cb].broker is not None:
-            if me.up:
-                yield from self._turn(self._put(state, index, me._replace(up=me.up[1:])), index, me.up[0])
-            yield from self._tell_mark(state)
-
-    def _outcome(self, held: tuple[str, int] | None) -> bytes:
-        assert held is not None
-        return encode(Complete(held[1], [held[0]], [held[1]], [Raw(b"1")], 1))
-
-    def _hear(self, me: _Consumer, frame: bytes) -> _Consumer:
-        event = _FROM_CB(frame)
-        if isinstance(event, Assign):
-            return me._replace(held=(event.tasks[0].id, event.tasks[0].token))
-        if isinstance(event, Settled) and me.unsettled and event.request == me.unsettled[1]:
-            return me._replace(unsettled=None)
-        if isinstance(event, Welcome) and event.stale and me.held and me.held[1] in event.stale:
-            return me._replace(held=None)
-        return me
-
-    def _tell_mark(self, state: _State) -> Iterator[_State]:
-        if self.parts[state.pb].broker is None or self.parts[state.pb].broker.mark.number <= self.parts[state.cb].broker._read.number:
-            return
-        mark = self.parts[state.pb].broker.mark
-        yield from self._step(state, f"mark {mark.number} {mark.epoch}", [(0, mark)])
-
-    def _turn(self, state: _State, index: int, frame: bytes) -> Iterator[_State]:
-        peer = index + 1 + 100 * state.consumers[index].life
-        yield from self._step(state, f"{peer} {frame.decode()}", [(peer, _FROM_CONSUMER(frame))])
-
-    def _step(self, state: _State, what: str, arrivals: list[tuple[int, Event]]) -> Iterator[_State]:
-        def act(part: _Part, said: list[Any]) -> None:
-            _show_published(part.files, self.parts[state.pb].files)
-            part.broker.step(arrivals, lambda peer, event: said.append((peer, encode(event))))
-
-        shown = self.parts[state.pb].files if arrivals[0][0] == 0 else None
-        for number, said, died in self.react(state.cb, what, act, state.pb if shown is not None else 0):
+    def _outcomes(self, state: State, who: int, call: tuple[Any, ...], outcomes: list[Outcome], label: str) -> Iterator[Step]:
+        for outcome in outcomes:
+            if outcome.end == "died" and not (state.left.kills or state.left.cuts):
+                continue
             then = state
-            for peer, frame in said:
-                then = self._deliver(then, peer, frame, number)
-            yield from self._after(then, died, cb=number)
+            for what, changes in outcome.said:
+                then = self._hear(then, what, changed(state.planes, changes))
+            then = then._replace(planes=changed(state.planes, outcome.changes))
+            then = with_slot(then, who, outcome.slot)
+            yield from self._ended(then, who, call, outcome, label)
 
-    def _deliver(self, state: _State, peer: int, frame: bytes, cb: int) -> _State:
-        event = _FROM_CB(frame)
-        index, life = peer % 100 - 1, peer // 100
+    def _ended(self, then: State, who: int, call: tuple[Any, ...], outcome: Outcome, label: str) -> Iterator[Step]:
+        if outcome.end == "died":
+            label += f", and dies before {outcome.why}"
+            if then.left.kills:
+                yield label, self._without(then, who)._replace(left=then.left._replace(kills=then.left.kills - 1))
+            if then.left.cuts:
+                yield from self._power_cut(then, f"{label}, by a power cut")
+        elif outcome.end == "exit 74":
+            then = self._without(then, who)
+            yield f"{label}: exit 74", then._replace(anew=self.restarts_both and who != MANAGER and bool(then.pb or then.cb))
+        elif outcome.end == "done":
+            yield label, self._done(then, call, outcome)
+        elif outcome.end == "paused":
+            yield f"{label} …", then
+        elif who == MANAGER and outcome.end == "refused" and then.phase[-1] == "disturbed":
+            yield f"{label}: given up, since a broker started meanwhile", self._without(then, who)
+        else:
+            raise Violation(outcome.end, f"{label}: {outcome.why}")
+
+    def _done(self, then: State, call: tuple[Any, ...], outcome: Outcome) -> State:
+        if call[0] == "mark":
+            self.account.loaded(then.planes, then.acknowledged, then.settled)
+        elif call[0] in {"fold", "stop"}:
+            self.account.loaded(then.planes, then.acknowledged, then.settled)
+            if any(it.what[0] == "left" and it.what[1] for it in outcome.said):
+                self.account.archived(then.planes)
+            then = then._replace(phase=())
+        elif call[0] == "open pb":
+            broker = self.real.broker(then.pb)
+            then = then._replace(mark=(broker.mark.number, broker.mark.epoch))
+        return then
+
+    # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _processes(self, state: State) -> Iterator[Step]:
+        if state.anew:
+            yield (
+                "both brokers are to start again",
+                self._without(self._without(state, PUBLISHER_BROKER), CONSUMER_BROKER)._replace(anew=False),
+            )
+            return
+        for who in (PUBLISHER_BROKER, CONSUMER_BROKER, MANAGER):
+            if call := self.real.call_of(slot_of(state, who)):
+                yield from self._call(state, who, call, f"{call[0]} goes on")
+        if state.phase[:1] != ("stop",):
+            for who, name in ((PUBLISHER_BROKER, "open pb"), (CONSUMER_BROKER, "open cb")):
+                if not slot_of(state, who):
+                    yield from self._interrupted(disturbed(state), who, (name,), name)
+
+    def _without(self, state: State, who: int) -> State:
+        """The process is gone: with it what it had open, and its Pipes with what was in them."""
+        planes = tuple([self._closed(number, who) for number in state.planes])
+        state = with_slot(state, who, 0)._replace(planes=planes)
+        if who == MANAGER:
+            return state._replace(phase=())
+        state = state._replace(phase=()) if state.phase == ("sealed",) else disturbed(state)
+        if who == PUBLISHER_BROKER:  # an answer that it gave is in the Pipe still
+            return state._replace(publishers=tuple([(at, "idle" if how == "asked" else how) for at, how in state.publishers]))
+        consumers = tuple([me._replace(joined=False, up=(), pipe=0) for me in state.consumers])
+        return state._replace(consumers=consumers, hung_up=())
+
+    def _closed(self, plane: int, who: int) -> int:
+        key = (plane, who)
+        if key not in self._orphaned:
+            self._orphaned[key] = self.real.plane(orphaned(self.real.planes[plane], who))
+        return self._orphaned[key]
+
+    # ── publishers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _publishing(self, state: State) -> Iterator[Step]:
+        asked = []
+        for index, (at, stands) in enumerate(state.publishers):
+            if at == len(self.scope.writes[index]):
+                continue
+            if stands == "idle":
+                yield f"p{index} publishes {self._batch(index, at)}", publisher(state, index, (at, "asked"))
+            elif stands == "answered":
+                acknowledged = state.acknowledged | set(self._batch(index, at))
+                yield f"p{index} hears that it is durable", publisher(state, index, (at + 1, "idle"))._replace(acknowledged=acknowledged)
+            else:
+                asked.append((index, self._batch(index, at)))
+        if self.real.broker(state.pb) is not None:
+            for one in asked:
+                yield from self._call(state, PUBLISHER_BROKER, ("write", (one,)))
+            if len(asked) > 1:
+                yield from self._call(state, PUBLISHER_BROKER, ("write", tuple(asked)))
+
+    def _batch(self, index: int, at: int) -> tuple[str, ...]:
+        return self.scope.writes[index][at]
+
+    # ── consumers ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _consuming(self, state: State, index: int) -> Iterator[Step]:
+        me, broker = state.consumers[index], self.real.broker(state.cb)
+        if not me.joined and not me.down:
+            if broker is not None and broker.ready:
+                yield f"c{index} joins", with_consumer(state, index, joined(me, index))
+            return
+        if me.down:
+            event = FROM_CB(me.down[0])
+            yield f"c{index} hears {told(event)}", with_consumer(state, index, heard(me._replace(down=me.down[1:]), event))
+        if me.held and me.joined:
+            yield f"c{index} completes {me.held[0]}", with_consumer(state, index, saying(me, me.held, completion(me.held)))
+            if state.left.fails:
+                fewer = state._replace(left=state.left._replace(fails=state.left.fails - 1))
+                yield f"c{index} fails {me.held[0]}", with_consumer(fewer, index, saying(me, me.held, failure(me.held)))
+        if me.up and broker is not None:
+            rest = with_consumer(state, index, me._replace(up=me.up[1:]))
+            yield from self._call(
+                rest, CONSUMER_BROKER, ("turn", peer_of(me, index), me.up[0]), f"cb reads of c{index} {me.up[0].decode()}"
+            )
+
+    # ── what the ConsumerBroker does beside that ─────────────────────────────────────────────────────────────────────
+
+    def _turns(self, state: State) -> Iterator[Step]:
+        broker = self.real.broker(state.cb)
+        if broker is None:
+            return
+        # A broker that has loaded the queue may hear of a mark late; one that has not waits for a PublisherBroker that lives.
+        serves = bool(state.pb) and self.real.call_of(state.pb)[:1] != ("open pb",)
+        if state.mark and (state.mark[0] > broker._read.number if broker.ready else serves):
+            tell = self._call if broker.ready else self._interrupted
+            yield from tell(state, CONSUMER_BROKER, ("mark", *state.mark), f"mark {state.mark[0]} {state.mark[1]}")
+        for at, peer in enumerate(state.hung_up):
+            rest = state._replace(hung_up=(*state.hung_up[:at], *state.hung_up[at + 1 :]))
+            yield from self._call(rest, CONSUMER_BROKER, ("hung up", peer))
+
+    def _hear(self, state: State, what: tuple[Any, ...], planes: tuple[int, ...]) -> State:
+        """What a process said reaches whoever it is meant for; ``planes``: the disk at that moment."""
+        kind = what[0]
+        if kind == "mark":
+            return state._replace(mark=what[1:])
+        if kind == "written":
+            index, at = what[1], state.publishers[what[1]][0]
+            self.account.stored(planes, self._batch(index, at))
+            return publisher(state, index, (at, "answered"))
+        if kind == "cut":
+            return state._replace(phase=what if what[1:] else ())
+        if kind == "left":
+            return state._replace(forget=(*state.forget, ("forget", *what[1:])) if what[1] else state.forget)
+        if kind == "sealed":
+            return state._replace(phase=("sealed",))
+        return self._deliver(state, what[1], what[2], planes)
+
+    def _deliver(self, state: State, peer: int, frame: bytes, planes: tuple[int, ...]) -> State:
+        event = FROM_CB(frame)
+        index = peer % 100 - 1
         if isinstance(event, Assign):
             first = event.tasks[0].token
             if first <= state.token:
                 raise Violation("two leases", f"token {first} came again")
             state = state._replace(token=first)
-        elif isinstance(event, Settled) and not event.stale:
-            state = self._settle(state, event.request, cb)
         me = state.consumers[index]
-        return self._put(state, index, me._replace(down=(*me.down, frame))) if me.life == life else state
+        if not me.joined or peer_of(me, index) != peer:
+            return state
+        if isinstance(event, Settled):
+            for held, outcome in me.unsettled:
+                if held[1] == event.request and outcome == completion(held):
+                    state = self.account.settled(state, held, planes, stale=bool(event.stale))
+        return with_consumer(state, index, me._replace(down=(*me.down, frame)))
 
-    def _settle(self, state: _State, token: int, cb: int) -> _State:
-        tasks = self.parts[cb].broker._dispatcher.state.tasks if self.parts[cb].broker is not None else {}
-        done = {task.id for task in tasks.values() if any(past.token == token and past.outcome == "completed" for past in task.history)}
-        return state._replace(settled=state.settled | done)
+    # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _checkpointing(self, state: State) -> Iterator[Step]:
+        pb, cb = self.real.broker(state.pb), self.real.broker(state.cb)
+        if pb is not None:
+            for at, message in enumerate(state.forget):
+                rest = state._replace(forget=(*state.forget[:at], *state.forget[at + 1 :]))
+                yield from self._call(rest, PUBLISHER_BROKER, message)
+        if state.phase == () and not state.manager and cb is not None and cb.ready and pb is not None:
+            left = state.left
+            if left.checkpoints:
+                fewer = state._replace(left=left._replace(checkpoints=left.checkpoints - 1))
+                yield from self._call(fewer, PUBLISHER_BROKER, ("rotate",))
+            if left.stops:
+                stopped = self._without(self._without(state, PUBLISHER_BROKER), CONSUMER_BROKER)
+                stopped = stopped._replace(phase=("stop",), left=left._replace(stops=left.stops - 1))
+                yield from self._call(stopped, MANAGER, ("stop", state.ms))
+        elif state.phase == ("sealed",) and cb is not None:
+            yield from self._call(state, CONSUMER_BROKER, ("cut",))
+        elif state.phase[:1] == ("cut",):
+            folding = state._replace(phase=("fold", *state.phase[3:]))
+            yield from self._call(folding, MANAGER, ("fold", *state.phase[1:3], state.ms))
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _time(self, state: State, for_ever: bool) -> Iterator[Step]:
+        if not (state.left.ticks or for_ever) or self.real.broker(state.cb) is None:
+            return
+        due = self.account.due_ms(state.cb, state.ms)
+        if due is not None and due <= state.ms:
+            yield from self._call(state, CONSUMER_BROKER, ("tick",))
+        elif due is not None:
+            left = state.left._replace(ticks=max(0, state.left.ticks - 1))
+            yield f"{due - state.ms} ms pass", state._replace(ms=due, left=left)
 
     # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _after(self, state: _State, died: bool, *, pb: int | None = None, cb: int | None = None) -> Iterator[_State]:
-        """The state with a component replaced; if it died in the midst, that was one of the crashes, or the power went for all."""
-        then = state._replace(pb=state.pb if pb is None else pb, cb=state.cb if cb is None else cb)
-        if not died:
-            yield then
-        elif state.crashes:
-            yield self._orphaned(then, pb=pb is not None, cb=cb is not None)._replace(crashes=state.crashes - 1)
-            yield from self._power_cut(then)
+    def faults(self, state: State) -> Iterator[Step]:
+        """What goes wrong between two operations. (What goes wrong at one is among what comes of it.)"""
+        left = state.left
+        if left.kills:
+            fewer = state._replace(left=left._replace(kills=left.kills - 1))
+            for who, name in ((PUBLISHER_BROKER, "publisher"), (CONSUMER_BROKER, "consumer")):
+                if slot_of(state, who):
+                    yield f"kill the {name} broker", self._without(fewer, who)
+            if state.manager or state.forget or state.phase:
+                yield "kill the manager", self._without(fewer, MANAGER)._replace(forget=())
+            for index, me in enumerate(state.consumers):
+                if me.joined:
+                    new = Consumer(life=me.life + 1, pipe=me.pipe + 1)
+                    yield f"kill c{index}", with_consumer(fewer, index, new)._replace(hung_up=(*state.hung_up, peer_of(me, index)))
+        if left.cuts:
+            yield from self._power_cut(state, "power cut")
 
-    def _orphaned(self, state: _State, *, pb: bool, cb: bool) -> _State:
-        """The Pipes to a broker that died are gone, with what was in them."""
-        if pb:
-            state = state._replace(publishers=tuple("idle" if stands in {"asked", "answered"} else stands for stands in state.publishers))
-        if cb:
-            state = state._replace(consumers=tuple(me._replace(joined=False, up=(), down=(), life=me.life + 1) for me in state.consumers))
-        return state
+    def _power_cut(self, state: State, label: str) -> Iterator[Step]:
+        consumers = tuple([Consumer(life=me.life + 1) for me in state.consumers])
+        publishers = tuple([(at, "idle") for at, _ in state.publishers])
+        then = state._replace(
+            pb=0, cb=0, manager=0, phase=(), mark=None, forget=(), publishers=publishers, consumers=consumers, hung_up=(), anew=False,
+            left=state.left._replace(cuts=state.left.cuts - 1),
+        )  # fmt: skip
+        for chosen in product(*[self._cut(number) for number in state.planes]):
+            left = ", ".join(f"{group}: {what}" for group, (what, _) in zip(GROUPS, chosen, strict=True) if what)
+            yield label + (f" ({left})" if left else ""), then._replace(planes=tuple([plane for _, plane in chosen]))
 
-    def _crashes(self, state: _State) -> Iterator[_State]:
-        fewer = state._replace(crashes=state.crashes - 1)
-        if self.parts[state.pb].broker is not None:
-            yield self._orphaned(fewer._replace(pb=self._dead(state.pb)), pb=True, cb=False)
-        if self.parts[state.cb].broker is not None:
-            yield self._orphaned(fewer._replace(cb=self._dead(state.cb)), pb=False, cb=True)
-        yield from self._power_cut(state)
+    def _cut(self, plane: int) -> list[tuple[str, int]]:
+        if plane not in self._cuts:
+            left = cuts_of(self.real.planes[plane], torn=self.scope.torn)
+            self._cuts[plane] = [(what if len(left) > 1 else "", self.real.plane(it)) for it, what in left.items()]
+        return self._cuts[plane]
 
-    def _power_cut(self, state: _State) -> Iterator[_State]:
-        for keep in (False, True):
-            pb, cb = (self._cut(number, keep) for number in (state.pb, state.cb))
-            consumers = tuple(_Consumer(me.life + 1, False, (), (), None, None) for me in state.consumers)
-            publishers = tuple("done" if stands == "done" else "idle" for stands in state.publishers)
-            yield state._replace(pb=pb, cb=cb, consumers=consumers, publishers=publishers, crashes=state.crashes - 1)
+    # ── liveness ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _dead(self, number: int) -> int:
-        return self._once(("dead", number), lambda: _without_broker(self.parts[number]))
-
-    def _cut(self, number: int, keep: bool) -> int:
-        return self._once(("cut", number, keep), lambda: _cut(self.parts[number], keep))
-
-    def _once(self, key: tuple[Any, ...], make: Callable[[], _Part]) -> int:
-        if key not in self._known:
-            self._known[key] = self._enter(make())
-        return self._known[key]  # type: ignore[no-any-return]
-
-    # ── judging ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _check_stored(self, pb: int, index: int) -> None:
-        key = ("durable ids", pb)
-        if key not in self._known:
-            disk = _copied_files(self.parts[pb].files)
-            disk.crash(None)
-            self._known[key] = frozenset(load_ids(disk).numbers)
-        missing = set(self.writes[index]) - self._known[key]
-        if missing:
-            raise Violation("not durable", f"{sorted(missing)} acknowledged, and a power cut would take it")
-
-    def _check_settled(self, cb: int, state: _State) -> None:
-        tasks = self.parts[cb].broker._dispatcher.state.tasks
-        if lost := sorted(state.acknowledged - tasks.keys()):
-            raise Violation("lost", f"{lost} were acknowledged, and are not in the queue")
-        if undone := [task_id for task_id in sorted(state.settled) if tasks[task_id].status != "completed"]:
-            raise Violation("not durable", f"{undone} had been settled as completed")
-
-    @staticmethod
-    def _put(state: _State, index: int, me: _Consumer) -> _State:
-        return state._replace(consumers=_with(state.consumers, index, me))
+    def check_ends(self, state: State) -> None:
+        """From here on nothing goes wrong, and a fair schedule runs: it ends with everything done. Raises :class:`Violation`."""
+        path: dict[State, None] = {}
+        self.fairly = []
+        while state not in self._sound:
+            if state in path:
+                raise Violation("deadlock", "a fair schedule without faults comes back to where it was")
+            path[state] = None
+            if self.account.is_done(state):
+                break
+            step = next(self.works(state, for_ever=True), None)
+            if step is None:
+                raise Violation("deadlock", "nothing is left to happen, and not everything is done")
+            self.fairly.append(f"then: {step[0]}")
+            state = step[1]
+        self._sound.update(path)
 
 
 def explore(
+    scope: Scope,
     *,
-    writes: tuple[tuple[str, ...], ...] = (("t1", "t2"), ("t3",)),
-    consumers: int = 2,
-    crashes: int = 2,
-    cast: Cast = PRODUCTION,
     states_max: int = 200_000,
+    cast: Cast = PRODUCTION,
+    explorer: type[Explorer] = Explorer,
+    liveness: bool = True,
 ) -> Explored:
-    """Explore until everything, or so many distinct states, has been seen. Raises :class:`Violation` where a promise is broken."""
-    explorer = _Explorer(cast, writes, consumers, crashes)
-    seen = {explorer.start}
-    todo = deque(seen)
-    transitions = 0
-    while todo and len(seen) < states_max:
-        for state in explorer.next(todo.popleft()):
-            transitions += 1
-            if state not in seen:
-                seen.add(state)
-                todo.append(state)
-    return Explored(len(seen), transitions, explorer.reactions, not todo)
+    """Explore until everything, or so many distinct states, has been seen; then let each of them come to its end.
+
+    Raises :class:`Violation` where a promise is broken; its notes are the shortest trace that leads there.
+    """
+    world = explorer(scope, cast)
+    seen = {world.start: 0}
+    came: list[tuple[int, str]] = [(-1, "")]
+    todo = deque([world.start])
+    transitions = number = 0
+    try:
+        while todo and len(seen) < states_max:
+            state = todo.popleft()
+            number = seen[state]
+            for label, then in world.next(state):
+                transitions += 1
+                if then not in seen:
+                    seen[then] = len(came)
+                    came.append((number, label))
+                    todo.append(then)
+        if liveness:
+            for state, place in seen.items():
+                number = place
+                world.check_ends(state)
+    except Violation as error:
+        for place, label in enumerate([*_trace(came, number), *world.fairly, world.doing], 1):
+            error.add_note(f"{place:3} {label}")
+        raise
+    return Explored(len(seen), transitions, world.real.computed, not todo, len(_trace(came, len(came) - 1)))
 
 
-def _with(items: tuple[Any, ...], index: int, item: Any) -> tuple[Any, ...]:
-    return (*items[:index], item, *items[index + 1 :])
-
-
-def _nothing(operation: int, name: str) -> None:
-    pass
-
-
-def _show_published(into: MemoryFiles, source: MemoryFiles) -> None:
-    """Let the ConsumerBroker's copy of the disk show the other one's files."""
-    for name in [name for name in into._names if name.startswith("published-")]:
-        if name not in source._names:
-            del into._names[name], into._durable[name]
-    for name in source.list():
-        if name.startswith("published-") and (name not in into._names or into.get(name) != source.get(name)):
-            known = into._names.get(name)
-            if known is None:
-                into.put(name, source.get(name))
-            else:
-                known.volatile[:] = source.get(name)
-                known.durable = bytes(known.volatile)
-
-
-def _without_broker(part: _Part) -> _Part:
-    return _Part(None, _copied_files(part.files))
-
-
-def _cut(part: _Part, keep: bool) -> _Part:
-    files = _copied_files(part.files)
-    if keep:
-        for inode in files._names.values():
-            inode.durable = bytes(inode.volatile)
-        files._durable = dict(files._names)
-    files.crash(None)
-    return _Part(None, files)
-
-
-def _copied(part: _Part) -> _Part:
-    """Broker and files together, so that its handles are those of the copy; what never changes is shared."""
-    part.files.fail = _nothing
-    return copy.deepcopy(part, {id(_CONFIG): _CONFIG, id(_STILL): _STILL})
-
-
-def _copied_files(files: MemoryFiles) -> MemoryFiles:
-    """The files as nobody has them open."""
-    other = MemoryFiles()
-    inodes = {id(inode): copy.copy(inode) for inode in (*files._names.values(), *files._durable.values())}
-    for inode in inodes.values():
-        inode.volatile = bytearray(inode.volatile)
-    other._names = {name: inodes[id(inode)] for name, inode in files._names.items()}
-    other._durable = {name: inodes[id(inode)] for name, inode in files._durable.items()}
-    other._next = files._next
-    return other
-
-
-_LEFT_OUT = {
-    "_clock",
-    "_config",
-    "_chance",
-    "_is_alive",
-    "_announce",
-    "_looked_ms",
-    "trace",
-    "operations",
-    "fail",
-    "_next",
-    "changed",
-    "room",
-}
-
-
-def _frozen(value: Any, seen: dict[int, int]) -> Any:
-    """A value that is equal for equal states, and can be hashed."""
-    if value is None or isinstance(value, (int, str, bytes, float, Enum)):
-        return value
-    if isinstance(value, (bytearray, Raw)):
-        return bytes(value)
-    if id(value) in seen:
-        return ("seen", seen[id(value)])
-    seen[id(value)] = len(seen)
-    if isinstance(value, (list, tuple, deque, range)):
-        return tuple(_frozen(item, seen) for item in value)
-    if isinstance(value, dict):
-        return tuple((_frozen(key, seen), _frozen(item, seen)) for key, item in value.items())
-    if isinstance(value, (set, frozenset)):
-        return tuple(sorted(value))
-    if callable(value) or isinstance(value, (Random, Config)):
-        return ""
-    names = getattr(value, "__struct_fields__", None) or [*getattr(value, "__dict__", ()), *getattr(type(value), "__slots__", ())]
-    return (type(value).__name__, *((name, _frozen(getattr(value, name, None), seen)) for name in names if name not in _LEFT_OUT))
+def _trace(came: list[tuple[int, str]], number: int) -> list[str]:
+    steps = []
+    while number > 0:
+        number, label = came[number]
+        steps.append(label)
+    return steps[::-1]
