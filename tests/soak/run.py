@@ -21,11 +21,19 @@ from random import Random
 from typing import Any
 
 from e2e.cast import Cast
+from faults.lanes import in_words, row
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.errors import BrokerUnavailable, JsonQueueError, PublishUnknown
 from jsonqueue.task import Outcome, TaskIn
 
-CONSUMERS: tuple[tuple[str, ...], ...] = ((), ("--concurrency", "4"), ("--isolate", "--concurrency", "2"))
+FUNCTION = "soak.handlers:work"
+PROGRAM = f"sh {Path(__file__).with_name('work.sh')}"
+CONSUMERS: tuple[tuple[str, ...], ...] = (
+    (FUNCTION,), (FUNCTION, "--concurrency", "4"), (FUNCTION, "--isolate", "--concurrency", "2"), ("--exec", PROGRAM, "--concurrency", "2"),
+)  # fmt: skip
+VICTIMS = {"consumer": 5, "stalled_consumer": 2, "publisher_broker": 2, "consumer_broker": 2, "stalled_broker": 2, "manager": 1}
+"""Who is struck how often. To be stalled is to be stopped (SIGSTOP) for longer than a lease."""
+STALL_S = 3.0
 SETTINGS = (
     "lease_ms=2000", "flush_interval_ms=500", "attempts_max=1000000", "finished_keep_max=2000", "segment_max_bytes=1048576",
     "disk_reserve_bytes=1048576", 'retry={kind="linear",step_ms=50,cap_ms=500}',
@@ -54,6 +62,7 @@ class Soak:
         self.cast = Cast(queue_dir)
         self.kills: Counter[str] = Counter()
         self.samples: list[dict[str, int]] = []
+        self._stalls: list[threading.Timer] = []
 
     def run(self) -> dict[str, Any]:
         with self.cast:
@@ -64,8 +73,8 @@ class Soak:
                 publisher.start()
             self._kill_and_look()
             self._over.set()
-            for publisher in publishers:
-                publisher.join()
+            for thread in (*publishers, *self._stalls):
+                thread.join()
             drained = self._drain()
             status = self.cast.stop(self._manager)
             return self._judge(drained=drained, status=status)
@@ -76,7 +85,8 @@ class Soak:
         return self.cast.serve(*SETTINGS, stderr=sys.stderr.fileno() if os.environ.get("SOAK_SAYS") else -3)
 
     def _work(self, number: int) -> Any:
-        return self.cast.start("work", "soak.handlers:work", "--name", f"c{number}", *CONSUMERS[number], stdout=-3, stderr=-3)
+        witness = {"WITNESS": f"/proc/{os.getpid()}/fd/{self.cast.witness.writer}"}
+        return self.cast.start("work", *CONSUMERS[number], "--name", f"c{number}", environment=witness, stdout=-3, stderr=-3)
 
     def _publish(self, number: int) -> None:
         chance, made = Random(f"{number}"), 0
@@ -112,7 +122,7 @@ class Soak:
         until = time.monotonic() + self._seconds
         while time.monotonic() < until:
             time.sleep(self._every * self._chance.uniform(0.5, 1.5))
-            victim = self._chance.choices(("consumer", "stalled", "publisher_broker", "consumer_broker", "manager"), (5, 2, 2, 2, 1))[0]
+            victim = self._chance.choices(list(VICTIMS), list(VICTIMS.values()))[0]
             self.kills[victim] += 1
             self._strike(victim)
             self._sample()
@@ -125,19 +135,26 @@ class Soak:
             number = self._chance.randrange(len(CONSUMERS))
             self.cast.kill(self._consumers[number])
             self._consumers[number] = self._work(number)
-        elif victim == "stalled":
-            process = self._chance.choice(self._consumers)
-            process.send_signal(signal.SIGSTOP)
-            threading.Timer(3, process.send_signal, (signal.SIGCONT,)).start()
+        elif victim == "stalled_consumer":
+            self._stall(self._chance.choice(self._consumers).pid)
+        elif victim == "stalled_broker":
+            self._stall(self._chance.choice(self.cast.status().brokers).pid)
         else:
             self._strike_broker(victim)
+
+    def _stall(self, pid: int) -> None:
+        """Stop it, and let it go on when its leases, or its clients' patience, have run out."""
+        if not pid or not _signalled(pid, signal.SIGSTOP):
+            return
+        stall = threading.Timer(STALL_S, _signalled, (pid, signal.SIGCONT))
+        stall.start()
+        self._stalls.append(stall)
 
     def _strike_broker(self, role: str) -> None:
         # Three deaths of one broker within a minute are restarted; here they come faster by chance.
         (broker,) = [broker for broker in self.cast.status().brokers if broker.role == role]
         if broker.pid and broker.up_ms > 21_000:
-            with suppress(ProcessLookupError):
-                os.kill(broker.pid, signal.SIGKILL)
+            _signalled(broker.pid, signal.SIGKILL)
         else:
             self.kills[role] -= 1
             self.kills["spared"] += 1
@@ -166,27 +183,37 @@ class Soak:
     # ── the judgement ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _judge(self, *, drained: bool, status: int) -> dict[str, Any]:
-        completions, twice = self._completions()
+        completions, twice, by_kind = self._completions()
         runs = self.cast.witness.runs
         grown = _grown(self.samples)
         lost = self._account.acknowledged - completions.keys()
-        found = [*(["not drained"] if not drained else []), *([f"exit status {status}"] if status else []), *grown]
+        idle = [f"c{number} completed nothing" for number in range(len(CONSUMERS)) if not by_kind[f"c{number}"]]
+        found = [*idle, *(["not drained"] if not drained else []), *([f"exit status {status}"] if status else []), *grown]
         return {
             "found": len(lost) + twice + len(found), "lost": len(lost), "completed_twice": twice, "other": found,
             "acknowledged": len(self._account.acknowledged), "completed": len(completions), "unknown_publishes": self._account.unknown,
+            "completed_by": dict(sorted(by_kind.items())),
             "runs": sum(runs.values()), "runs_beyond_the_first": sum(runs.values()) - len(runs), "kills": dict(sorted(self.kills.items())),
             "first": self.samples[0] if self.samples else {}, "last": self.samples[-1] if self.samples else {},
         }  # fmt: skip
 
-    def _completions(self) -> tuple[Counter[str], int]:
-        """Of each task, in queue.json and in the archive."""
+    def _completions(self) -> tuple[Counter[str], int, Counter[str]]:
+        """Of each task, in queue.json and in the archive; how many tasks have more than one; how many each consumer made."""
         tasks = json.loads((self.cast.queue_dir / "queue.json").read_bytes())["tasks"]
         for path in sorted((self.cast.queue_dir / "archive").iterdir()):
             tasks += [json.loads(line) for line in path.read_bytes().splitlines()]
-        counts: Counter[str] = Counter()
-        for task in tasks:
-            counts[task["id"]] += sum(past["outcome"] == Outcome.COMPLETED for past in task["history"])
-        return +counts, sum(number > 1 for number in counts.values())
+        completed = [(task["id"], past["consumer"]) for task in tasks for past in task["history"] if past["outcome"] == Outcome.COMPLETED]
+        counts = Counter(task_id for task_id, _ in completed)
+        return counts, sum(number > 1 for number in counts.values()), Counter(consumer.partition("@")[0] for _, consumer in completed)
+
+
+def _signalled(pid: int, number: int) -> bool:
+    """Whether there was somebody to hear it."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _resident_mib(pid: int) -> int:
@@ -250,15 +277,24 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=300, help="tasks published each second")
     parser.add_argument("--rescues", type=int, default=0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="jsonqueue-soak-") as folder:
+    with tempfile.TemporaryDirectory(prefix="jsonqueue-soak-", ignore_cleanup_errors=True) as folder:
         queue_dir = Path(folder) / "queue"
         if options.rescues:
             report = rescues(queue_dir, options.rescues)
         else:
             seconds = options.seconds or options.minutes * 60
             report = Soak(queue_dir, seconds=seconds, seed=options.seed, every=options.every, rate=options.rate).run()
+    if not options.rescues:
+        print(_row(report, f"{options.seconds or options.minutes * 60:g} s, seed {options.seed}"), file=sys.stderr)
     print(json.dumps(report), flush=True)
     sys.exit(1 if report.get("found") else 0)
+
+
+def _row(report: dict[str, Any], how_long: str) -> str:
+    """For the table in docs/track-record.md."""
+    numbers = [f"{report[name]:,}" for name in ("acknowledged", "lost", "completed_twice", "runs_beyond_the_first")]
+    grew = "; ".join(report["other"]) or f"nothing: {in_words(report['last'])}"
+    return row(how_long, *numbers, in_words(report["kills"]), grew)
 
 
 if __name__ == "__main__":
