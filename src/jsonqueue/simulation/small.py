@@ -10,8 +10,7 @@ Time stands still, or passes from one moment at which something is due to the ne
 
 Checked on the way: what is acknowledged is durable and stays, no id is stored twice, no token comes twice, a settled completion stays
 and is the only one, every broker starts, every checkpoint folds what the logs say, the archive holds each task once. And from *every*
-state,
-once nothing goes wrong any more, a fair schedule ends with everything done.
+state, once nothing goes wrong any more, a fair schedule ends with everything done.
 """
 
 from __future__ import annotations
