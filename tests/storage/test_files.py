@@ -404,3 +404,14 @@ def test_a_folder_in_the_place_of_a_file_is_named_and_stays(real: RealFiles) -> 
     with pytest.raises(StorageError, match="draft"):
         real.unlink("draft")
     assert (real.root / "draft").is_dir()
+
+
+def test_a_short_read_is_carried_on_no_further_than_was_asked(real: RealFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system gave less than it could have; what lies behind is not this reader's."""
+    make(real, "a", b"0123456789")
+    handle = real.open("a")
+    pread = os.pread
+    sizes = iter([2, 1])
+    monkeypatch.setattr(os, "pread", lambda handle, size, offset: pread(handle, min(size, next(sizes, size)), offset))
+    assert real.read(handle, 1, 6) == b"123456"
+    real.close(handle)

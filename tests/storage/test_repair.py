@@ -14,7 +14,7 @@ from jsonqueue.errors import ManagerRunning
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.locks import hold
-from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.memory import MemoryFiles, PowerCut
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.repair import Report, examine, mend, repair, verify
@@ -485,3 +485,27 @@ def test_a_line_that_is_damaged_in_two_places_is_not_mended() -> None:
     report = mended(files)
     assert (report.ok, report.done) == (False, [])
     assert files.get(name) == bytes(data)
+
+
+def test_a_repair_that_is_cut_short_leaves_nothing_that_it_would_not_know() -> None:
+    """What it had begun to write is noted as a leftover, and the next repair does what this one would have done."""
+    files, expected = lived()
+    name = segment_of(files, "progress")
+    data = bytearray(files.get(name))
+    data[data.rindex(b'{"h"') + 70] ^= 1
+    files.put(name, bytes(data))
+    before = files.list()
+
+    def cut(number: int, operation: str) -> None:
+        if operation.startswith("rename"):
+            raise PowerCut
+
+    files.fail = cut
+    with pytest.raises(PowerCut):
+        mended(files)
+    files.fail = lambda number, operation: None
+    left = set(files.list()) - set(before)
+    assert left
+    assert left == {finding.file for finding in examine(files).findings if finding.kind == "leftover"}
+    assert mended(files).ok
+    assert contents(load_state(files)) == expected
