@@ -87,7 +87,7 @@ def run_page(page: Path, folder: Path) -> Ran:
                 ran.left_out.append(f"line {snippet.line} needs {missing}")
                 continue
             match snippet.language, snippet.words:
-                case "python", (word,) if word.startswith("file="):
+                case (("python" | "toml"), (word,)) if word.startswith("file="):
                     (folder / word.removeprefix("file=")).write_text(snippet.text)
                 case "python", ():
                     printed = _run(snippet, folder, [sys.executable, _program(snippet, folder)])

@@ -215,11 +215,10 @@ def _swallows_sync_failures(real: Any) -> Any:
 
 
 def _keeps_what_was_written_of_it(real: Any) -> Any:
-    def write(self: LogWriter, line: bytes) -> None:
-        with patch.object(ProcessFiles, "truncate", lambda files, handle, size: None):
-            real(self, line)
+    def cut_back(self: LogWriter) -> None:
+        self.bytes = self._padded = self._files.size(self._handle)
 
-    return write
+    return cut_back
 
 
 def _completes_without_a_token(real: Any) -> Any:
@@ -262,10 +261,12 @@ def _completing_without_a_token() -> Iterator[Cast]:
         yield PRODUCTION
 
 
+_BROKERS = ("kill publisher broker", "kill consumer broker")
+
 _RESTARTS = Scenario(
     tasks=120,
     spread_us=1_200_000,
-    faults=tuple(Fault(20_000 + 30_000 * n, ("kill publisher broker", "kill consumer broker")[n % 2]) for n in range(60)),
+    faults=tuple(Fault(20_000 + 30_000 * n, _BROKERS[n % 2]) for n in range(60)),
     read_us=300,
     config=Config(retry=Linear(step_ms=20), attempts_max=1_000, flush_interval_ms=10, lease_ms=2_000, disk_reserve_bytes=0),
 )
@@ -279,6 +280,17 @@ _STALLS = Scenario(
 )
 """Consumers that stand still for longer than their lease, and go on with what somebody else has by then."""
 
+_FULL_DISK = Scenario(
+    publishers=3,
+    consumers=4,
+    tasks=120,
+    batch=10,
+    habits=Habits(work_us=(200, 4_000), failing=0.4),
+    faults=tuple(Fault(80_000 * n, "full disk", 0, 70_000) for n in range(18)),
+    config=Config(retry=Linear(step_ms=20), attempts_max=1_000, flush_interval_ms=60, segment_max_bytes=4_096, disk_reserve_bytes=0),
+)
+"""A disk that is full most of the time."""
+
 BUGS: dict[str, Planted] = {
     "publish answered before it is stored": Planted(0, _cast(publisher_broker=_AnswersFirst)),
     "publish answered without fsync": Planted(0, _patch(LogWriter, "sync", _unsynced(LogKind.PUBLISHED))),
@@ -291,7 +303,7 @@ BUGS: dict[str, Planted] = {
     "fsync tried again after it failed": Planted(23, _patch(LogWriter, "sync", _swallows_sync_failures), "H4"),
     "token without a fresh epoch": Planted(2, lambda: _module_patch("jsonqueue.core.dispatching.first_token", _same_epoch_again), "H9"),
     "ids forgotten too early": Planted(1, _cast(checkpoint=_checkpoint_names_too_many), "H10"),
-    "start does not read again": Planted(1, lambda: _module_patch(("log", "recovery"), None), "H12", _RESTARTS),
+    "start does not read again": Planted(15, lambda: _module_patch(("log", "recovery"), None), "H12", _RESTARTS),
     "rotation without fsync of the folder": Planted(0, _patch(LogWriter, "_create", _within_unsynced_folder), "H15"),
     "start without fsync of the folder": Planted(0, _patch(LogWriter, "_begin", _within_unsynced_folder)),
     "task numbers go on from the log only": Planted(0, _as_a_hole("task numbers go on from the log only"), "H8"),
@@ -301,9 +313,9 @@ BUGS: dict[str, Planted] = {
     "segment deleted whatever it holds": Planted(0, _cast(checkpoint=_checkpoint_unlinks_the_newest), "H17"),
     "checkpoint without fsync of its draft": Planted(0, _patch(QueueWriter, "finish", _within_unsynced)),
     "checkpoint without fsync of the folder": Planted(1, _cast(checkpoint=_checkpoint_without_folder_sync)),
-    "half a batch kept on a full disk": Planted(13, _patch(LogWriter, "_write", _keeps_what_was_written_of_it)),
-    "turn dated when there was room": Planted(71, _cast(consumer_broker=_DatesLate)),
-    "numbers kept after a failed batch": Planted(16, _patch(Admission, "withdraw", lambda real: lambda self, accepted: None)),
+    "half a batch kept on a full disk": Planted(0, _patch(LogWriter, "_cut_back", _keeps_what_was_written_of_it), "", _FULL_DISK),
+    "turn dated when there was room": Planted(0, _cast(consumer_broker=_DatesLate), "", _FULL_DISK),
+    "numbers kept after a failed batch": Planted(71, _patch(Admission, "withdraw", lambda real: lambda self, accepted: None)),
     "completion without a token": Planted(1, _completing_without_a_token, "", _STALLS),
     "lost consumer keeps its tasks": Planted(0, _patch(Dispatcher, "_lose", lambda real: lambda self, tasks, outcome, now: None)),
     "ready tasks not queued after a start": Planted(4, _cast(consumer_broker=_NotOfTheDispatcher)),

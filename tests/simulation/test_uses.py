@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -65,6 +66,26 @@ def test_the_plugin_runs_a_test_for_each_seed(pytester: pytest.Pytester) -> None
     )
 
 
+def test_the_plugin_names_the_line_that_runs_a_failure_again(pytester: pytest.Pytester) -> None:
+    """A handler that is not idempotent is found, and the seed that found it finds it alone."""
+    pytester.makepyfile(
+        test_shop="""
+        from jsonqueue.simulation import simulate
+        def test_mail(jsonqueue_seed):
+            sent = []
+            mail = lambda task: sent.append(task.id)
+            verdict = simulate([{"n": n} for n in range(20)], seed=jsonqueue_seed, workers=3, crashes=4, handler=mail)
+            assert verdict.ok, verdict.violation
+            assert len(sent) == len(set(sent))
+        """
+    )
+    plugin = ("-p", "jsonqueue.simulation.pytest_plugin", "-p", "no:cacheprovider")
+    found = pytester.runpytest(*plugin, "--jsonqueue-seeds=20")
+    line = next(line for line in found.outlines if line.startswith("pytest 'test_shop.py::test_mail' --jsonqueue-seed="))
+    _, test, seed = shlex.split(line, comments=True)
+    pytester.runpytest(*plugin, test, seed).assert_outcomes(failed=1)
+
+
 SPEC = """
 tasks = 600
 consumers = 4
@@ -89,6 +110,17 @@ def test_a_workload_is_answered() -> None:
     assert now.retried > 60 > calm.retried == 0
 
 
+def test_an_outage_comes_back_as_a_storm() -> None:
+    """What failed meanwhile is tried again beside what comes anyway: more waits, longer, and some have no attempts left."""
+    workload = parse_workload(SPEC.replace("failure_rate = 0.2", "consumers = 6").replace("consumers = 4\n", ""))
+    calm, storm = answer(workload), answer(workload, outage=0.3)
+    assert storm.verdict.ok, storm.verdict.violation
+    assert (calm.retried, calm.dead) == (0, 0)
+    assert storm.retried > 100
+    assert storm.dead > 0
+    assert storm.deepest > calm.deepest
+
+
 def test_a_workload_that_is_wrong_is_named() -> None:
     """The setting at fault is in the message."""
     with pytest.raises(InvalidConfig, match="per_second"):
@@ -97,9 +129,11 @@ def test_a_workload_that_is_wrong_is_named() -> None:
 
 def test_a_failure_shrinks_to_the_faults_that_matter() -> None:
     """Of all that a seed draws, what is needed to fail is left, and one line repeats it."""
-    bug = BUGS["half a batch kept on a full disk"]
+    bug = BUGS["numbers kept after a failed batch"]
+    assert bug.scenario is None
     with bug.plant() as cast:
         found = run_seed(bug.seed, cast=cast)
+        assert not found.ok
         smaller = shrink(found, cast=cast)
         assert smaller.kind == found.kind
         assert len(smaller.scenario.faults) <= len(found.scenario.faults)

@@ -30,6 +30,13 @@ __all__ = ["simulate"]
 @click.option(
     "--workload", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="TOML", help="Instead: a workload of your own."
 )
+@click.option(
+    "--replay",
+    "recorded",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Instead: fold the logs of a real queue with every check on, then run its work again with --workers.",
+)
 @click.option("--shrink", is_flag=True, help="Reduce a failure to the fewest faults that still fail.")
 @click.option("--log", is_flag=True, help="Print the full trace: two runs of a seed print the same.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a report to be opened in a browser.")
@@ -43,6 +50,7 @@ def simulate(
     swarm: int | None,
     given: str | None,
     workload: Path | None,
+    recorded: Path | None,
     shrink: bool,
     log: bool,
     html: Path | None,
@@ -60,6 +68,8 @@ def simulate(
     console = settings.console
     if workload is not None:
         return _workload(console, workload, seed)
+    if recorded is not None:
+        return _replay(console, recorded, workers, seed)
     if swarm:
         return _swarm(console, range(seed, seed + swarm), shrink=shrink)
     scenario = _given(given) if given else scenario_of(seed, workers=workers, tasks=tasks, drop=drop, crashes=crashes)
@@ -78,20 +88,51 @@ def _given(text: str) -> Scenario:
 
 
 def _workload(console: Console, path: Path, seed: int) -> int:
-    """What a workload does to the queue: as it is, with 5 more workers, and were no attempt to fail."""
-    import msgspec
-
+    """What a workload does to the queue: as it is, with 5 more workers, were no attempt to fail, and with an outage in the middle."""
     from jsonqueue.simulation.workload import answer, parse_workload, without_retries
 
     workload = parse_workload(path.read_text(encoding="utf-8"), source=str(path))
     runs = {"as it is": answer(workload, seed=seed), "5 more workers": answer(workload, seed=seed, more_consumers=5)}
     if workload.failure_rate:
         runs["no failures"] = answer(without_retries(workload), seed=seed)
+    runs["an outage for a tenth of it"] = answer(workload, seed=seed, outage=0.1)
+    return _told(console, runs)
+
+
+def _replay(console: Console, queue_dir: Path, workers: int, seed: int) -> int:
+    """The log of a real queue: whether it keeps every promise, and what other workers or no retries would have made of its work."""
+    from jsonqueue.retry import Never
+    from jsonqueue.simulation.replay import replay, what_if
+    from jsonqueue.simulation.verdict import Violation
+
+    try:
+        replayed = replay(queue_dir)
+    except Violation as error:
+        console.line(f"✗ {error}")
+        return 1
+    if not console.as_json:
+        same = "in the state that a start would find" if replayed.same else "in ANOTHER state than a start would find"
+        folded = f"{plural(replayed.tasks, 'task')}, {plural(replayed.batches, 'batch', 'batches')} of the logs"
+        console.line(f"{folded}: every check holds, {same}")
+        console.line()
+    if not replayed.tasks:
+        return 0 if replayed.same else 1
+    runs = {
+        plural(workers, "worker"): what_if(queue_dir, consumers=workers, seed=seed),
+        "5 more workers": what_if(queue_dir, consumers=workers + 5, seed=seed),
+        "no retries": what_if(queue_dir, consumers=workers, retry=Never(), seed=seed),
+    }
+    return max(_told(console, runs), 0 if replayed.same else 1)
+
+
+def _told(console: Console, runs: dict[str, Answers]) -> int:
+    import msgspec
+
     if console.as_json:
         for name, run in runs.items():
             console.json({"what": name} | {key: value for key, value in msgspec.to_builtins(run).items() if key != "verdict"})
     else:
-        headings = ("what", "workers", "wait p50", "p90", "p99", "most", "busy", "deepest", "drained after", "retries")
+        headings = ("what", "workers", "wait p50", "p90", "p99", "most", "busy", "deepest", "drained", "retries", "dead")
         console.table(headings, [_answers(name, run) for name, run in runs.items()], right=range(1, len(headings)))
     broken = [run.verdict for run in runs.values() if not run.verdict.ok]
     for verdict in broken:
@@ -103,7 +144,7 @@ def _answers(name: str, run: Answers) -> list[str]:
     waits = [duration(run.wait_ms[share]) for share in ("p50", "p90", "p99", "most")]
     return [
         name, count(run.consumers), *waits,
-        f"{run.utilisation:.0%}", count(run.deepest), duration(run.drained_s * 1000), count(run.retried),
+        f"{run.utilisation:.0%}", count(run.deepest), duration(run.drained_s * 1000), count(run.retried), count(run.dead),
     ]  # fmt: skip
 
 

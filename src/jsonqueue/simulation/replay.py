@@ -13,11 +13,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from jsonqueue.retry import RetryPolicy
-from jsonqueue.simulation.meter import percentile
-from jsonqueue.simulation.scenario import Scenario
+from jsonqueue.simulation.scenario import Habits, Scenario
 from jsonqueue.simulation.shadow import Shadow
-from jsonqueue.simulation.verdict import Verdict
 from jsonqueue.simulation.work import Arrival
+from jsonqueue.simulation.workload import Answers, answers_of
 from jsonqueue.simulation.world import World
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.folder import load_config, open_folder
@@ -26,7 +25,7 @@ from jsonqueue.storage.recovery import Loaded, load_state
 from jsonqueue.storage.segments import LogKind, walk
 from jsonqueue.task import Outcome, StoredTask
 
-__all__ = ["Replayed", "WhatIf", "replay", "what_if"]
+__all__ = ["Replayed", "replay", "what_if"]
 
 
 class Replayed(Struct):
@@ -37,14 +36,6 @@ class Replayed(Struct):
     """Batches of both logs that were folded, beyond what queue.json holds already."""
     same: bool
     """Whether the shadow ended in the very state that recovery finds."""
-
-
-class WhatIf(Struct):
-    """A run of the recorded work."""
-
-    verdict: Verdict
-    wait_ms: dict[str, float]
-    drained_s: float
 
 
 def replay(queue_dir: str | Path) -> Replayed:
@@ -79,7 +70,7 @@ def _tasks_in_queue_file(files: Files) -> list[StoredTask]:
         return [task for block in reader.blocks() for task in decode_block(block)]
 
 
-def what_if(queue_dir: str | Path, *, consumers: int, concurrency: int = 1, retry: RetryPolicy | None = None, seed: int = 1) -> WhatIf:
+def what_if(queue_dir: str | Path, *, consumers: int, concurrency: int = 1, retry: RetryPolicy | None = None, seed: int = 1) -> Answers:
     """Run the recorded work again: so many consumers, and this retry policy (None: the queue's own)."""
     files = open_folder(queue_dir, create=False, read_only=True)
     try:
@@ -96,12 +87,10 @@ def what_if(queue_dir: str | Path, *, consumers: int, concurrency: int = 1, retr
         tasks=len(work),
         batch=100,
         spread_us=max([arrival.at_us for arrival in work] or [0]) + 1,
+        habits=Habits(work_us=(0, max([arrival.lasts_us for arrival in work] or [0]))),
         config=replace(config, retry=retry or config.retry, disk_reserve_bytes=0),
     )
-    world = World(seed, scenario, work=work)
-    verdict = world.run()
-    waits = {name: percentile(world.meter.waits_us, share) / 1000 for name, share in (("p50", 0.5), ("p99", 0.99))}
-    return WhatIf(verdict, waits, max([at_us for at_us, _ in world.meter.depth] or [0]) / 1_000_000)
+    return answers_of(World(seed, scenario, work=work))
 
 
 def _arrival(task: StoredTask, began_ms: int) -> Arrival:

@@ -82,6 +82,8 @@ class Habits(Struct, frozen=True, omit_defaults=True):
     """The longest delay."""
     deadline_ms: tuple[int, int] = (20, 3_000)
     """The shortest and the longest deadline."""
+    outage_us: tuple[int, int] = (0, 0)
+    """Every attempt that begins between these two moments fails."""
     asked_us: int = 200_000
     """How long after its arrival a task is asked after, or cancelled, at the latest."""
 

@@ -38,12 +38,12 @@ from jsonqueue.config import Config
 from jsonqueue.errors import InvalidConfig
 from jsonqueue.retry import Exponential, RetryPolicy
 from jsonqueue.simulation.meter import percentile
-from jsonqueue.simulation.scenario import Scenario
+from jsonqueue.simulation.scenario import Habits, Scenario
 from jsonqueue.simulation.verdict import Verdict
 from jsonqueue.simulation.work import Arrival
 from jsonqueue.simulation.world import World
 
-__all__ = ["Answers", "Workload", "answer", "parse_workload", "without_retries"]
+__all__ = ["Answers", "Workload", "answer", "answers_of", "parse_workload", "without_retries"]
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Positive = Annotated[float, Meta(gt=0)]
@@ -96,6 +96,8 @@ class Answers(Struct):
     attempts: int
     retried: int
     """Attempts beyond the first of each task."""
+    dead: int
+    """Tasks whose attempts all failed."""
 
 
 def parse_workload(text: str, *, source: str = "spec.toml") -> Workload:
@@ -109,33 +111,46 @@ def parse_workload(text: str, *, source: str = "spec.toml") -> Workload:
         raise InvalidConfig(f"{source}: {error}") from None
 
 
-def answer(workload: Workload, *, seed: int = 1, more_consumers: int = 0) -> Answers:
-    """Run it, with so many consumers more than it says."""
-    consumers = workload.consumers + more_consumers
+def answer(workload: Workload, *, seed: int = 1, more_consumers: int = 0, outage: float = 0.0) -> Answers:
+    """Run it, with so many consumers more than it says. ``outage``: in this share of its time, in the middle, every attempt fails."""
     work = _work(workload, Random(f"{seed}/workload"))
+    spread_us = max(arrival.at_us for arrival in work) + 1
+    out_us = int(spread_us * (1 - outage) / 2)
     scenario = Scenario(
         publishers=1,
-        consumers=consumers,
+        consumers=workload.consumers + more_consumers,
         concurrency=workload.concurrency,
         tasks=workload.tasks,
         batch=100,
-        spread_us=max(arrival.at_us for arrival in work) + 1,
-        config=Config(retry=workload.retry, attempts_max=workload.attempts_max, disk_reserve_bytes=0),
+        spread_us=spread_us,
+        habits=Habits(outage_us=(out_us, out_us + int(spread_us * outage)), work_us=(0, max(arrival.lasts_us for arrival in work))),
+        config=_config(workload, spread_us),
     )
-    world = World(seed, scenario, work=work)
-    verdict = world.run()
-    meter = world.meter
+    return answers_of(World(seed, scenario, work=work))
+
+
+def _config(workload: Workload, spread_us: int) -> Config:
+    """Checkpoints are not what a workload asks about: of one that takes longer than half an hour, there are a thousand."""
+    flush_ms = max(Config().flush_interval_ms, spread_us // 1_000_000)
+    return Config(retry=workload.retry, attempts_max=workload.attempts_max, flush_interval_ms=flush_ms, disk_reserve_bytes=0)
+
+
+def answers_of(world: World) -> Answers:
+    """Run a world, and say how its work fared."""
+    verdict, meter = world.run(), world.meter
+    consumers, concurrency = world.scenario.consumers, world.scenario.concurrency
     last_us = max([at_us for at_us, _ in meter.depth] or [1])
     return Answers(
         verdict=verdict,
         consumers=consumers,
         wait_ms=_percentiles(meter.waits_us),
         stay_ms=_percentiles(meter.stays_us),
-        utilisation=sum(meter.busy_us.values()) / (consumers * workload.concurrency * max(last_us, 1)),
+        utilisation=sum(meter.busy_us.values()) / (consumers * concurrency * max(last_us, 1)),
         deepest=meter.deepest,
         drained_s=last_us / 1_000_000,
         attempts=meter.attempts,
         retried=meter.attempts - len(meter.waits_us),
+        dead=verdict.totals.dead,
     )
 
 

@@ -297,7 +297,8 @@ class World:
         """What the handler makes of a task: the user's own, or the one that was drawn."""
         if self._handler is not None:
             return self._handler(task)
-        if self._arrivals[task.id].fails(task.attempt):
+        out_us, back_us = self.scenario.habits.outage_us
+        if self._arrivals[task.id].fails(task.attempt) or out_us <= self.scheduler.now_us < back_us:
             return Failure(task.id, task.token, "it failed")
         return Raw(b'{"token":%d}' % task.token) if task.token % 2 else NULL
 

@@ -1,0 +1,56 @@
+"""`jsonqueue simulate`: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from unittest.mock import patch
+
+from cli.calls import call
+from jsonqueue.broker.publisher_broker import PublisherBroker
+from jsonqueue.client.publisher import Publisher
+from jsonqueue.event import Write, Written
+
+
+def test_a_verdict_is_the_last_word() -> None:
+    """Status 0, what happened, and that every promise was kept."""
+    done = call("simulate", "--workers", "3", "--tasks", "40", "--crashes", "2", "--seed", "7")
+    assert done.status == 0, done.out
+    assert "every promise was kept" in done.out.splitlines()[-1]
+
+
+def test_a_broken_promise_is_status_1_and_one_line_repeats_it() -> None:
+    """The line is a command; it fails in the same way."""
+    with patch.object(PublisherBroker, "step", _says_yes):
+        done = call("simulate", "--workers", "2", "--tasks", "20", "--seed", "5")
+        assert done.status == 1
+        assert "✗ not durable" in done.out
+        *_, again = done.out.splitlines()
+        _, _, command = again.partition("again:  jsonqueue ")
+        repeated = call(*command.split())
+    assert (repeated.status, repeated.out) == (1, done.out)
+
+
+def _says_yes(self: PublisherBroker, arrivals: list[tuple[int, object]], send: object) -> None:
+    for peer, write in arrivals:
+        assert isinstance(write, Write)
+        send(peer, Written(write.request, 1))  # type: ignore[operator]
+
+
+def test_a_swarm_sums_up() -> None:
+    """Seeds, events, virtual time against that of a processor."""
+    done = call("simulate", "--json", "--swarm", "3", "--seed", "10")
+    told = json.loads(done.out)
+    assert (told["seeds"], told["failed"]) == (3, 0)
+    assert told["virtual_ms"] > 0 < told["processor_s"]
+
+
+def test_a_real_queue_is_replayed(tmp_path: Path) -> None:
+    """Its logs are checked, and its work is run again with other workers."""
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish_many({"n": n} for n in range(30))
+    done = call("simulate", "--replay", str(tmp_path / "q"), "--workers", "2")
+    assert done.status == 0, done.out
+    assert "30 tasks" in done.out
+    assert "every check holds" in done.out
+    assert "5 more workers" in done.out
