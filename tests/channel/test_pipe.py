@@ -210,6 +210,26 @@ def test_a_send_that_finds_no_room_goes_on_when_there_is_some(ends):
     assert got == framed(body)
 
 
+def test_a_send_waits_behind_what_was_posted(ends):
+    """Whoever blocks does not overtake what could not go out at once; and posting nothing sends nothing."""
+    pipe, raw = ends
+    body = b"x" * (16 << 20)
+    pipe.post()
+    pipe.post(body)
+    assert pipe.pending
+    got = bytearray()
+
+    def read_all() -> None:
+        while len(got) < len(body) + 4 + 8:
+            got.extend(raw.recv(1 << 20))
+
+    reader = threading.Thread(target=read_all)
+    reader.start()
+    pipe.send(b"last", timeout=30)
+    reader.join()
+    assert got == framed(body, b"last")
+
+
 def test_a_frame_that_no_reader_would_take_is_not_sent(ends, monkeypatch):
     """It would cost its sender the connection; nothing of it goes out, and the Pipe still works."""
     monkeypatch.setattr("jsonqueue.channel.pipe.FRAME_MAX_BYTES", 8)

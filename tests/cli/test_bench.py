@@ -81,3 +81,18 @@ def test_a_measurement_prints_its_figures_and_cleans_up(tmp_path: Path, capsys: 
     assert all(figure["value"] > 0 and figure["sync_ms"] > 0 for figure in figures)
     assert not list((tmp_path / "here").iterdir())
     assert plot.read_text().startswith("<svg")
+
+
+@pytest.mark.processes
+def test_what_a_start_and_a_task_cost_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a crash and after a stop, with the memory of each process; and all bytes of a task's life, which are more than its line."""
+    assert run(["bench", "restart", "written", "drain", "--batch", "--tasks", "50", "--folder", str(tmp_path / "here"), "--json"]) == 0
+    figures = {(figure["measure"], figure["name"]): figure for figure in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert figures["restart", "50 waiting, after a crash"]["value"] > 0
+    assert figures["restart", "50 waiting, after a clean stop"]["detail"]["files"]
+    assert {name for measure, name in figures if name.startswith("memory of the")} == {
+        f"memory of the {who}, {what}" for who in ("manager", "publisher broker", "consumer broker") for what in ("empty", "a waiting task")
+    }
+    assert figures["written", "in batches, to the task's own line in the end"]["value"] > 1
+    assert figures["drain", "2 consumers"]["unit"] == "tasks/s"
+    assert not list((tmp_path / "here").iterdir())

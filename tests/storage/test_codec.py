@@ -291,3 +291,9 @@ def test_of_headers_behind_a_torn_one_those_of_the_past_do_not_count() -> None:
         line, _ = encode_batch(b"[]", number=number, epoch=EPOCH, rest=0, at_ms=0, chain=0)
         for blank in (b"\0", b"\n"):
             assert tail_state(blank * 512 + line, 512, Bad("?"), number=FIRST) is state
+
+
+def test_what_only_looks_like_a_header_is_none() -> None:
+    """Its checksum does not fit: it tells nothing of batches elsewhere."""
+    for blank in (b"\0", b"\n"):
+        assert tail_state(blank * 511 + b'\n{"h":"' + b"0" * 66, 512, Bad("?"), number=FIRST) is TailState.TORN
