@@ -172,7 +172,16 @@ def test_functions_fit_on_a_screen_and_files_in_an_evening() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["scripts/run", "scripts/test", "scripts/faults", "scripts/planted-bugs", "scripts/lock", "scripts/lib/environment.sh", ".ci/run"],
+    [
+        "scripts/run",
+        "scripts/test",
+        "scripts/faults",
+        "scripts/planted-bugs",
+        "scripts/mutation-test",
+        "scripts/lock",
+        "scripts/lib/environment.sh",
+        ".ci/run",
+    ],
 )
 def test_scripts_are_whole_and_can_be_run(name: str) -> None:
     """Bash can read them, and whoever clones the project can start them."""
