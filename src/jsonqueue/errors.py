@@ -26,7 +26,6 @@ __all__ = [
     "InvalidHandler",
     "InvalidTask",
     "JsonQueueError",
-    "LeaseLost",
     "LockLost",
     "ManagerRunning",
     "PublishRejected",
@@ -211,14 +210,6 @@ class InvalidHandler(JsonQueueError, ValueError):
     """A handler that cannot be run as asked: not importable, not a function, or not to be found from a child process."""
 
     exit_status = 64
-
-
-class LeaseLost(JsonQueueError):
-    """The task was handed on, or ended, before its consumer settled it; what the consumer said changed nothing."""
-
-    def __init__(self, task_id: str, *, token: int) -> None:
-        super().__init__(f"task {task_id}: token {token} is stale; this outcome was dropped")
-        self.task_id, self.token = task_id, token
 
 
 # ── the disk, and whoever touched it ─────────────────────────────────────────────────────────────────────────────────

@@ -72,7 +72,7 @@ def written(*syncs: bool) -> StillFiles:
     files.thaw((EMPTY,) * len(GROUPS))
     handle = files.open("published-1-1.jsonl", create=True)
     for sync in syncs:
-        files.write(handle, b"abc")
+        files.write_at(handle, files.size(handle), b"abc")
         if sync:
             files.sync(handle)
             files.sync_folder()
@@ -104,6 +104,6 @@ def test_a_second_fsync_after_a_failed_one_means_nothing() -> None:
     files.sync(again)
     assert files.read(again, 0, 99) == b"abcabc"
     assert lost_of(dict(files.changes())[0]).sheets[0].volatile == b"abc"
-    files.write(again, b"xyz")
+    files.write_at(again, files.size(again), b"xyz")
     files.sync(again)
     assert lost_of(dict(files.changes())[0]).sheets[0].volatile == b"abc\0\0\0xyz"

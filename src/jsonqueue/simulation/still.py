@@ -286,17 +286,13 @@ class StillFiles:
 
         return self._do("read", "", act, changes=False)  # type: ignore[no-any-return]
 
-    def write(self, handle: int, data: bytes) -> int:
-        return self._do("write", self._name(handle), lambda: self._write(handle, None, data))  # type: ignore[no-any-return]
-
     def write_at(self, handle: int, offset: int, data: bytes) -> int:
         return self._do("write", self._name(handle), lambda: self._write(handle, offset, data))  # type: ignore[no-any-return]
 
-    def _write(self, handle: int, offset: int | None, data: bytes) -> int:
+    def _write(self, handle: int, at: int, data: bytes) -> int:
         plane, file = self._file(handle, change=True)
         _refuse_poisoned(plane, handle)
         sheet = file.sheet
-        at = len(sheet.volatile) if offset is None else offset
         volatile = sheet.volatile[:at].ljust(at, b"\0") + data + sheet.volatile[at + len(data) :]
         begin, end = sheet.clean
         clean = (begin, max(begin, min(end, at))) if at < end else sheet.clean  # what is written anew will be written back
