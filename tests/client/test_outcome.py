@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 from typing import Any
 
+import orjson
 import pytest
 from msgspec import Raw
 
@@ -49,7 +50,16 @@ def test_an_exception_is_a_failure_with_its_traceback() -> None:
     assert "/outcome.py" not in error
 
 
-@pytest.mark.parametrize(("value", "said"), [({1, 2}, "of type set"), (float("nan"), "not a finite number"), ("x" * 99, "101 bytes")])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({1, 2}, "of type set"),
+        (float("nan"), "not a finite number"),
+        ("x" * 99, "101 bytes"),
+        ([orjson.Fragment(b"{broken")], "is no JSON: JSON is malformed"),
+        (orjson.Fragment(b"1,2"), "is no JSON: JSON is malformed: trailing characters"),
+    ],
+)
 def test_a_result_that_cannot_be_kept_is_a_failure(value: Any, said: str) -> None:
     """It is not dropped, and does not stop the consumer."""
     failure = failed(lambda task: value)

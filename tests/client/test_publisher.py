@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import orjson
 import pytest
 
 from client.fakes import FakeBroker, Peer, Side
@@ -15,7 +17,7 @@ from jsonqueue.client.publisher import Publisher, PublishSummary
 from jsonqueue.client.window import WINDOW
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerUnavailable, InvalidTask, PublishRejected, PublishUnknown, TasksRejected
+from jsonqueue.errors import BadFrame, BrokerUnavailable, InvalidTask, PublishRejected, PublishUnknown, TasksRejected
 from jsonqueue.event import EventOwner, Refusal, Write, Written
 from jsonqueue.storage.locks import hold
 from jsonqueue.storage.recovery import inspect
@@ -99,6 +101,15 @@ def test_what_is_invalid_never_reaches_the_broker(broker: FakeBroker, publisher:
         publisher.publish("x" * 100)
     with pytest.raises(InvalidTask, match="invalid id"):
         publisher.publish(1, id="a b")
+    assert broker.accept().silent()
+
+
+def test_a_fragment_that_is_no_json_never_reaches_the_broker(broker: FakeBroker, publisher: Publisher) -> None:
+    """orjson writes an ``orjson.Fragment`` as it stands: no broker could read the frame, and each would hang up on it."""
+    with pytest.raises(InvalidTask, match=r"the payload is no JSON: .*malformed"):
+        publisher.publish({"a": orjson.Fragment(b"{broken")})
+    with pytest.raises(InvalidTask, match=r"the payload is no JSON: .*trailing characters"):
+        publisher.publish(orjson.Fragment(b'1,"priority":9'))
     assert broker.accept().silent()
 
 
@@ -250,6 +261,28 @@ def test_bad_tasks_do_not_stop_the_good_ones_and_are_all_named(broker: FakeBroke
     assert (caught.value.published, caught.value.count, caught.value.stopped_after) == (2, 3, None)
 
 
+def readable_writes(broker: FakeBroker) -> Iterator[list[bytes]]:
+    """The payloads of each write that can be read; whoever sends another one is hung up on."""
+    peer = broker.accept()
+    while True:
+        try:
+            yield [bytes(task.data) for task in acknowledge(peer).tasks]
+        except BadFrame:
+            peer.hang_up()
+            peer = broker.accept()
+
+
+def test_fragments_that_are_no_json_do_not_stop_the_others(broker: FakeBroker, publisher: Publisher) -> None:
+    """A broker hangs up on the frame that holds one. The next time it goes without."""
+    broken = orjson.Fragment(b"{broken")
+    side = Side(lambda: publisher.publish_many([1, broken, 3, broken, broken, 6], batch_max=3))
+    assert list(islice(readable_writes(broker), 2)) == [[b"1", b"3"], [b"6"]]
+    with pytest.raises(TasksRejected, match="the payload is no JSON") as caught:
+        side.result()
+    assert [rejection.index for rejection in caught.value.rejected] == [1, 3, 4]
+    assert (caught.value.published, caught.value.count, caught.value.stopped_after) == (3, 3, None)
+
+
 def test_a_queue_that_refuses_a_whole_batch_ends_it(broker: FakeBroker, publisher: Publisher) -> None:
     """It is full: to read on would only turn the rest into rejections. The error says how far it got."""
     side = Side(lambda: publisher.publish_many(iter(range(10_000)), batch_max=2))
@@ -305,6 +338,19 @@ def test_without_a_broker_the_folders_own_limits_hold(broker: FakeBroker, publis
     with pytest.raises(InvalidTask, match="takes 5"):
         publisher.publish("123456")
     assert publisher.publish("123").id
+
+
+@pytest.mark.parametrize("texts", [[b"{broken"], [b"1,2"], [b"[1", b"2]"], [b'1},{"id":"x","data":2']])
+def test_without_a_broker_fragments_that_are_no_json_do_not_get_into_the_log(
+    broker: FakeBroker, publisher: Publisher, texts: list[bytes]
+) -> None:
+    """Nobody could read it any more: some of these make JSON of what is around them, and no task of it."""
+    broker.up = False
+    with pytest.raises(TasksRejected, match="the payload is no JSON") as caught:
+        publisher.publish_many([TaskIn(data="before", id="a"), *map(orjson.Fragment, texts), TaskIn(data="after", id="b")])
+    assert (caught.value.published, caught.value.count) == (2, len(texts))
+    publisher.publish("later", id="c")
+    assert list(inspect(publisher.queue_dir).state.tasks) == ["a", "b", "c"]
 
 
 def test_a_held_log_and_no_broker_is_said_when_the_time_is_up(broker: FakeBroker, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 from jsonqueue.client import direct
 from jsonqueue.client.exchange import Exchange, Line, NoAnswer
 from jsonqueue.client.patience import Patience
+from jsonqueue.client.payload import faults_in
 from jsonqueue.client.window import Batch, Window
 from jsonqueue.clock import Clock
 from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, PublishUnknown
-from jsonqueue.event import Write, Written
+from jsonqueue.event import Refusal, Write, Written
 
 __all__ = ["PAUSE_S", "Flow"]
 
@@ -69,7 +70,10 @@ class Flow:
             try:
                 self._over_the_line(enough)
             except ConnectionClosed:
+                lost = [batch for _, batch in self._window.in_flight]
                 self._window.broken()
+                for batch in lost:
+                    self._weed(batch)  # It may have been why: a broker hangs up on whoever sends what is no JSON.
             except BrokerUnavailable as error:
                 self._window.broken()
                 self._directly(error)
@@ -103,12 +107,23 @@ class Flow:
             for answer in answers:
                 self._settle(window.appended(), answer)
             window.burst_over()
+            if not window.empty:
+                self._weed(window.unsent[0])
         elif self._patience.over:
             if window.uncertain:
                 raise PublishUnknown(window.ids, cause="the connection was lost, and no broker came back") from unavailable
             raise unavailable
         else:
             self._pause(PAUSE_S)
+
+    def _weed(self, batch: Batch) -> None:
+        """Take out what is no JSON, and so certainly not stored: with it the others would never get there."""
+        faults = faults_in(task.data for task in batch.tasks)
+        if faults:
+            self._window.without(batch, faults)
+        for place, fault in faults.items():
+            task = batch.tasks[place]
+            self._settle(Batch([task], [batch.indexes[place]], len(memoryview(task.data))), Written(0, 0, refused=[Refusal(0, str(fault))]))
 
     def _settle(self, batch: Batch, answer: Written) -> None:
         self._patience.renew()

@@ -1,14 +1,16 @@
 """From Python values to the JSON bytes that travel, and from there back.
 
 orjson writes users' values: dataclasses, datetimes, UUIDs, enums and numpy arrays come for free. It has one habit a queue must not have: it
-writes NaN and infinity as ``null``, so that what comes out is not what went in. Such a value is refused here, with its place.
+writes NaN and infinity as ``null``, so that what comes out is not what went in. Such a value is refused here, with its place. And it writes
+an ``orjson.Fragment`` as it stands, be it JSON or not: whoever hands its text on alone asks :func:`check_whole`; of many it is asked when a
+frame of theirs came to nothing, and before they are written without a broker, who would not have taken the frame.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -21,11 +23,12 @@ from jsonqueue.core.payload import excess_of
 from jsonqueue.errors import InvalidTask
 from jsonqueue.task import AnyTask, StoredTask, Task
 
-__all__ = ["NULL", "check_limits", "encode_value", "opened"]
+__all__ = ["NULL", "check_limits", "check_whole", "encode_value", "faults_in", "opened"]
 
 NULL = Raw(b"null")
 """The result of a handler that returns nothing."""
 
+_read = msgspec.json.Decoder(Raw).decode
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 _HINT = (
     "JSON has dict (with str keys), list, tuple, str, int (64 bit), float, bool and None; "
@@ -50,6 +53,27 @@ def check_limits(data: bytes, *, what: str, config: Config) -> None:
     excess = excess_of(data, config)
     if excess is not None:
         raise InvalidTask(f"the {what} {excess.words}", hint=excess.hint)
+
+
+def check_whole(data: bytes | Raw, *, what: str) -> None:
+    """Refuse what is no JSON value by itself."""
+    try:
+        _read(data)
+    except msgspec.DecodeError as error:
+        raise InvalidTask(
+            f"the {what} is no JSON: {error}", hint="an orjson.Fragment is written as it stands, and must hold one whole JSON value"
+        ) from None
+
+
+def faults_in(payloads: Iterable[Raw]) -> dict[int, InvalidTask]:
+    """Those, by their place, that are no JSON value by themselves: nothing that holds one can be read."""
+    found: dict[int, InvalidTask] = {}
+    for place, payload in enumerate(payloads):
+        try:
+            check_whole(payload, what="payload")
+        except InvalidTask as error:
+            found[place] = error
+    return found
 
 
 def opened(task: StoredTask) -> AnyTask:

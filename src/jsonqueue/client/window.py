@@ -9,6 +9,7 @@ back to the front of the line, to be sent again under the same ids, which the qu
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import NamedTuple
 
 from jsonqueue.task import StoredTaskIn
@@ -100,6 +101,16 @@ class Window:
         self.uncertain = self.uncertain or bool(self.in_flight)
         self.unsent.extendleft(batch for _, batch in reversed(self.in_flight))
         self.in_flight.clear()
+
+    def without(self, batch: Batch, unfit: Collection[int]) -> None:
+        """The batch, which waits to be sent, goes without the tasks at these places in it."""
+        kept = [place for place in range(len(batch.tasks)) if place not in unfit]
+        tasks = [batch.tasks[place] for place in kept]
+        rest = Batch(tasks, [batch.indexes[place] for place in kept], sum(len(memoryview(task.data)) for task in tasks))
+        place = self.unsent.index(batch)
+        del self.unsent[place]
+        if tasks:
+            self.unsent.insert(place, rest)
 
     # ── without one ──────────────────────────────────────────────────────────────────────────────────────────────────
 
