@@ -24,6 +24,8 @@ _Count = Annotated[int, Meta(ge=1)]
 _Ms = Annotated[int, Meta(ge=1)]
 _Bytes = Annotated[int, Meta(ge=1)]
 
+_FRAME_ROOM_BYTES = 4 * 1024 * 1024
+
 Durability = Literal["power-cut", "process-crash"]
 
 
@@ -64,6 +66,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """A log segment is sealed, at the latest, at this size."""
     durability: Durability = "power-cut"
     """``process-crash`` skips the fsync before each acknowledgement: it survives kill -9, and may lose the last moments in a power cut."""
+
+    @property
+    def frame_max_bytes(self) -> int:
+        """The largest frame that a broker takes of a client: what a batch comes to (1 MiB, and the payload or result that fills it up), and
+        3 MiB for all that is no payload: ids, options, errors, and the tasks that a consumer holds."""
+        return self.payload_max_bytes + _FRAME_ROOM_BYTES
 
 
 def config_from(settings: dict[str, Any], *, source: str = "settings", base: Config | None = None) -> Config:

@@ -15,6 +15,7 @@ import jsonqueue
 from client.fakes import PATIENCE_S, FakeBroker, Peer, Side, assign, delivered, settle, welcome
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.outcome import Cancel, Retry
+from jsonqueue.config import Config
 from jsonqueue.errors import FolderRefused, InvalidHandler, InvalidTask
 from jsonqueue.event import Assign, Complete, EventOwner, Fail, Heartbeat, Join, Return, Revoke, Welcome
 from jsonqueue.task import AnyTask
@@ -274,6 +275,23 @@ def test_outcomes_that_were_not_settled_are_told_again(broker: FakeBroker) -> No
         settle(peer, again)
         gate.let_on()
         assert peer.hear(Complete).ids == ["t2"]
+
+
+def test_a_result_that_is_too_large_for_the_next_broker_has_failed(broker: FakeBroker) -> None:
+    """Its settings were changed: it would hang up on the frame, again and again. The others are said again as they were."""
+    with at_work(broker, lambda task: "x" * (200 * (task.id == "t2"))):
+        peer, _ = welcome(broker)
+        for number in (1, 2):
+            peer.say(assign(number))
+            peer.hear(Complete)
+        broker.config = Config(payload_max_bytes=100)
+        peer.hang_up()
+        peer, join = welcome(broker)
+        assert sorted(join.ids) == ["t1", "t2"]
+        assert peer.hear(Complete).ids == ["t1"]
+        (failure,) = peer.hear(Fail).failures
+        assert (failure.id, failure.token) == ("t2", 102)
+        assert "payload_max_bytes" in failure.error
 
 
 def test_it_works_on_while_there_is_no_broker(broker: FakeBroker) -> None:

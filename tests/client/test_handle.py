@@ -13,8 +13,9 @@ from client.fakes import FakeBroker, Side
 from jsonqueue.client.caller import Caller, caller_of
 from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.publisher import Publisher
+from jsonqueue.config import Config
 from jsonqueue.errors import BrokerUnavailable, InvalidTask, ResultTimeout, TaskFailed, TaskNotFound
-from jsonqueue.event import Cancel, Changed, EventOwner, Look, Replay, Result, Watch
+from jsonqueue.event import Cancel, Changed, EventOwner, Look, Replay, Result, Watch, encode
 from jsonqueue.task import StoredTask, Task, TaskStatus
 
 
@@ -173,6 +174,20 @@ def test_a_cancel_whose_answer_got_lost_was_ours(broker: FakeBroker, handle: Tas
     second = broker.accept()
     second.say(Changed(second.hear(Cancel).request, [], {"a": "already cancelled"}))
     assert side.result() is True
+
+
+def test_many_are_cancelled_some_at_once(broker: FakeBroker, caller: Caller) -> None:
+    """As many as go into a frame that the broker takes; what came of them is told together."""
+    ids = [f"t{number:0>127}" for number in range(20_001)]
+    side = Side(lambda: caller.cancel(ids, reason="\x01" * 65_536))
+    peer = broker.accept()
+    for _ in range(3):
+        cancel = peer.hear(Cancel)
+        assert len(encode(cancel)) < Config(payload_max_bytes=1).frame_max_bytes
+        peer.say(Changed(cancel.request, cancel.ids[:-1], {cancel.ids[-1]: "already completed"}))
+    changed = side.result()
+    assert sorted([*changed.ids, *changed.refused]) == ids
+    assert list(changed.refused) == [ids[9_999], ids[19_999], ids[20_000]]
 
 
 def test_a_dead_letter_is_replayed(broker: FakeBroker, handle: TaskHandle) -> None:

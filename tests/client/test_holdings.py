@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from client.fakes import delivered
 from jsonqueue.client.holdings import FRAME_TASKS, OVERDUE_S, STALL_S, Holdings
+from jsonqueue.client.outcome import cut
 from jsonqueue.client.payload import NULL
-from jsonqueue.event import Complete, Event, Fail, Failure, Return
+from jsonqueue.config import Config
+from jsonqueue.event import Complete, Event, Fail, Failure, Heartbeat, Join, Return, encode
 
 
 def holding(*numbers: int, slots: int = 1) -> Holdings:
@@ -202,6 +204,58 @@ def test_what_gathered_while_there_was_no_wire_is_cut_into_frames() -> None:
     assert [token for frame in frames for token in frame.tokens] == [100 + number for number in range(600)]
     assert all(len(frame.ids) <= FRAME_TASKS for frame in frames)
     assert all(sum(len(bytes(result)) for result in frame.results) < 1024 * 1024 for frame in frames)
+
+
+def test_failures_are_cut_into_frames_by_their_bytes_too() -> None:
+    """The longest words there are, each letter of them six in JSON, are no frame that a broker would not read."""
+    holdings = holding(*range(600))
+    for number in range(600):
+        run(holdings, 0.0, Failure(f"t{number}", 100 + number, cut("\x01" * 20_000)))
+    frames: list[Any] = holdings.pack()
+    assert [failure.token for frame in frames for failure in frame.failures] == [100 + number for number in range(600)]
+    assert max(len(encode(frame)) for frame in frames) < 2**21
+    for number in range(600):
+        holdings.assign([delivered(number)], 0.0)
+        run(holdings, 0.0, Failure(f"t{number}", 100 + number, "short"))
+    assert [len(frame.failures) for frame in holdings.pack()] == [256, 256, 88]  # type: ignore[attr-defined]
+
+
+def test_a_broker_takes_whatever_a_consumer_can_hold() -> None:
+    """Twice as much as a broker gives out, under the longest names: in a Join, a Heartbeat or a Return."""
+    tasks = [structs.replace(delivered(number), id=f"t{number:0>127}", token=2**63 - 1 - number) for number in range(2 * 4_096)]
+    holdings = Holdings(1)
+    holdings.assign(tasks, 0.0)
+    frames = [Heartbeat(*holdings.leased(), 4_096)]
+    holdings.give_back(0.0)
+    frames += holdings.pack()
+    frames += [Join("c" * 128, 2**31, 4_096, *holdings.held())]
+    assert [type(frame) for frame in frames] == [Heartbeat, Return, Join]
+    assert min(len(encode(frame)) for frame in frames) > 2**20
+    assert max(len(encode(frame)) for frame in frames) < Config(payload_max_bytes=1).frame_max_bytes
+
+
+def test_a_result_that_the_next_broker_does_not_take_has_failed() -> None:
+    """Its settings were changed meanwhile. It could not even read the frame, which would be sent again and again; the others stay done."""
+    holdings = holding(*range(5))
+    small, large = Raw(b'"' + b"s" * 98 + b'"'), Raw(b'"' + b"l" * 99 + b'"')
+    for result in (small, large, NULL):
+        run(holdings, 0.0, result)
+    holdings.pack()
+    run(holdings, 0.0, small)
+    kept = holdings.pack()
+    run(holdings, 0.0, large)
+    before = sorted(zip(*holdings.held(), strict=True))
+    holdings.refit(100)
+    assert sorted(zip(*holdings.held(), strict=True)) == before
+    assert list(holdings.unsettled.values()) == kept
+    done, failed = holdings.pack()
+    assert isinstance(done, Complete)
+    assert isinstance(failed, Fail)
+    assert (done.ids, done.results) == (["t0", "t2"], [small, NULL])
+    assert sorted(failure.id for failure in failed.failures) == ["t1", "t4"]
+    assert "101 bytes of JSON, and this queue takes 100 by now" in failed.failures[0].error
+    assert (holdings.stats.completed, holdings.stats.failed) == (3, 2)
+    assert not holdings.unsent
 
 
 def test_a_buffer_stuck_behind_a_long_task_is_given_back() -> None:

@@ -225,6 +225,33 @@ class LeapingClock(SystemClock):
         return self._now_ms
 
 
+def test_a_frame_that_no_broker_takes_goes_in_parts(broker: FakeBroker, publisher: Publisher) -> None:
+    """However many tasks are to go together, and whatever they wait for. What is too large by itself is refused with the reason."""
+    after = tuple(f"{number:0>128}" for number in range(40_000))  # 131 bytes each, and a frame is 4 MiB here
+    tasks = [TaskIn(data=number, id=f"t{number}", after=after[:12_000]) for number in range(5)]
+    tasks[3:3] = [TaskIn(data=0, id="vast", after=after)]
+    side = Side(lambda: publisher.publish_many(tasks, batch_max=100))
+    peer = broker.accept()
+    heard = [[task.id for task in acknowledge(peer).tasks] for _ in range(3)]
+    assert heard == [["t0"], ["t1", "t2"], ["t3", "t4"]]
+    with pytest.raises(TasksRejected, match=r"it comes to a frame of 5,240,\d+ bytes, and the broker takes 4,194,404") as caught:
+        side.result()
+    assert [(rejection.index, rejection.task_id) for rejection in caught.value.rejected] == [(3, "vast")]
+    assert caught.value.published == 5
+
+
+def test_what_was_sent_before_and_is_too_large_by_now_leaves_the_outcome_unknown(broker: FakeBroker, publisher: Publisher) -> None:
+    """The settings were changed between two brokers: the first one may have stored it."""
+    broker.config = Config(payload_max_bytes=2**23)
+    side = Side(lambda: publisher.publish("x" * 5_000_000, id="a"))
+    peer = broker.accept()
+    peer.hear(Write)
+    broker.config = Config(payload_max_bytes=100)
+    peer.hang_up()
+    with pytest.raises(PublishUnknown, match=r"it comes to a frame of 5,000,0\d+ bytes, and the broker takes 4,194,404"):
+        side.result()
+
+
 def test_a_batch_does_not_wait_long_for_more(broker: FakeBroker, tmp_path: Path) -> None:
     """A source that gives a task now and then must not hold back a thousand."""
     publisher = Publisher(tmp_path / "q", connect=broker.connect, clock=LeapingClock())

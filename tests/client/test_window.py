@@ -46,17 +46,17 @@ def test_a_broken_line_puts_everything_back_in_its_order() -> None:
     assert window.ids == ("t0", "t2")
 
 
-def test_a_batch_goes_without_what_is_unfit() -> None:
-    """At its place, with the others as they were; with nothing left of it, not at all."""
+def test_a_batch_goes_in_parts() -> None:
+    """At its place and in its order; what was not among them does not go, nor does a part with nothing in it."""
     three = Batch([TaskIn(id=name, data=Raw(b"1" * size)) for size, name in enumerate("abc", 1)], [4, 5, 6], 6)
     window = Window()
     for one in (batch(0), three, batch(1)):
         window.push(one)
-    window.without(three, {1: "why"})
-    rest = Batch([three.tasks[0], three.tasks[2]], [4, 6], 4)
-    assert list(window.unsent) == [batch(0), rest, batch(1)]
-    window.without(rest, {0: "why", 1: "why"})
-    assert list(window.unsent) == [batch(0), batch(1)]
+    window.replace(three, three.only([0]), three.only([]), three.only([1, 2]))
+    first, rest = Batch(three.tasks[:1], [4], 1), Batch(three.tasks[1:], [5, 6], 5)
+    assert list(window.unsent) == [batch(0), first, rest, batch(1)]
+    window.replace(rest, rest.only([]))
+    assert list(window.unsent) == [batch(0), first, batch(1)]
 
 
 def test_a_line_that_breaks_with_nothing_in_flight_leaves_no_doubt() -> None:

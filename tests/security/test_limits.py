@@ -26,6 +26,7 @@ from jsonqueue.errors import BadFrame, ConnectionClosed
 from jsonqueue.event import (
     Assign,
     Complete,
+    Event,
     EventOwner,
     Fail,
     Failure,
@@ -94,6 +95,35 @@ def test_the_largest_frame_to_the_byte(size: int, taken: bool) -> None:
             pipe.read()
     pipe.close()
     os.close(theirs)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("owner", "event"),
+    [
+        (EventOwner.PUBLISHER, Write(1, [TaskIn(id="large", data=Raw(b"1"))])),
+        (EventOwner.CONSUMER, Join("large", 1, 0)),
+        (EventOwner.CALLER, Look(1, "large")),
+    ],
+)
+def test_a_broker_takes_frames_as_large_as_its_clients_make_to_the_byte(served: Path, owner: EventOwner, event: Event) -> None:
+    """n - 1 and n are taken, n + 1 is not: a payload at its limit and 4 MiB, and no longer whatever any Pipe could carry."""
+    most = Config().frame_max_bytes
+    assert (most, Config(payload_max_bytes=1).frame_max_bytes) == (5 * 2**20, 4 * 2**20 + 1)
+    for size in (most - 1, most):
+        assert _answered(served, owner, encode(event).ljust(size))  # with spaces behind it, it is the same JSON
+    with pytest.raises(ConnectionClosed):
+        _answered(served, owner, encode(event).ljust(most + 1))
+
+
+def _answered(queue_dir: Path, owner: EventOwner, frame: bytes) -> bool:
+    """Whether there is an answer."""
+    pipe, _ = connect(queue_dir, owner, name="large")
+    try:
+        pipe.send(frame)
+        return bool(pipe.receive(30))
+    finally:
+        pipe.close()
 
 
 @pytest.mark.parametrize(("extra", "taken"), [(-1, True), (0, True), (1, False)])

@@ -262,7 +262,7 @@ class _Desk:
 
     def _take_pipe(self) -> Pipe:
         (fd,) = self._control.take_fds(1)
-        return Pipe(fd, pending_max=PEER_PENDING_MAX_BYTES)
+        return Pipe(fd, frame_max=self._start.config.frame_max_bytes, pending_max=PEER_PENDING_MAX_BYTES)
 
     def _tell(self, news: News) -> None:
         try:

@@ -22,6 +22,10 @@ _ANSWER_S = 30.0
 """How long a broker may take over a question that it can answer at once."""
 
 
+_IDS_AT_ONCE = 10_000
+"""They come to 1.3 MB at most."""
+
+
 class Caller:
     """Asks the ConsumerBroker of one queue. Thread-safe; connects when asked something, and anew when the connection breaks."""
 
@@ -41,15 +45,23 @@ class Caller:
 
     def cancel(self, task_ids: Sequence[str], *, reason: str = "cancelled by a caller") -> Changed:
         """Cancel tasks; durable when it returns. ``refused`` says of the others why not."""
-        answer, again = self._ask(lambda request: Cancel(request, list(task_ids), reason))
-        assert isinstance(answer, Changed)
-        return _credit(answer, "already cancelled") if again else answer
+        return self._change(task_ids, lambda request, ids: Cancel(request, ids, reason), done_before="already cancelled")
 
     def replay(self, task_ids: Sequence[str] = ()) -> Changed:
         """Give dead letters another life (no ids: all of them); durable when it returns."""
-        answer, _ = self._ask(lambda request: Replay(request, list(task_ids)))
-        assert isinstance(answer, Changed)
-        return answer
+        return self._change(task_ids, Replay)
+
+    def _change(self, task_ids: Sequence[str], event: Callable[[int, list[str]], Event], *, done_before: str = "") -> Changed:
+        """Ask for a change of these tasks, so many at once as go into a frame; what came of it all. ``done_before``: what is said of a task
+        for which it was done already."""
+        changed = Changed(0, [])
+        for first in range(0, len(task_ids), _IDS_AT_ONCE) or [0]:
+            ids = list(task_ids[first : first + _IDS_AT_ONCE])
+            answer, again = self._ask(lambda request, ids=ids: event(request, ids))  # type: ignore[misc]
+            assert isinstance(answer, Changed)
+            answer = _credit(answer, done_before) if again and done_before else answer
+            changed = Changed(answer.request, changed.ids + answer.ids, changed.refused | answer.refused)
+        return changed
 
     def watch(self, task_id: str, patience: Patience) -> StoredTask | None:
         """The task once it has ended; None: the queue holds none of this id.

@@ -14,13 +14,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from jsonqueue.channel.pipe import Pipe
+from jsonqueue.channel.pipe import FRAME_MAX_BYTES, Pipe
 from jsonqueue.client.patience import Patience
 from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame, ConnectionClosed
 from jsonqueue.event import Event, encode
 
-__all__ = ["Connect", "Exchange", "Line", "NoAnswer"]
+__all__ = ["Connect", "Exchange", "Line", "NoAnswer", "TooLarge"]
 
 Connect = Callable[[float], tuple[Pipe, Config]]
 """Makes a Pipe to the broker, within so many seconds; raises BrokerUnavailable."""
@@ -30,11 +30,19 @@ class NoAnswer(TimeoutError):
     """The asker's patience is over; the question still stands."""
 
 
+class TooLarge(Exception):
+    """A question that no broker would take: nothing of it was sent."""
+
+    def __init__(self, size: int, most: int) -> None:
+        super().__init__(f"it comes to a frame of {size:,} bytes, and the broker takes {most:,}")
+
+
 class Line:
     """One Pipe, from its making to its breaking."""
 
     def __init__(self, pipe: Pipe, config: Config, decode: Callable[[bytes], Any]) -> None:
         self.config = config
+        self._frame_max = min(config.frame_max_bytes, FRAME_MAX_BYTES)
         self._pipe = pipe
         self._decode = decode
         self._changed = threading.Condition()
@@ -43,13 +51,16 @@ class Line:
         self.broken = False
 
     def ask(self, request: int, event: Event, patience: Patience) -> None:
-        """Send a question; its answer is kept until :meth:`answer` fetches it."""
+        """Send a question; its answer is kept until :meth:`answer` fetches it. Raises :class:`ConnectionClosed`, or :class:`TooLarge`."""
+        frame = encode(event)
+        if len(frame) > self._frame_max:
+            raise TooLarge(len(frame), self._frame_max)
         with self._changed:
             if self.broken:
                 raise ConnectionClosed("the connection to the broker is lost")
             self._answers[request] = None
         try:
-            self._pipe.send(encode(event), timeout=patience.left)
+            self._pipe.send(frame, timeout=patience.left)
         except ConnectionClosed:
             self.close()
             raise

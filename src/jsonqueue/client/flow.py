@@ -9,11 +9,11 @@ With no broker running, batches are appended directly, in growing bursts: openin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jsonqueue.client import direct
-from jsonqueue.client.exchange import Exchange, Line, NoAnswer
+from jsonqueue.client.exchange import Exchange, Line, NoAnswer, TooLarge
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.payload import faults_in
 from jsonqueue.client.window import Batch, Window
@@ -84,8 +84,12 @@ class Flow:
         window.connected()
         while (batch := window.head()) is not None:
             request = self._exchange.number()
-            line.ask(request, Write(request, batch.tasks), self._patience)
-            window.sent(request)
+            try:
+                line.ask(request, Write(request, batch.tasks), self._patience)
+            except TooLarge as error:
+                self._cut(batch, str(error))
+            else:
+                window.sent(request)
         if window.in_flight and not enough():
             self._fetch(line)
 
@@ -116,14 +120,27 @@ class Flow:
         else:
             self._pause(PAUSE_S)
 
+    def _cut(self, batch: Batch, why: str) -> None:
+        """It is larger than a broker takes at once: two halves may not be. A task by itself cannot be sent at all."""
+        count = len(batch.tasks)
+        if count > 1:
+            self._window.replace(batch, batch.only(range(count // 2)), batch.only(range(count // 2, count)))
+        elif self._window.uncertain:  # It may have been sent before, to a broker with other settings.
+            raise PublishUnknown(self._window.ids, cause=why)
+        else:
+            self._refuse(batch, {0: why})
+
     def _weed(self, batch: Batch) -> None:
         """Take out what is no JSON, and so certainly not stored: with it the others would never get there."""
         faults = faults_in(task.data for task in batch.tasks)
         if faults:
-            self._window.without(batch, faults)
-        for place, fault in faults.items():
-            task = batch.tasks[place]
-            self._settle(Batch([task], [batch.indexes[place]], len(memoryview(task.data))), Written(0, 0, refused=[Refusal(0, str(fault))]))
+            self._refuse(batch, {place: str(fault) for place, fault in faults.items()})
+
+    def _refuse(self, batch: Batch, reasons: Mapping[int, str]) -> None:
+        """Tasks of a batch, by their place in it, that no broker gets to see; the others go on."""
+        self._window.replace(batch, batch.only(place for place in range(len(batch.tasks)) if place not in reasons))
+        for place, reason in reasons.items():
+            self._settle(batch.only([place]), Written(0, 0, refused=[Refusal(0, reason)]))
 
     def _settle(self, batch: Batch, answer: Written) -> None:
         self._patience.renew()

@@ -16,13 +16,14 @@ another while some other consumer has time. Should one take far longer than fore
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from msgspec import Raw, Struct
 
 from jsonqueue.client.outcome import Current, Verdict
-from jsonqueue.event import Complete, Event, Fail, Failure, Return
+from jsonqueue.core.payload import size_of
+from jsonqueue.event import Complete, Event, Fail, Failure, Return, encode
 from jsonqueue.task import Task
 
 __all__ = ["FRAME_TASKS", "OVERDUE_S", "STALL_S", "ConsumerStats", "Holdings", "Slot"]
@@ -216,32 +217,47 @@ class Holdings:
         want = self.want
         while self._ids:
             frames.append(self._pack_results(want))
-        frames += [
-            Fail(self._request(), self._failures[first : first + FRAME_TASKS], want) for first in range(0, len(self._failures), FRAME_TASKS)
-        ]
+        while self._failures:
+            frames.append(self._pack_failures(want))
         if self._returned or self._farewell:
             frames.append(Return(self._request(), [task.id for task in self._returned], [task.token for task in self._returned], want))
-        self._failures, self._returned, self._farewell, self.unsent = [], [], False, 0
+        self._returned, self._farewell, self.unsent = [], False, 0
         for frame in frames:
             self.unsettled[frame.request] = frame  # type: ignore[attr-defined] # all three kinds have one
         return frames
 
     def _pack_results(self, want: int) -> Event:
         """One frame of results: all there is, or as much of it as a frame should carry."""
-        count = len(self._ids) if not self.frame_full else self._fitting()
+        count = len(self._ids) if not self.frame_full else _fitting(self._results)
         frame = Complete(self._request(), self._ids[:count], self._tokens[:count], self._results[:count], want)
         self._ids, self._tokens, self._results = self._ids[count:], self._tokens[count:], self._results[count:]
-        self._result_bytes = sum(len(memoryview(result)) for result in self._results)
+        self._result_bytes = sum(map(size_of, self._results))
         return frame
 
-    def _fitting(self) -> int:
-        count = size = 0
-        for result in self._results[:FRAME_TASKS]:
-            size += len(memoryview(result))
-            if count and size > _FRAME_BYTES:
-                break
-            count += 1
-        return count
+    def _pack_failures(self, want: int) -> Event:
+        count = _fitting([Raw(encode(failure)) for failure in self._failures[:FRAME_TASKS]])
+        some, self._failures = self._failures[:count], self._failures[count:]
+        return Fail(self._request(), some, want)
+
+    def refit(self, most: int) -> None:
+        """A broker that takes results of at most ``most`` bytes, maybe fewer than the one before: what is larger has failed. In a frame it
+        could be too much for the broker even to read, and would be sent again and again."""
+        for request, frame in list(self.unsettled.items()):
+            if isinstance(frame, Complete) and _largest(frame.results) > most:
+                del self.unsettled[request]
+                self._ids, self._tokens, self._results = self._ids + frame.ids, self._tokens + frame.tokens, self._results + frame.results
+                self.unsent += len(frame.ids)
+        if _largest(self._results) <= most:
+            return
+        outcomes = list(zip(self._ids, self._tokens, self._results, strict=True))
+        small = [outcome for outcome in outcomes if size_of(outcome[2]) <= most]
+        self._ids, self._tokens, self._results = [list(column) for column in zip(*small, strict=True)] or [[], [], []]
+        self._result_bytes = sum(map(size_of, self._results))
+        for task_id, token, result in outcomes:
+            if size_of(result) > most:
+                words = f"its result is {size_of(result):,} bytes of JSON, and this queue takes {most:,} by now (payload_max_bytes)"
+                self._failures.append(Failure(task_id, token, words))
+                self.stats.completed, self.stats.failed = self.stats.completed - 1, self.stats.failed + 1
 
     def _request(self) -> int:
         self._requests += 1
@@ -277,3 +293,18 @@ class Holdings:
                 ids += event.ids
                 tokens += event.tokens
         return ids, tokens
+
+
+def _fitting(texts: Sequence[Raw]) -> int:
+    """How many of these go into one frame."""
+    count = size = 0
+    for text in texts[:FRAME_TASKS]:
+        size += size_of(text)
+        if count and size > _FRAME_BYTES:
+            break
+        count += 1
+    return count
+
+
+def _largest(results: Sequence[Raw]) -> int:
+    return max(map(size_of, results), default=0)

@@ -304,6 +304,7 @@ class Session:
                     return
                 self.config = config
                 self._pipe = pipe
+                self._holdings.refit(config.payload_max_bytes)
                 event = self._membership.join(os.getpid())
                 self._changed.notify()  # a leader for the new Pipe
             self._post(pipe, [event])

@@ -9,7 +9,7 @@ back to the front of the line, to be sent again under the same ids, which the qu
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from jsonqueue.task import StoredTaskIn
@@ -28,6 +28,12 @@ class Batch(NamedTuple):
     tasks: list[StoredTaskIn]
     indexes: list[int]
     bytes: int
+
+    def only(self, places: Iterable[int]) -> Batch:
+        """Those of it that stand at these places in it."""
+        places = list(places)
+        tasks = [self.tasks[place] for place in places]
+        return Batch(tasks, [self.indexes[place] for place in places], sum(len(memoryview(task.data)) for task in tasks))
 
 
 class Window:
@@ -102,15 +108,13 @@ class Window:
         self.unsent.extendleft(batch for _, batch in reversed(self.in_flight))
         self.in_flight.clear()
 
-    def without(self, batch: Batch, unfit: Collection[int]) -> None:
-        """The batch, which waits to be sent, goes without the tasks at these places in it."""
-        kept = [place for place in range(len(batch.tasks)) if place not in unfit]
-        tasks = [batch.tasks[place] for place in kept]
-        rest = Batch(tasks, [batch.indexes[place] for place in kept], sum(len(memoryview(task.data)) for task in tasks))
+    def replace(self, batch: Batch, *parts: Batch) -> None:
+        """In place of this batch, which waits to be sent, these go: those of them in which there is something."""
         place = self.unsent.index(batch)
         del self.unsent[place]
-        if tasks:
-            self.unsent.insert(place, rest)
+        for part in reversed(parts):
+            if part.tasks:
+                self.unsent.insert(place, part)
 
     # ── without one ──────────────────────────────────────────────────────────────────────────────────────────────────
 
