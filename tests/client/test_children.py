@@ -18,11 +18,12 @@ from msgspec import Raw
 from client import handlers_for_children as handlers
 from client.fakes import PATIENCE_S, FakeBroker, Side, assign, delivered, welcome
 from client.test_consumer import at_work, await_beat
+from jsonqueue.client.child import _on_term, _Run, _TimeIsUp
 from jsonqueue.client.children import ChildRunner, says_how
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.handlers import Address, address_of
 from jsonqueue.config import Config
-from jsonqueue.errors import InvalidHandler
+from jsonqueue.errors import ConnectionClosed, InvalidHandler
 from jsonqueue.event import Assign, Complete, EventOwner, Failure, Revoke
 
 
@@ -141,7 +142,30 @@ def test_starting_does_not_count_against_the_time_limit(runners: Callable[..., C
     assert result(runner) == b"42"
 
 
-def test_a_revoked_run_is_killed(tmp_path: Path) -> None:
+def test_a_revoked_run_may_clear_up(tmp_path: Path) -> None:
+    """As at a time limit: SIGTERM, for what it has started too, and `finally` runs. The next task runs in a new child."""
+    broker = FakeBroker(EventOwner.CONSUMER)
+    with at_work(broker, handlers.tidy, isolate=True):
+        peer, _ = welcome(broker)
+        for number in (1, 2):
+            path = tmp_path / f"pids-{number}"
+            peer.say(Assign([delivered(number, f'"{path}"'.encode())]))
+            pids = told(path)
+            peer.say(Revoke([f"t{number}"], [100 + number]))
+            assert told(path.with_name(f"{path.name}.cleared")) == [-signal.SIGTERM, True]
+            await_that(lambda pids=pids: all(gone(pid) for pid in pids))  # type: ignore[misc]
+    broker.close()
+
+
+def test_a_handler_that_clears_up_is_not_told_again() -> None:
+    """SIGTERM may come twice, from within and from the parent: the second one does nothing."""
+    here = _Run(delivered(1), cancelled=True)
+    with pytest.raises(_TimeIsUp):
+        _on_term(here)
+    _on_term(here)
+
+
+def test_a_revoked_run_that_heeds_nothing_is_killed(tmp_path: Path) -> None:
     """And its place is taken by a new child."""
     broker = FakeBroker(EventOwner.CONSUMER)
     with at_work(broker, handlers.hang, isolate=True) as consumer:
@@ -153,6 +177,25 @@ def test_a_revoked_run_is_killed(tmp_path: Path) -> None:
         await_that(lambda: all(gone(pid) for pid in pids))
         await_that(lambda: consumer.stats.stale == 1)
     broker.close()
+
+
+@pytest.mark.parametrize("want", ["a thread", "a reader"])
+def test_a_run_that_cannot_be_told_is_killed(
+    runners: Callable[..., ChildRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, want: str
+) -> None:
+    """No thread is to be had, or the child is stopped and does not read: then without a word."""
+    runner = runners(handlers.hang)
+    side = Side(lambda: error(runner, f'"{tmp_path}/pids"'.encode()))
+    pids = told(tmp_path / "pids")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread") if want == "a thread" else ConnectionClosed("the other end did not read for 1 s")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start" if want == "a thread" else "jsonqueue.channel.pipe.Pipe.send", refuse)
+        runner.kill(101)
+        assert "killed by SIGKILL" in side.result()
+    await_that(lambda: all(gone(pid) for pid in pids))
 
 
 def test_a_kill_for_another_task_harms_nobody(runners: Callable[..., ChildRunner]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,23 +180,45 @@ def test_a_program_that_cannot_be_started_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_a_kill_ends_the_run_of_that_task_only(tmp_path: Path) -> None:
-    running = threading.Event()
-    runner = runner_for("sys.stderr.write('here'); sys.stderr.flush(); import time; time.sleep(600)")
-    start: Callable[..., Any] = runner._start
+    """By SIGTERM, so that it can clear up; one that heeds nothing goes a second later."""
+    ready = tmp_path / "ready"
+    code = f"import signal, sys, time; signal.signal(15, {{}}); open({str(ready)!r}, 'w'); time.sleep(600)"
+    for heeds, said in (
+        ("lambda *_: (sys.stderr.write('cleared up'), sys.exit(3))", "cleared up\nexit status 3"),
+        ("signal.SIG_IGN", "killed by SIGKILL"),
+    ):
+        runner = runner_for(code.format(heeds))
+        side = Side(lambda runner=runner: runner.run(delivered(1)))  # type: ignore[misc]
+        await_that(ready.exists)
+        ready.unlink()
+        runner.kill(100)
+        assert side.running
+        runner.kill(101)
+        assert side.result().error == said
 
-    def observed(task: Any) -> Any:
-        process = start(task)
-        running.set()
-        return process
 
-    runner._start = observed  # type: ignore[method-assign]
+def test_with_no_thread_to_be_had_a_kill_is_without_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And raises nothing, where a consumer reads for all its slots."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    ready = tmp_path / "ready"
+    runner = runner_for(f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(ready)!r}, 'w'); time.sleep(600)")
     side = Side(lambda: runner.run(delivered(1)))
-    assert running.wait(10)
-    await_that(lambda: runner._process is not None)
-    runner.kill(100)
-    assert side.running
+    await_that(ready.exists)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    runner.kill(101)
+    assert side.result().error == "killed by SIGKILL"
+
+
+def test_closing_kills_at_once(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    runner = runner_for(f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(ready)!r}, 'w'); time.sleep(600)")
+    side = Side(lambda: runner.run(delivered(1)))
+    await_that(ready.exists)
     runner.close()
-    assert "killed by SIGKILL" in side.result().error
+    assert side.result().error == "killed by SIGKILL"
 
 
 def test_a_consumer_runs_programs() -> None:

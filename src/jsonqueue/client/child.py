@@ -4,8 +4,8 @@ Its parent starts it with one end of a Pipe and speaks to it as a ConsumerBroker
 ``complete`` or ``fail``. A ``join`` of the child says that the handler is loaded; a ``fail`` without an id instead says why not.
 
 The child never outlives its parent: a thread of its own reads the Pipe, and at its end the whole process group goes, whatever the handler
-is doing. When its time is up its parent says ``revoke``, which raises an exception in the midst of the handler, and sends SIGTERM, for what
-the handler has started; a second later it kills them all.
+is doing. When its time is up, or its task was cancelled, its parent says ``revoke``, which raises an exception in the midst of the handler,
+and sends SIGTERM, for what the handler has started; a second later it kills them all.
 """
 
 from __future__ import annotations
@@ -65,9 +65,15 @@ def _leave_it_to_the_parent(number: int, frame: FrameType | None) -> None:
     """Do nothing."""
 
 
-def _on_term(here: Current, *_: object) -> None:
-    if here.cancelled and here.task is not None:
-        raise _TimeIsUp("its time is up")
+class _Run(Current, eq=False):
+    told: bool = False
+    """The exception was raised. It comes once, however often SIGTERM does: a second one would hit the handler while it clears up."""
+
+
+def _on_term(here: _Run, *_: object) -> None:
+    if here.cancelled and here.task is not None and not here.told:
+        here.told = True
+        raise _TimeIsUp("its time is up, or its task was cancelled")
 
 
 class _TimeIsUp(BaseException):
@@ -94,7 +100,7 @@ def _awaiting(handler: Callable[[Task[Any]], Any]) -> Callable[[Task[Any]], Verd
 
 def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict], limits: Limits | None) -> None:
     tasks: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
-    here = Current()
+    here = _Run()
     running_in(here)
 
     signal.signal(signal.SIGTERM, partial(_on_term, here))
@@ -109,7 +115,7 @@ def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict], limits: Limits | Non
             _say(pipe, Complete(0, [task.id], [task.token], [verdict], 1))
 
 
-def _listen(pipe: Pipe, tasks: queue.SimpleQueue[Task[Any] | None], here: Current) -> None:
+def _listen(pipe: Pipe, tasks: queue.SimpleQueue[Task[Any] | None], here: _Run) -> None:
     decode = decoder_for(EventOwner.CONSUMER_BROKER, values=True)
     try:
         while True:

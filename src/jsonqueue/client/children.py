@@ -1,5 +1,7 @@
 """Runs handlers in child processes, one a slot, which can be killed: at their time limit, or because their task was cancelled.
 
+Either way a handler may clear up first: the child is told by a Revoke, and it and all it started by SIGTERM; a second later SIGKILL comes.
+
 A child stays for many tasks; it is replaced when it was killed or has died. See :mod:`jsonqueue.client.child` for its inside.
 """
 
@@ -35,7 +37,7 @@ _FAREWELL_S = 2.0
 _ORPHAN_LOOKS, _ORPHAN_LOOK_S = 1_000, 0.001
 """Each look reaps an orphan, or waits for one that was killed."""
 GRACE_S = 1.0
-"""Between the SIGTERM at a time limit and the SIGKILL."""
+"""Between the SIGTERM, at a time limit or for a task that was cancelled, and the SIGKILL."""
 
 _BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv.pop()); from jsonqueue.client.child import main; main()"
 
@@ -53,6 +55,7 @@ class ChildRunner:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Pipe | None = None
         self._token = 0
+        self._revoked = False
         self._closed = False
 
     def prepare(self) -> None:
@@ -71,13 +74,35 @@ class ChildRunner:
         try:
             return self._answer(task)
         finally:
-            self._token = 0
+            with self._lock:
+                self._token, revoked, self._revoked = 0, self._revoked, False
+            if revoked and self._process is not None:
+                self._bury()
 
     def kill(self, token: int) -> None:
-        """Kill the child if this is what it runs."""
+        """End the child's run, if this is what it runs, as at a time limit. Never blocks: who calls it reads for all slots."""
         with self._lock:
-            if self._process is not None and token == self._token:
+            if self._process is None or token != self._token or self._revoked:
+                return
+            self._revoked = True
+            try:
+                threading.Thread(target=self._end_revoked, args=(token, self._pipe), name="jsonqueue-revoke", daemon=True).start()
+            except RuntimeError:  # No thread is to be had: then without the grace.
                 kill_group(self._process)
+
+    def _end_revoked(self, token: int, pipe: Pipe) -> None:
+        """Beside the slot's thread, which hears of it from the child, or of the child's end."""
+        if self._revoke(token, pipe) and self._signal(token, signal.SIGTERM):
+            time.sleep(GRACE_S)
+        self._signal(token, signal.SIGKILL)
+
+    def _signal(self, token: int, number: signal.Signals) -> bool:
+        """To the child and all that it started, if this is what it runs; whether it is."""
+        with self._lock:
+            if self._process is None or token != self._token:
+                return False
+            signal_group(self._process, number)
+            return True
 
     def close(self) -> None:
         """End the child: by itself if it is idle, else by force."""
@@ -151,12 +176,20 @@ class ChildRunner:
         """Its time is up: SIGTERM, so that it can clear up, and a moment later SIGKILL, whatever it does. To it and to all it started."""
         assert self._process is not None
         assert self._pipe is not None
-        with suppress(ConnectionClosed):
-            # Among handlers SIGTERM alone means nothing (a service's whole group gets it when it stops).
-            self._pipe.send(encode(Revoke([task.id], [task.token])), timeout=GRACE_S)
+        if self._revoke(task.token, self._pipe):
             signal_group(self._process, signal.SIGTERM)
-            self._pipe.receive(GRACE_S)  # whatever it says now comes too late
+            with suppress(ConnectionClosed):
+                self._pipe.receive(GRACE_S)  # whatever it says now comes too late
         self._bury()
+
+    def _revoke(self, token: int, pipe: Pipe) -> bool:
+        """Tell the child; whether it was there to be told. Among handlers SIGTERM alone means nothing: a service's whole group gets it when
+        it stops."""
+        try:
+            pipe.send(encode(Revoke([""], [token])), timeout=GRACE_S)
+        except ConnectionClosed:
+            return False
+        return True
 
     def _checked(self, task: Task[Any], event: Complete) -> Verdict:
         result = event.results[0]

@@ -56,7 +56,8 @@ class Consumer:
     ``concurrency``: how many at once, in threads; as coroutines if the handler is ``async``; in child processes with ``timeout`` (seconds,
     after which the handler is killed with all it started, and the attempt has failed) or with ``isolate=True`` (no limit, but what crashes
     or hogs the interpreter there hurts nobody here). Child processes find the handler by its name, so it must be a top-level function.
-    ``limits`` bound what such a process may use of the machine; at its ``timeout`` it gets SIGTERM, and a second later SIGKILL.
+    ``limits`` bound what such a process may use of the machine; at its ``timeout``, or when its task was cancelled, it gets SIGTERM, and a
+    second later SIGKILL.
 
     It waits for a broker if there is none, reconnects when one goes, and works on meanwhile. Heartbeats come from beside the handler, so
     however long it takes it keeps its task. How many tasks it holds ahead, it works out from how long they take.

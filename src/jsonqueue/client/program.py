@@ -6,7 +6,8 @@ exit status    outcome
 0              done; the output is the result: as JSON if it is JSON, null if there is none, else as a string
 75             not now (EX_TEMPFAIL): tried again after ``retry_after`` seconds, whatever the retry policy says
 other          failed; the end of the standard error is kept with the task
-killed         the same; so ends a program that runs longer than the time limit, with all that it started
+killed         the same; so ends a program that runs longer than the time limit, or whose task was cancelled, with all that it
+               started: by SIGTERM, and a second later by SIGKILL
 =============  ========================================================================================================
 
 ``JSONQUEUE_TASK_ID`` and ``JSONQUEUE_ATTEMPT`` are in its environment. No shell is involved unless asked for, and nothing of the task ever
@@ -124,14 +125,26 @@ class ProgramRunner:
             _end(process)
 
     def kill(self, token: int) -> None:
-        """Kill the program if this is what it works on."""
-        with self._lock:
-            if self._process is not None and token == self._token:
-                kill_group(self._process)
+        """End the program if this is what it works on, as at a time limit: SIGTERM, a second later SIGKILL. Never blocks."""
+        if self._signal(token, signal.SIGTERM):
+            timer = threading.Timer(GRACE_S, self._signal, (token, signal.SIGKILL))
+            timer.daemon = True
+            try:
+                timer.start()
+            except RuntimeError:  # No thread is to be had: then without the grace.
+                self._signal(token, signal.SIGKILL)
 
     def close(self) -> None:
         """Kill the program, if it runs."""
-        self.kill(self._token)
+        self._signal(self._token, signal.SIGKILL)
+
+    def _signal(self, token: int, number: signal.Signals) -> bool:
+        """To the program and all that it started, if this is what it works on; whether it is."""
+        with self._lock:
+            if self._process is None or token != self._token:
+                return False
+            signal_group(self._process, number)
+            return True
 
     def _start(self, task: Task[Any]) -> subprocess.Popen[bytes]:
         mine = {"JSONQUEUE_TASK_ID": task.id, "JSONQUEUE_ATTEMPT": str(task.attempt)}
