@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import threading
 
 import pytest
@@ -14,6 +16,9 @@ from jsonqueue.config import Config
 from jsonqueue.errors import CorruptQueue, DiskFull, SyncFailed
 from jsonqueue.event import EventOwner
 from jsonqueue.storage.checkpoint import CheckpointDone
+from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.recovery import load_state
+from storage.history import Queue
 
 PUBLISHER, CONSUMER = EventOwner.PUBLISHER_BROKER, EventOwner.CONSUMER_BROKER
 CUT = Rotated(1, progress=(3, 1), published=(5, 1))
@@ -65,7 +70,7 @@ class Stage:
             on_damage=self.damage.append,
         )
 
-    def _checkpoint(self, files, cut, *, config, at_ms) -> CheckpointDone:
+    def _checkpoint(self, files, cut, *, config, at_ms, left) -> CheckpointDone:
         self.folds.append(cut)
         if isinstance(self.outcome, Exception):
             raise self.outcome
@@ -285,3 +290,84 @@ def test_what_looks_like_damage_while_a_broker_restarts_is_looked_at_again(stage
     stage.answer(2)
     stage.fold()
     assert len(stage.damage) == 1
+
+
+class RealStage:
+    """A Checkpointing of real files, whose brokers do what they are asked, and what it tells of who has left."""
+
+    def __init__(self) -> None:
+        self.clock, self.files = FrozenClock(), MemoryFiles()
+        self.queue = Queue(self.files)
+        self.wishes: list = []
+        self.left: dict[str, int] = {}
+        self.damage: list[Exception] = []
+        self.checkpointing = Checkpointing(
+            self.files, Config(), self.clock, Narration("q"), post=self._post, submit=self.wishes.append, on_damage=self.damage.append
+        )  # fmt: skip
+
+    def _post(self, role, order) -> None:
+        if isinstance(order, Forget):
+            self.left |= order.ids
+            self._look_after_a_power_cut(order.ids)
+        elif role is PUBLISHER:
+            self.queue.pub.rotate()
+            self.wishes.append(lambda: self.checkpointing.rotated(PUBLISHER, Rotated(order.request)))
+        else:
+            self.queue.prog.rotate()
+            cut = Rotated(order.request, progress=tuple(self.queue.prog.position), published=tuple(self.queue.pub.position))
+            self.wishes.append(lambda: self.checkpointing.rotated(CONSUMER, cut))
+
+    def _look_after_a_power_cut(self, ids) -> None:
+        disk = copy.deepcopy(self.files)
+        disk.crash()
+        assert not set(ids) & set(load_state(disk).state.tasks), "told before it was durable"
+
+    def attempt(self) -> str:
+        """One checkpoint; why not, if so."""
+        told: list[str] = []
+        self.checkpointing.now(told.append)
+        while not told:
+            self.checkpointing.join()
+            self.wishes.pop(0)()
+        return told[0]
+
+
+def test_who_has_left_is_told_whenever_an_attempt_ends_midway():
+    """In each of its operations something fails that passes: no file may be opened, or a name not be taken away. The next one that
+    succeeds tells who has left, although it may have nothing to fold; else their ids would be duplicates until the brokers start anew."""
+    ended, operation = "", 0
+    while ended or operation == 0:
+        stage = RealStage()
+        stage.queue.publish("a", "b")
+        stage.queue.lease("a")
+        stage.queue.complete("a")
+        assert stage.attempt() == ""
+        stage.queue.retire("a")
+        left = operation
+
+        def fail(number, name):
+            nonlocal left
+            if threading.current_thread().name == "jsonqueue-checkpoint":  # else it is a broker's, who rotates
+                left -= 1
+                if left < 0:
+                    raise OSError(errno.EMFILE, f"too many open files: {name}")
+
+        stage.files.fail = fail
+        ended = stage.attempt()
+        stage.files.fail = lambda number, name: None
+        assert (stage.left == {"a": 1}) is not ended
+        assert stage.attempt() == ""
+        assert stage.left == {"a": 1}, ended
+        assert stage.damage == []
+        operation += 1
+    assert operation > 10
+
+
+def test_a_failed_sync_while_a_broker_restarts_is_no_matter_of_looking_again(stage):
+    """Whatever a starting broker does to its segment, no sync fails of it; and a second one would succeed and mean nothing."""
+    stage.outcome = SyncFailed("no")
+    stage.after(100)
+    stage.answer(1)
+    stage.checkpointing.abandon("the consumer broker died")
+    stage.fold()
+    assert stage.damage == [stage.outcome]

@@ -262,7 +262,7 @@ BUGS = (
         "                self._tell(Waiting(error.message))\n", "                raise error\n"),
     Bug("a broker that no process can be had for ends everything", "want", "broker/crew.py",
         "            if not is_want(error):\n                raise", "            raise"),
-    Bug("a checkpoint that may open no file is damage", "want", "broker/checkpointing.py", " and not is_want(error):", ":"),
+    Bug("a checkpoint that may open no file is damage", "want", "broker/checkpointing.py", " or is_want(error) or (", " or ("),
     Bug("a broker takes clients until it can open nothing", "want", "broker/process.py",
         "self._files_max - _FILES_KEPT:", "self._files_max:"),
     Bug("a desk that can let nobody in looks again at once", "want", "broker/reception.py", "_PAUSE_MS = 200", "_PAUSE_MS = 0"),

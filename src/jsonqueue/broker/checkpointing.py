@@ -3,7 +3,7 @@
 1. The PublisherBroker seals its segment; then the ConsumerBroker seals its own and names its cut. (In this order, so that the cut covers
    what was published before the checkpoint was asked for.)
 2. A thread folds the logs up to the cut into a new queue.json. Both brokers go on meanwhile.
-3. The PublisherBroker hears which ids have left.
+3. The PublisherBroker hears which ids have left: those of earlier attempts too, which may have failed behind the very moment of it.
 
 A broker that dies during 1 ends the attempt. At any later step the files alone say how to go on. Small queues are checkpointed at each
 flush interval in which something happened. For a large one that would be mostly copying: there the logs grow as large as queue.json is, or
@@ -24,7 +24,7 @@ from jsonqueue.broker.restarts import is_want
 from jsonqueue.channel.control import Forget, Order, Rotate, Rotated
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
-from jsonqueue.errors import DiskFull, JsonQueueError, StorageError
+from jsonqueue.errors import DiskFull, JsonQueueError, StorageError, SyncFailed
 from jsonqueue.event import EventOwner
 from jsonqueue.storage.checkpoint import CheckpointDone, Cut, checkpoint, log_bytes
 from jsonqueue.storage.codec import Position
@@ -78,6 +78,8 @@ class Checkpointing:
         """When queue.json was last written anew."""
         self._seen: tuple[object, ...] = ()
         self._last_cut: Cut | None = None
+        self._left: dict[str, int] = {}
+        """Who has left in attempts since the last that succeeded: only the folding thread uses it while there is one."""
         self._waiting: list[Settled] = []
         self._again: list[Settled] = []
         self.count = 0
@@ -179,7 +181,7 @@ class Checkpointing:
     def _fold(self, cut: Cut, began_ms: int) -> None:
         """In its own thread."""
         try:
-            done = checkpoint(self._files, cut, config=self._config, at_ms=self._clock.wall_ms())
+            done = checkpoint(self._files, cut, config=self._config, at_ms=self._clock.wall_ms(), left=self._left)
         except Exception as error:  # noqa: BLE001 - it is judged in the supervisor's thread
             # Bound now: the name ends with this clause, before the other thread gets to it.
             self._submit(lambda error=error: self._failed(error))  # type: ignore[misc]
@@ -188,7 +190,7 @@ class Checkpointing:
 
     def _folded(self, cut: Cut, done: CheckpointDone, began_ms: int) -> None:
         now_ms = self._clock.monotonic_ms()
-        self._last_cut, self._copied_ms = cut, now_ms
+        self._last_cut, self._copied_ms, self._left = cut, now_ms, {}
         self.count += 1 if done.folded else 0
         self.ended_ms, self.took_ms = self._clock.wall_ms(), now_ms - began_ms
         self._due_ms = now_ms + max(self._config.flush_interval_ms, (_SHARE - 1) * self.took_ms)
@@ -208,7 +210,8 @@ class Checkpointing:
             self._say.checkpoint_failed(error)
         self._finish(str(error))
         # A broker that starts replaces its newest segment, maybe just while that was read. What is really damaged is found again.
-        if not self._disturbed and not isinstance(error, DiskFull | OSError) and not is_want(error):
+        passes = isinstance(error, DiskFull | OSError) or is_want(error) or (self._disturbed and not isinstance(error, SyncFailed))
+        if not passes:
             self._on_damage(error if isinstance(error, JsonQueueError) else StorageError(f"the checkpoint failed: {error!r}"))
 
     def _finish(self, why: str) -> None:

@@ -60,9 +60,10 @@ class TaskHandle:
     def cancel(self, reason: str = "cancelled by a caller") -> bool:
         """Cancel the task, whatever it is doing; False when it has ended already.
 
-        Durable when it returns. A handler in a child process gets SIGTERM, and a second later SIGKILL; an ``async`` one is cancelled; one in
-        a thread can look at ``jsonqueue.current().cancelled``; in any case its outcome counts no more. Raises :class:`TaskNotFound`,
-        :class:`BrokerUnavailable`.
+        Durable when it returns. A handler in a child process gets SIGTERM, and SIGKILL a second later; an ``async`` one is cancelled; in a
+        thread it can ask ``jsonqueue.current().cancelled``. Its outcome counts no more.
+
+        Raises :class:`TaskNotFound`, :class:`BrokerUnavailable`.
         """
         changed = self._ask().cancel([self.id], reason=reason)
         return self._did(changed.ids)

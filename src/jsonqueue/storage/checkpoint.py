@@ -51,18 +51,22 @@ class CheckpointDone(NamedTuple):
     """How many batches were folded in, of both logs; 0: there was nothing to do."""
 
 
-def checkpoint(files: Files, cut: Cut, *, config: Config, at_ms: int) -> CheckpointDone:
+def checkpoint(files: Files, cut: Cut, *, config: Config, at_ms: int, left: dict[str, int] | None = None) -> CheckpointDone:
     """Fold both logs up to ``cut`` into a new queue.json. The caller holds ``queue.lock``; brokers may be running.
+
+    ``left``: who left in earlier attempts that came to nothing. One may have come as far as to put its queue.json in place, and then nobody
+    leaves any more: so they are among those who left with this one. It is added to, whatever comes of this one.
 
     Raises :class:`CorruptQueue`, and :class:`~jsonqueue.errors.DiskFull`; the queue is then what it was before.
     """
+    left = {} if left is None else left
     with Generation(files) as present:
         header = present.header
         cut = Cut(max(cut.progress, header.progress_through), max(cut.published, header.published_through))
         if present.reader and cut == (header.progress_through, header.published_through):
-            _clear(files, header)
-            return CheckpointDone({}, header.last_task, present.reader.count, present.reader.size, 0)
-        fold = _Folding(files, present, cut, config, at_ms)
+            _clear(files, header, certain=bool(left))
+            return CheckpointDone(left, header.last_task, present.reader.count, present.reader.size, 0)
+        fold = _Folding(files, present, cut, config, at_ms, left=left)
         fold.run(closed=False)
         spent = [segment for kind in LogKind for segment in needed_of(files, kind, fold.stream.ends[kind].number)[1]]
         _replace(files, present, spent)
@@ -100,9 +104,19 @@ def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -
 class _Folding:
     """One checkpoint on its way, up to the draft."""
 
-    def __init__(self, files: Files, present: Generation, cut: Cut, config: Config, at_ms: int, *, folders: Sequence[str] = ("",)) -> None:
+    def __init__(
+        self,
+        files: Files,
+        present: Generation,
+        cut: Cut,
+        config: Config,
+        at_ms: int,
+        *,
+        folders: Sequence[str] = ("",),
+        left: dict[str, int] | None = None,
+    ) -> None:
         self._files, self._header, self._folders, self._config, self._at_ms = files, present.header, folders, config, at_ms
-        self._left: dict[str, int] = {}
+        self._left = {} if left is None else left
         self._archive = Archive(files, present.header.archive, at_ms=at_ms)
         self.stream = Stream(files, present, cut, retire=self._retire, folders=folders)
 
@@ -179,10 +193,10 @@ def _link_over(files: Files, old: str, new: str) -> None:
     _unlink(files, [draft])  # Where both were names of the same file, rename did nothing.
 
 
-def _clear(files: Files, header: QueueHeader) -> None:
-    """Unlink what an earlier checkpoint, cut short, left over."""
+def _clear(files: Files, header: QueueHeader, *, certain: bool) -> None:
+    """Unlink what an earlier checkpoint, cut short, left over. ``certain``: make its queue.json certain in any case."""
     spent = [segment.name for kind in LogKind for segment in needed_of(files, kind, header.through(kind).number)[1]]
-    if spent:
+    if spent or certain:
         _make_certain(files)
         _unlink(files, spent)
 
