@@ -84,17 +84,20 @@ class TaskNotFound(JsonQueueError, LookupError):
 
 
 class BrokerUnavailable(JsonQueueError, ConnectionError):
-    """No broker is running where one is needed."""
+    """No broker is running where one is needed. ``cause``: what is known of the reason, in the manager's own words if it gave one.
+
+    ``silent``: it only came of time running out, so that whatever was told before is a better reason.
+    """
 
     exit_status = 69
 
-    def __init__(self, queue_dir: str, *, doing: str = "", cause: str = "") -> None:
+    def __init__(self, queue_dir: str, *, doing: str = "", cause: str = "", silent: bool = False) -> None:
         why = f" ({cause})" if cause else ""
         super().__init__(
             f"no broker is running on {queue_dir}{why}{', needed to ' + doing if doing else ''}",
             hint=f"start one with: jsonqueue serve --queue {queue_dir}",
         )
-        self.queue_dir = queue_dir
+        self.queue_dir, self.cause, self.silent = queue_dir, cause, silent
 
 
 class BrokerFailed(JsonQueueError):

@@ -68,7 +68,7 @@ def test_a_broker_that_finds_no_room_to_start_waits_for_some(
         with pytest.raises(BrokerUnavailable, match="is not up: it waits for room on the disk"):
             connect(tmp_path / "queue", client)
         if client is EventOwner.PUBLISHER:
-            with Publisher(manager, timeout=0.1) as publisher, pytest.raises(BrokerUnavailable):
+            with Publisher(manager, timeout=0.1) as publisher, pytest.raises(BrokerUnavailable, match="it waits for room on the disk"):
                 publisher.publish("refused")
         full.unlink()
         ready = _await(manager, lambda status: status.brokers[place].state == "ready").brokers[place]

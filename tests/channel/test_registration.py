@@ -177,8 +177,9 @@ def test_an_answer_that_finds_no_room_goes_out_when_there_is_some():
 
 def test_a_manager_that_hangs_up_or_stays_silent_is_unavailable(tmp_path, listener):
     """A client waits no longer than it said."""
-    with pytest.raises(BrokerUnavailable, match="in time"):
+    with pytest.raises(BrokerUnavailable, match="in time") as caught:
         connect(tmp_path, EventOwner.CALLER, timeout=0.01)
+    assert caught.value.silent
     _await(listener.accept).close()
     thread = answer_one(listener, lambda visitor, request: None)
     with pytest.raises(BrokerUnavailable, match="went away"):

@@ -227,6 +227,21 @@ def test_without_a_broker_the_files_tell(tmp_path: Path) -> None:
         TaskHandle(tmp_path / "q", "b").status()
 
 
+def test_who_waits_for_a_result_is_told_the_last_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that no answer came in the last moment."""
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish(1, id="a")
+    words = [BrokerUnavailable("q", cause="waits for room on the disk")]
+
+    def connect(timeout: float) -> Any:
+        raise words.pop() if words else BrokerUnavailable("q", cause="no answer in time", silent=True)
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(BrokerUnavailable, match="waits for room on the disk"):
+        TaskHandle(tmp_path / "q", "a", caller=Caller(tmp_path / "q", connect=connect)).result(timeout=0.05)
+    assert not words
+
+
 def test_a_result_waits_for_a_broker_to_start(broker: FakeBroker, tmp_path: Path) -> None:
     """As long as its timeout lasts."""
     with Publisher(tmp_path / "q") as publisher:

@@ -183,11 +183,11 @@ class _Visit:
         except ConnectionClosed as error:
             raise self.unavailable(f"the manager went away: {error.message}") from None
         if not frames:
-            raise self.unavailable("the manager did not answer in time")
+            raise self.unavailable("the manager did not answer in time", silent=True)
         return _decode_answer(frames[0])
 
-    def unavailable(self, cause: str) -> BrokerUnavailable:
-        return BrokerUnavailable(self._queue_dir, cause=cause)
+    def unavailable(self, cause: str, *, silent: bool = False) -> BrokerUnavailable:
+        return BrokerUnavailable(self._queue_dir, cause=cause, silent=silent)
 
     def _left(self) -> float:
         return max(0, self._until_ms - _clock.monotonic_ms()) / 1000
@@ -215,7 +215,8 @@ def _call(queue_dir: str, timeout: float) -> socket.socket:
     except BaseException as error:
         caller.close()
         if isinstance(error, OSError):
-            raise BrokerUnavailable(queue_dir, cause=_why(error)) from None
+            # EAGAIN: the time was up while others were waiting to be let in.
+            raise BrokerUnavailable(queue_dir, cause=_why(error), silent=isinstance(error, BlockingIOError)) from None
         raise
     return caller
 

@@ -17,7 +17,7 @@ from typing import Any
 from jsonqueue.channel.pipe import FRAME_MAX_BYTES, Pipe
 from jsonqueue.client.patience import Patience
 from jsonqueue.config import Config
-from jsonqueue.errors import BadFrame, ConnectionClosed
+from jsonqueue.errors import BadFrame, BrokerUnavailable, ConnectionClosed
 from jsonqueue.event import Event, encode
 
 __all__ = ["Connect", "Exchange", "Line", "NoAnswer", "TooLarge"]
@@ -122,7 +122,11 @@ class Exchange:
         with self._making:
             line = self._line
             if line is None or line.broken:
-                line = self._line = Line(*self._connect(patience.left_of(most)), self._decode)
+                try:
+                    line = self._line = Line(*self._connect(patience.left_of(most)), self._decode)
+                except BrokerUnavailable as error:
+                    raise patience.reason(error) from None
+                patience.forget_reason()
             return line
 
     @property

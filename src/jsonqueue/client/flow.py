@@ -115,7 +115,8 @@ class Flow:
                 self._weed(window.unsent[0])
         elif self._patience.over:
             if window.uncertain:
-                raise PublishUnknown(window.ids, cause="the connection was lost, and no broker came back") from unavailable
+                why = f": {unavailable.cause}" if unavailable.cause else ""
+                raise PublishUnknown(window.ids, cause=f"the connection was lost, and no broker came back{why}") from unavailable
             raise unavailable
         else:
             self._pause(PAUSE_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jsonqueue.clock import Clock
+from jsonqueue.errors import BrokerUnavailable
 
 __all__ = ["Patience"]
 
@@ -14,6 +15,7 @@ class Patience:
         self.seconds = seconds
         self._clock = clock
         self._until_ms = 0.0
+        self._told: BrokerUnavailable | None = None
         self.renew()
 
     def renew(self) -> None:
@@ -37,3 +39,14 @@ class Patience:
     def over(self) -> bool:
         """Whether nothing is left."""
         return self.left == 0.0
+
+    def reason(self, error: BrokerUnavailable) -> BrokerUnavailable:
+        """What to give as the reason: this; or what was last told before, if this only came of time running out: at the end of a patience
+        hardly any is left to be told why."""
+        if not error.silent or self._told is None:
+            self._told = error
+        return self._told.with_traceback(None)
+
+    def forget_reason(self) -> None:
+        """There is no reason any more: it worked."""
+        self._told = None
