@@ -12,33 +12,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from msgspec import Raw
+from msgspec.structs import replace
 
-from jsonqueue.broker.consumer_broker import ConsumerBroker
-from jsonqueue.broker.publisher_broker import PublisherBroker
-from jsonqueue.config import Config
+from broker.speech import CONFIG, Audience, said_by
 from jsonqueue.errors import BadFrame
-from jsonqueue.event import (
-    Assign,
-    Cancel,
-    Complete,
-    Event,
-    EventOwner,
-    Fail,
-    Failure,
-    Heartbeat,
-    Join,
-    Look,
-    Mark,
-    Replay,
-    Return,
-    Watch,
-    Write,
-    decoder_for,
-    encode,
-)
+from jsonqueue.event import Assign, Event, EventOwner, Mark, decoder_for, encode
 from jsonqueue.storage.folder import open_folder
-from jsonqueue.task import TaskIn
 
 __all__ = ["Count", "Storm"]
 
@@ -63,30 +42,17 @@ class Count(NamedTuple):
     answers: int
 
 
-class TickingClock:
-    ms = 0
-
-    def wall_ms(self) -> int:
-        return 1_763_000_000_000 + self.ms
-
-    def monotonic_ms(self) -> int:
-        self.ms += 1
-        return self.ms
-
-
 class Storm:
     """Both brokers on files in ``folder``, and what beats upon them. ``decoder``: what takes the frames apart."""
 
     def __init__(self, seed: int, folder: Path, *, decoder: Callable[[EventOwner], Any] = decoder_for) -> None:
         self._chance = Random(seed)
-        self.files, clock = open_folder(folder, create=True), TickingClock()
-        # Nothing waits for the disk, and nothing piles up: what grows is a leak.
-        config = Config(lease_ms=100, finished_keep_max=50, disk_reserve_bytes=0, durability="process-crash", segment_max_bytes=2**30)
+        self.files = open_folder(folder, create=True)
         self._marks: list[Mark] = []
-        self.publisher_broker = PublisherBroker(self.files, clock, config, announce=self._marks.append)
-        self.consumer_broker = ConsumerBroker(self.files, clock, config, chance=Random(seed), is_alive=lambda pid: True)
-        self.publisher_broker.open()
-        self.consumer_broker.open()
+        # Nothing waits for the disk.
+        config = replace(CONFIG, durability="process-crash", segment_max_bytes=2**30)
+        self._audience = Audience(self.files, seed, self._marks.append, config)
+        self.publisher_broker, self.consumer_broker = self._audience.publisher_broker, self._audience.consumer_broker
         self._brokers: dict[EventOwner, Any] = {
             EventOwner.PUBLISHER: self.publisher_broker,
             EventOwner.CONSUMER: self.consumer_broker,
@@ -99,8 +65,7 @@ class Storm:
         self._answers = 0
 
     def close(self) -> None:
-        self.publisher_broker.close()
-        self.consumer_broker.close()
+        self._audience.close()
         self.files.shut()
 
     def rage(self, refused_min: int) -> Count:
@@ -137,34 +102,10 @@ class Storm:
     # ── what is said ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _frames(self, owner: EventOwner) -> list[bytes]:
-        """Some right ones, so that work goes on, each bent in many ways."""
-        frames = []
-        for event in self._events(owner):
-            right = encode(event)
-            frames.append(right)
-            tokens = _TOKENS.findall(right)
-            frames += [self._bent(tokens) for _ in range(_AT_ONCE)]
-        return frames
-
-    def _events(self, owner: EventOwner) -> list[Event]:
-        chance = self._chance
-        pairs = chance.sample(self._held, min(len(self._held), chance.randrange(3)))
-        ids, tokens = [task_id for task_id, _ in pairs], [token for _, token in pairs]
-        name, want = f"t{chance.randrange(2_000)}", chance.randrange(4)
-        if owner is EventOwner.PUBLISHER:
-            after = (f"t{chance.randrange(2_000)}",) if chance.random() < 0.1 else ()
-            return [Write(1, [TaskIn(id=name, data=Raw(b'{"n":[1,"a"]}'), after=after, attempts_max=chance.choice((0, 1)))])]
-        if owner is EventOwner.CALLER:
-            return [chance.choice([Look(1, name), Watch(2, [name] * 2), Cancel(3, [name]), Replay(4, [name])])]
-        failures = [Failure(*pair, "no", retry_after_ms=5) for pair in pairs]
-        results = [Raw(b"null")] * len(ids)
-        says = [
-            Complete(2, ids, tokens, results, want),
-            Fail(3, failures, want),
-            Return(4, ids, tokens, want),
-            Heartbeat(ids, tokens, want),
-        ]
-        return [Join("storm", 1, 3, ids, tokens) if chance.random() < 0.1 else chance.choice(says)]
+        """A right one, so that work goes on, and it bent in many ways."""
+        right = encode(said_by(owner, self._chance, self._held, names=2_000))
+        tokens = _TOKENS.findall(right)
+        return [right, *(self._bent(tokens) for _ in range(_AT_ONCE))]
 
     def _bent(self, tokens: list[bytes]) -> bytes:
         """One to three of its tokens left out, doubled, swapped or replaced; now and then a byte, or the end."""

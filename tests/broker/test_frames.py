@@ -10,48 +10,17 @@ from typing import Any
 
 import msgspec
 import pytest
-from msgspec import Raw
 
-from jsonqueue.broker.consumer_broker import ConsumerBroker
+from broker.speech import Audience, said_by
 from jsonqueue.broker.loop import BrokerLoop
-from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.channel.pipe import Pipe
-from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame, ConnectionClosed
-from jsonqueue.event import (
-    Assign,
-    Cancel,
-    Complete,
-    EventOwner,
-    Fail,
-    Failure,
-    Heartbeat,
-    Join,
-    Look,
-    Mark,
-    Replay,
-    Return,
-    Watch,
-    Write,
-    decoder_for,
-)
+from jsonqueue.event import Assign, Event, EventOwner, Mark, decoder_for, encode
 from jsonqueue.storage.memory import MemoryFiles
-from jsonqueue.task import TaskIn
 
 FRAMES = 6_000
 ODD: list[Any] = [None, 0, -1, 2**53, 2**63, 2**64, 1e308, "", "t1", "\u2028", "x" * 300, [], {}, [[]], True, "..", [None], ["t1"] * 3]
 _decode_told = decoder_for(EventOwner.CONSUMER_BROKER)
-
-
-class TickingClock:
-    ms = 0
-
-    def wall_ms(self) -> int:
-        return 1_763_000_000_000 + self.ms
-
-    def monotonic_ms(self) -> int:
-        self.ms += 1
-        return self.ms
 
 
 class Clients:
@@ -59,16 +28,13 @@ class Clients:
 
     def __init__(self, seed: int) -> None:
         self.chance = Random(seed)
-        files, clock, config = MemoryFiles(), TickingClock(), Config(lease_ms=100, finished_keep_max=50, disk_reserve_bytes=0)
         marks, self.marks = (Pipe(end) for end in Pipe.pair())
-        self.publisher_broker = PublisherBroker(files, clock, config, announce=lambda mark: self.marks.post(msgspec.json.encode(mark)))
-        self.consumer_broker = ConsumerBroker(files, clock, config, chance=Random(seed))
-        self.publisher_broker.open()
-        self.consumer_broker.open()
-        self.loops = {EventOwner.PUBLISHER: BrokerLoop(self.publisher_broker, clock)}
-        self.loops[EventOwner.CONSUMER] = self.loops[EventOwner.CALLER] = BrokerLoop(self.consumer_broker, clock)
+        audience = Audience(MemoryFiles(), seed, lambda mark: self.marks.post(encode(mark)))
+        self.publisher_broker, self.consumer_broker = audience.publisher_broker, audience.consumer_broker
+        self.loops = {EventOwner.PUBLISHER: BrokerLoop(self.publisher_broker, audience.clock)}
+        self.loops[EventOwner.CONSUMER] = self.loops[EventOwner.CALLER] = BrokerLoop(self.consumer_broker, audience.clock)
         self.loops[EventOwner.CONSUMER].listen_to(marks)
-        self.marks.post(msgspec.json.encode(Mark(0, 0)))
+        self.marks.post(encode(Mark(0, 0)))
         self.pipes: dict[EventOwner, Pipe] = {}
         self.attached = 0
         self.tokens: dict[str, int] = {}
@@ -76,7 +42,7 @@ class Clients:
     def say_something(self) -> None:
         owner = self.chance.choice(list(self.loops))
         pipe = self.pipes.get(owner) or self._come_in(owner)
-        frame = self._bent(self._event(owner))
+        frame = self._bent(said_by(owner, self.chance, list(self.tokens.items()) or [("t1", 5)], names=40))
         try:
             with socket.socket(fileno=_copy(pipe)) as raw:
                 raw.sendall(self._framed(frame))
@@ -108,28 +74,7 @@ class Clients:
         while len(self.tokens) > 20:
             del self.tokens[next(iter(self.tokens))]
 
-    def _name(self) -> str:
-        return f"t{self.chance.randrange(40)}"
-
-    def _event(self, owner: EventOwner) -> Any:
-        ids = [self.chance.choice(list(self.tokens) or ["t1"]) for _ in range(self.chance.randrange(3))]
-        tokens = [self.tokens.get(task_id, 5) for task_id in ids]
-        after = (self._name(),) if self.chance.random() < 0.2 else ()
-        attempts, want = self.chance.choice((0, 1)), self.chance.randrange(6)
-        says: dict[EventOwner, list[Any]] = {
-            EventOwner.PUBLISHER: [Write(1, [TaskIn(id=self._name(), data=Raw(b"1"), after=after, attempts_max=attempts)])],
-            EventOwner.CONSUMER: [
-                Join("odd", 1, want, ids, tokens),
-                Complete(2, ids, tokens, [Raw(b"null")] * len(ids), want),
-                Fail(3, [Failure(*pair, "no", retry_after_ms=5) for pair in zip(ids, tokens, strict=True)], want),
-                Return(4, ids, tokens, want),
-                Heartbeat(ids, tokens, want),
-            ],
-            EventOwner.CALLER: [Look(1, self._name()), Watch(2, [self._name()] * 2), Cancel(3, [self._name()]), Replay(4, [self._name()])],
-        }
-        return self.chance.choice(says[owner])
-
-    def _bent(self, event: Any) -> bytes:
+    def _bent(self, event: Event) -> bytes:
         """Most events as they are; the others with a member less, or odd, or with a byte that does not belong there."""
         told = msgspec.json.decode(msgspec.json.encode(event))
         while self.chance.random() < 0.3:
