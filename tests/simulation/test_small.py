@@ -7,7 +7,7 @@ import re
 import pytest
 
 from jsonqueue.errors import SyncFailed
-from jsonqueue.simulation.scopes import SHORT
+from jsonqueue.simulation.scopes import CAP, CAPPED, LONG, SHORT
 from jsonqueue.simulation.small import Faults, Scope, State, explore
 from jsonqueue.simulation.still import EMPTY, GROUPS, StillFiles, cuts_of, lost_of
 from jsonqueue.simulation.verdict import Violation
@@ -27,6 +27,19 @@ def test_no_interleaving_breaks_a_promise(half: int, states_min: int) -> None:
         assert explored.complete, name
         states += explored.states
     assert states >= states_min
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(480)
+def test_three_tasks_and_two_crashes_as_far_as_the_cap() -> None:
+    """Two publishers, two consumers, three tasks, a kill and a power cut: every history of twelve steps, 200,000 distinct states.
+
+    A cap is no end: what takes more steps is not walked. But from each of these states, too, a fair schedule ends with everything done.
+    """
+    explored = explore(LONG[CAPPED], states_max=CAP)
+    assert CAP <= explored.states < CAP + 1_000
+    assert explored.depth > 12
+    assert not explored.complete, "then it belongs to those that are explored to their end"
 
 
 @pytest.mark.parametrize("hole", HOLES, ids=lambda hole: re.sub(r"\W+", "-", f"{hole.hole} {hole.what}".strip()))

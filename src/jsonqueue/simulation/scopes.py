@@ -1,5 +1,5 @@
-"""Which small worlds are explored: each run of the tests walks the first list to its end, ``scripts/small-worlds --long`` the second as far
-as it is told to."""
+"""Which small worlds are explored: each run of the tests walks the first list to its end, and one of the second as far as :data:`CAP`;
+``scripts/small-worlds --long`` walks the second as far as it is told to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from jsonqueue.simulation.small_state import CONFIG, Faults, Scope
 
-__all__ = ["AGAIN", "LONG", "ONE", "SHORT", "THREE", "TWICE"]
+__all__ = ["AGAIN", "CAP", "CAPPED", "LONG", "ONE", "SHORT", "THREE", "TWICE"]
 
 ONE = ((("t1",),),)
 """One publisher, one task."""
@@ -64,3 +64,9 @@ LONG: dict[str, Scope] = {
     "leases that run out, two consumers, a kill": Scope(ONE, 2, Faults(kills=1, ticks=3)),
 }
 """Each is explored as far as one likes."""
+
+CAPPED = "three tasks, two publishers, two consumers, two crashes"
+"""The one of them that each run of the tests walks too, though it has no end in sight."""
+CAP = 200_000
+"""So many distinct states of it. Since the walk is breadth first, that is *every* history of a certain length, and some that are one step longer:
+what takes more steps than that goes unseen, but for the one fair schedule by which each state comes to its end."""
