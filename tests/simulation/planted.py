@@ -161,6 +161,17 @@ def _as_a_hole(what: str) -> Plant:
     return plant
 
 
+def _line(file: str, old: str, new: str) -> Plant:
+    """A line of the source, changed."""
+
+    @contextmanager
+    def plant() -> Iterator[Cast]:
+        with changed(file, old, new):
+            yield PRODUCTION
+
+    return plant
+
+
 class _SyncsLate(ConsumerBroker):
     """Whatever is answered is durable; what nobody is told of waits for the next turn."""
 
@@ -296,32 +307,44 @@ BUGS: dict[str, Planted] = {
     "publish answered without fsync": Planted(0, _patch(LogWriter, "sync", _unsynced(LogKind.PUBLISHED))),
     "outcome answered without fsync": Planted(0, _patch(LogWriter, "sync", _unsynced(LogKind.PROGRESS))),
     "turn without an answer is synced in the next one": Planted(0, _synced_late),
-    "duplicate answered too early": Planted(1, _cast(publisher_broker=_DuplicatesFromTheVolatile), "H2"),
+    "duplicate answered too early": Planted(3, _cast(publisher_broker=_DuplicatesFromTheVolatile), "H2"),
     "mark announced before the fsync": Planted(0, _cast(publisher_broker=_AnnouncesFirst), "H1"),
-    "reader goes beyond the mark": Planted(3, _cast(consumer_broker=_ReadsBeyondTheMark), "H1"),
-    "copied tail without fsync": Planted(4, _patch(LogWriter, "_begin", _within_unsynced), "H3"),
-    "fsync tried again after it failed": Planted(23, _patch(LogWriter, "sync", _swallows_sync_failures), "H4"),
-    "token without a fresh epoch": Planted(2, lambda: _module_patch("jsonqueue.core.dispatching.first_token", _same_epoch_again), "H9"),
-    "ids forgotten too early": Planted(1, _cast(checkpoint=_checkpoint_names_too_many), "H10"),
-    "start does not read again": Planted(15, lambda: _module_patch(("log", "recovery"), None), "H12", _RESTARTS),
+    "reader goes beyond the mark": Planted(2, _cast(consumer_broker=_ReadsBeyondTheMark), "H1"),
+    "copied tail without fsync": Planted(7, _patch(LogWriter, "_begin", _within_unsynced), "H3"),
+    "fsync tried again after it failed": Planted(9, _patch(LogWriter, "sync", _swallows_sync_failures), "H4"),
+    "token without a fresh epoch": Planted(0, lambda: _module_patch("jsonqueue.core.dispatching.first_token", _same_epoch_again), "H9"),
+    "ids forgotten too early": Planted(3, _cast(checkpoint=_checkpoint_names_too_many), "H10"),
+    "start does not read again": Planted(3, lambda: _module_patch(("log", "recovery"), None), "H12", _RESTARTS),
     "rotation without fsync of the folder": Planted(0, _patch(LogWriter, "_create", _within_unsynced_folder), "H15"),
     "start without fsync of the folder": Planted(0, _patch(LogWriter, "_begin", _within_unsynced_folder)),
     "task numbers go on from the log only": Planted(0, _as_a_hole("task numbers go on from the log only"), "H8"),
     "an empty segment is rotated": Planted(0, _as_a_hole("an empty segment is rotated"), "H16"),
-    "folded beyond the cut": Planted(21, _as_a_hole("published batches beyond the cut are folded"), "H18"),
-    "archive not cut": Planted(6, _as_a_hole("the archive is not cut to what is committed of it"), "H19"),
+    "folded beyond the cut": Planted(96, _as_a_hole("published batches beyond the cut are folded"), "H18"),
+    "archive not cut": Planted(99, _as_a_hole("the archive is not cut to what is committed of it"), "H19"),
     "segment deleted whatever it holds": Planted(0, _cast(checkpoint=_checkpoint_unlinks_the_newest), "H17"),
     "checkpoint without fsync of its draft": Planted(0, _patch(QueueWriter, "finish", _within_unsynced)),
-    "checkpoint without fsync of the folder": Planted(1, _cast(checkpoint=_checkpoint_without_folder_sync)),
+    "checkpoint without fsync of the folder": Planted(2, _cast(checkpoint=_checkpoint_without_folder_sync)),
     "half a batch kept on a full disk": Planted(0, _patch(LogWriter, "_cut_back", _keeps_what_was_written_of_it), "", _FULL_DISK),
     "turn dated when there was room": Planted(0, _cast(consumer_broker=_DatesLate), "", _FULL_DISK),
-    "numbers kept after a failed batch": Planted(71, _patch(Admission, "withdraw", lambda real: lambda self, accepted: None)),
+    "numbers kept after a failed batch": Planted(12, _patch(Admission, "withdraw", lambda real: lambda self, accepted: None)),
     "completion without a token": Planted(1, _completing_without_a_token, "", _STALLS),
-    "lost consumer keeps its tasks": Planted(0, _patch(Dispatcher, "_lose", lambda real: lambda self, tasks, outcome, now: None)),
-    "ready tasks not queued after a start": Planted(4, _cast(consumer_broker=_NotOfTheDispatcher)),
-    "dependants never released": Planted(5, _patch(Dependencies, "completed", lambda real: lambda self, task_id: [])),
-    "least urgent first": Planted(2, _patch(ReadyQueue, "take", _least_urgent_first)),
-    "window forgets what was on its way": Planted(0, _patch(Window, "broken", lambda real: lambda self: self.in_flight.clear())),
+    "lost consumer keeps its tasks": Planted(1, _patch(Dispatcher, "_lose", lambda real: lambda self, tasks, outcome, now: None)),
+    "ready tasks not queued after a start": Planted(0, _cast(consumer_broker=_NotOfTheDispatcher)),
+    "dependants never released": Planted(3, _patch(Dependencies, "completed", lambda real: lambda self, task_id: [])),
+    "least urgent first": Planted(3, _patch(ReadyQueue, "take", _least_urgent_first)),
+    "window forgets what was on its way": Planted(3, _patch(Window, "broken", lambda real: lambda self: self.in_flight.clear())),
+    "a revoked run leaves its slot free": Planted(
+        62, _line("client/holdings.py", "if slot.task is None or not slot.cancelled", "if slot.task is None or slot.task")
+    ),
+    "a living consumer is buried": Planted(9, _line("broker/consumer_broker.py", "if not self._is_alive(int(", "if self._is_alive(int(")),
+    "a lease lasts for half its time": Planted(
+        3,
+        _line(
+            "core/dispatching.py",
+            "range(first, self._next_token), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms",
+            "range(first, self._next_token), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms // 2",
+        ),
+    ),
     "newest first": Planted(0, _patch(ReadyQueue, "take", _newest_first)),
 }
 

@@ -261,6 +261,7 @@ class ConsumerClient(_Client):
         self.holdings = Holdings(concurrency)
         self.membership = Membership(self.holdings, name=name.partition(".")[0])
         self._tend_us: int | None = None
+        self._last_link = 0
 
     def kill(self, why: str) -> None:
         self.world.pids.discard(self.pid)
@@ -270,7 +271,12 @@ class ConsumerClient(_Client):
     def pause_us(self) -> int:
         return int(self.membership.next_try() * 1_000_000)
 
+    def has_joined_since(self, link: Link) -> bool:
+        """Whether it has had a later Pipe than this one."""
+        return self._last_link > link.number
+
     def connected(self, link: Link) -> None:
+        self._last_link = link.number
         self.say(self.membership.join(self.pid))
         self._look_after()
 
@@ -320,6 +326,7 @@ class ConsumerClient(_Client):
         task = slot.task
         self.note("failed" if isinstance(verdict, Failure) else "done", "", (task.id,))
         self.world.meter.finished(self.name, task.id, slot.started, self._now)
+        self.world.judge.waste.run_begins_or_ends(self)
         self._start_next(slot, verdict)
         self._leave_if_done()
         self._look_after()

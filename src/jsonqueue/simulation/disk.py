@@ -38,6 +38,8 @@ class Disk(MemoryFiles):
         """How long an operation takes at the moment."""
         self.sync_fails = 0
         """So many of the next syncs fail."""
+        self.full_since_us: int | None = None
+        """Since when somebody else has filled it, if he has."""
 
     def sync_folder(self, name: str = "") -> None:
         """As ever, in an order that no hash seed changes."""
@@ -65,13 +67,15 @@ class Disk(MemoryFiles):
     def _name_of(self, inode: object) -> str:
         return ""
 
-    def fill(self, left: int) -> None:
+    def fill(self, left: int, now_us: int) -> None:
         """Somebody else takes all but so many bytes."""
         self.room = min(self.room, left)
+        self.full_since_us = now_us if self.full_since_us is None else self.full_since_us
 
     def empty(self) -> None:
         """There is room again."""
         self.room = DISK_BYTES
+        self.full_since_us = None
 
 
 class ProcessFiles:

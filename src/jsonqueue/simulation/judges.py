@@ -16,11 +16,15 @@ from jsonqueue.simulation.history import SMALL, History, explained
 from jsonqueue.simulation.shadow import Shadow
 from jsonqueue.simulation.trace import precedes
 from jsonqueue.simulation.verdict import Totals, Violation
+from jsonqueue.simulation.wasted import Waste
 from jsonqueue.storage.checkpoint import final_checkpoint
-from jsonqueue.storage.codec import Position
+from jsonqueue.storage.codec import Batch, Position
 from jsonqueue.storage.log import LogKind, LogReader
 from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.queue_file import read_header
 from jsonqueue.storage.recovery import Loaded, load_state
+from jsonqueue.storage.reserve import RESERVE
+from jsonqueue.storage.stream import ends_of
 from jsonqueue.task import AnyTask, StoredTask, TaskStatus
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ __all__ = ["Judge"]
 
 _COMPARED_EVERY = 97
 """Turns of the ConsumerBroker between two comparisons of its memory with the log."""
+_FULL_KNOWN_US = 600_000
+"""By then a PublisherBroker knows that the disk is full."""
 
 
 class Judge:
@@ -39,16 +45,20 @@ class Judge:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.shadow = Shadow()
+        self.waste = Waste(world)
+        self.shadow = Shadow(self.waste.look)
         self.history = History()
         self.totals = Totals()
         self.acknowledged_ids: set[str] = set()
         self._attempted: set[str] = set()
-        self._born: dict[str, tuple[str, int]] = {}
+        self._born: dict[str, list[tuple[str, int]]] = {}
+        """Id → by whom, and when by its own clock, the task was made known as durable: each task that had this id."""
         self._runs: dict[str, int] = {}
-        durable = DurableView(world.disk)
-        self._published = LogReader(durable, LogKind.PUBLISHED, Position(0, 0))
-        self._progress = LogReader(durable, LogKind.PROGRESS, Position(0, 0))
+        self._durable = DurableView(world.disk)
+        self._published = LogReader(self._durable, LogKind.PUBLISHED, Position(0, 0))
+        self._progress = LogReader(self._durable, LogKind.PROGRESS, Position(0, 0))
+        self._folding: tuple[list[Batch], list[Batch]] = ([], [])
+        """What the last checkpoint of a manager read of both logs that no judge has seen: whoever wrote it died before it could tell."""
         self._last_number: dict[int, int] = {}
         self._turns = 0
 
@@ -66,9 +76,12 @@ class Judge:
             batches = self._published.read_through(Position(mark.number, mark.epoch))
         except JsonQueueError as error:
             raise Violation("not durable", f"{who.name} announces batch {mark.number}: {error}") from error
+        self._add_published(who, batches)
+
+    def _add_published(self, who: Actor, batches: list[Batch]) -> None:
         for batch in batches:
             for task_id in self.shadow.add_published(batch):
-                self._born[task_id] = (who.name, who.clock.get(who.name, 0))
+                self._born.setdefault(task_id, []).append((who.name, who.clock.get(who.name, 0)))
                 if task_id not in self._attempted:
                     raise Violation("unexpected", f"nobody published {task_id}", task_id=task_id)
 
@@ -99,8 +112,32 @@ class Judge:
 
     # ── the brokers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def all_is_folded(self) -> None:
+        """A manager that stops is about to fold both logs to their ends, and to delete them."""
+        disk = self._world.disk
+        ends = ends_of(disk, read_header(disk))
+        read: list[list[Batch]] = []
+        for told, end in ((self._published, ends.published), (self._progress, ends.progress)):
+            reader = LogReader(disk, told.kind, told.position)
+            read.append(reader.read_through(end))
+            reader.close()
+        self._folding = read[0], read[1]
+
+    def _take_what_was_folded(self, who: Actor) -> None:
+        """It counts if the durable queue.json vouches for it. If not, it is in the logs as ever."""
+        (published, progress), self._folding = self._folding, ([], [])
+        header = read_header(self._durable)
+        if published and published[-1].number <= header.published_through.number:
+            self._add_published(who, published)
+            self._published = LogReader(self._durable, LogKind.PUBLISHED, header.published_through)
+        if progress and progress[-1].number <= header.progress_through.number:
+            for batch in progress:
+                self.shadow.add_progress(batch)
+            self._progress = LogReader(self._durable, LogKind.PROGRESS, header.progress_through)
+
     def opened(self, broker: BrokerProcess) -> None:
         """A broker has recovered its log: all of it is durable now."""
+        self._take_what_was_folded(broker)
         if broker.role is EventOwner.PUBLISHER_BROKER:
             self.announced(broker, broker.broker.mark)
         else:
@@ -124,6 +161,8 @@ class Judge:
             return
         self._read_progress(broker)
         self._turns += 1
+        if self._world.disk.full_since_us is not None:
+            self._require_reserve_spent(broker)
         self._world.turned()
         if self._turns % _COMPARED_EVERY == 0:
             self._compare_memory(broker)
@@ -150,6 +189,21 @@ class Judge:
         if batch:
             refused = {refusal.index for refusal in event.refused}
             self._require_stored([task.id for index, task in enumerate(batch) if index not in refused], "is being acknowledged")
+            if len(batch) > len(refused) + len(event.duplicates):
+                self._require_room(broker)
+
+    def _require_room(self, broker: BrokerProcess) -> None:
+        """For new tasks there must be more room than what is set aside; whether there is is looked at twice a second."""
+        disk, reserve = self._world.disk, self._world.config.disk_reserve_bytes
+        known = disk.full_since_us is not None and self._world.scheduler.now_us - disk.full_since_us > _FULL_KNOWN_US
+        if known and disk.free_bytes() < reserve and broker.alive:
+            raise Violation("room", f"{broker.name} takes new tasks in, and of the disk {disk.free_bytes()} bytes are left")
+
+    def _require_reserve_spent(self, broker: BrokerProcess) -> None:
+        """Who waits for room to write down what consumers did has used up what is set aside for that."""
+        reserve = self._world.disk.identity(RESERVE)
+        if reserve is not None and reserve[1] and broker.broker.counters()["stalled"]:
+            raise Violation("room", f"{broker.name} waits for room, and has set {reserve[1]} bytes aside")
 
     def _before_result(self, event: Result) -> None:
         known = self.shadow.status_of(event.id)
@@ -173,13 +227,14 @@ class Judge:
     def runs(self, consumer: ConsumerClient, task: AnyTask) -> None:
         """A handler is started: the task must have been durable before, and whoever runs it must be able to know."""
         self.totals.runs += 1
+        self.waste.run_begins_or_ends(consumer)
         self._runs[task.id] = self._runs.get(task.id, 0) + 1
-        born = self._born.get(task.id)
-        if born is None or not precedes(*born, consumer.clock):
+        if not any(precedes(*born, consumer.clock) for born in self._born.get(task.id, ())):
             raise Violation("acausal", f"{consumer.name} runs {task.id} before it is known to be durable", task_id=task.id)
 
     def says(self, consumer: ConsumerClient, frames: list[Event]) -> None:
         """A consumer tells of outcomes."""
+        self.waste.says(consumer, frames)
         for frame in frames:
             if isinstance(frame, Complete):
                 for task_id in frame.ids:
@@ -221,6 +276,7 @@ class Judge:
         self._world.disk.crash(None)
         files = self._world.disk.copy()
         loaded = load_state(files)
+        self._take_what_was_folded(self._world.manager)
         for batch in self._progress.read_through(loaded.progress):  # sealed outside of a turn, and told to nobody
             self.shadow.add_progress(batch)
         self._check_folds(files, loaded)

@@ -16,7 +16,7 @@ from jsonqueue.simulation.disk import Killed, ProcessFiles
 from jsonqueue.simulation.process import Actor, BrokerProcess
 from jsonqueue.simulation.verdict import Violation
 from jsonqueue.simulation.wire import Link
-from jsonqueue.storage.checkpoint import Cut
+from jsonqueue.storage.checkpoint import CheckpointDone, Cut, final_checkpoint
 
 if TYPE_CHECKING:
     from jsonqueue.simulation.world import World
@@ -26,6 +26,8 @@ __all__ = ["Manager"]
 _ORDER_US = (20, 3_000)
 _SPAWN_US = (200, 8_000)
 _REGISTER_US = (50, 800)
+_GRACE_US, _LEAVE_US = 10_000_000, 2_000_000
+"""How long it waits, at its end, for what consumers hold; and for a broker that has heard enough to say its last."""
 _BROKER = {
     EventOwner.PUBLISHER: EventOwner.PUBLISHER_BROKER,
     EventOwner.CONSUMER: EventOwner.CONSUMER_BROKER,
@@ -42,6 +44,10 @@ class Manager(Actor):
         self._chance = world.chance_of("manager")
         self._last_cut: Cut | None = None
         self._attempt = 0
+        self._stopping = False
+        self.fuse = 0
+        """So many operations of its checkpoints until a broker is killed; 0: none is."""
+        self.victim = 0
         self._seen: list[tuple[int, int]] = []
         """How far the logs were when the last checkpoint began."""
 
@@ -66,6 +72,10 @@ class Manager(Actor):
         self.world.scheduler.after(self._chance.randint(1_000, 20_000), self.world.start_manager)
 
     def _spend(self, spent_us: int) -> None:
+        if self.fuse:
+            self.fuse -= 1
+            if not self.fuse and (brokers := self.world.brokers()):
+                brokers[self.victim % len(brokers)].kill("killed in the midst of a checkpoint")
         if self.alive:
             self.world.operated()
             self.world.scheduler.advance(spent_us)
@@ -79,7 +89,7 @@ class Manager(Actor):
         self.world.scheduler.after(self._chance.randint(*_SPAWN_US), self._spawned, role)
 
     def _spawned(self, role: EventOwner) -> None:
-        if not self.alive or self.world.broker(role) is not None:
+        if not self.alive or self._stopping or self.world.broker(role) is not None:
             return
         if not self.world.lock(role):  # held by an orphan, or by a publisher that appends by itself: it waits
             self.world.scheduler.after(2_000, self._spawned, role)
@@ -90,13 +100,60 @@ class Manager(Actor):
         """One ended: start it anew."""
         self._attempt += 1  # a checkpoint that waited for it is over
         self._seen = []
-        if self.alive:
+        if self.alive and self._stopping:
+            self._go_on_stopping()
+        elif self.alive:
             self.spawn(broker.role)
 
     def both_anew(self) -> None:
         """An fsync failed: what the disk holds is unknown to both, so both start again from it."""
         for broker in self.world.brokers():
             broker.kill("restarted after a failed fsync")
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stop(self) -> None:
+        """SIGTERM. The PublisherBroker ends, then the ConsumerBroker, then both logs are folded; a little later all starts anew."""
+        if self.alive and not self._stopping:
+            self.note("stops")
+            self._stopping = True
+            self._attempt += 1
+            self._go_on_stopping()
+
+    def _go_on_stopping(self) -> None:
+        for role in (EventOwner.PUBLISHER_BROKER, EventOwner.CONSUMER_BROKER):
+            broker = self.world.broker(role)
+            if broker is not None:
+                self._order(broker, lambda broker=broker: broker.stop(_GRACE_US))  # type: ignore[misc]
+                self.world.scheduler.after(_GRACE_US + _LEAVE_US, broker.kill, "it did not stop in time")
+                return
+        self.world.scheduler.after(self._chance.randint(*_ORDER_US), self._fold_all)
+
+    def _fold_all(self) -> None:
+        """The last checkpoint, with nobody left who writes."""
+        if not self.alive:
+            return
+        if self.world.folding or not self.world.lock(EventOwner.PUBLISHER_BROKER):
+            self.world.scheduler.after(1_000, self._fold_all)
+            return
+        self.world.folding = True
+        self.world.judge.all_is_folded()
+        try:
+            done = final_checkpoint(self.files, config=self.world.config, at_ms=self.world.clock.wall_ms())
+        except Killed:
+            return
+        except CorruptQueue as error:
+            raise Violation("refused", f"the last checkpoint takes the queue for damaged: {error}") from error
+        except (StorageError, OSError) as error:
+            self.note("not folded", str(error))  # nothing is lost: the next start reads the logs
+        else:
+            self.note("checkpoint", f"the last: {done.tasks} tasks, {len(done.left)} left")
+        finally:
+            self.world.folding = False
+        self.note("ends")
+        self.alive = False
+        self.files.dead = True
+        self.world.scheduler.after(self._chance.randint(1_000, 20_000), self.world.start_manager)
 
     # ── clients ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -108,7 +165,7 @@ class Manager(Actor):
         broker = self.world.broker(_BROKER[owner])
         if not client.alive:
             return
-        if not self.alive or broker is None or not broker.opened:
+        if not self.alive or self._stopping or broker is None or not broker.opened:
             answer(None)
             return
         link = self.world.make_link(client, broker)
@@ -121,7 +178,7 @@ class Manager(Actor):
         self.world.scheduler.after(self.world.config.flush_interval_ms * 1000, self._begin_checkpoint)
 
     def _begin_checkpoint(self) -> None:
-        if not self.alive:
+        if not self.alive or self._stopping:
             return
         self._attempt += 1
         attempt = self._attempt
@@ -173,6 +230,10 @@ class Manager(Actor):
             self.world.folding = False
         self._last_cut = cut
         self.note("checkpoint", f"{done.tasks} tasks, {len(done.left)} left")
+        self.world.scheduler.after(self._chance.randint(*_ORDER_US), self._tell_what_left, done)
+
+    def _tell_what_left(self, done: CheckpointDone) -> None:
+        """From the thread of the checkpoint back in its own: the PublisherBroker may be another one by now."""
         broker = self.world.broker(EventOwner.PUBLISHER_BROKER)
         left = iter(done.left.items())
         while broker is not None and (some := dict(islice(left, 50_000))):

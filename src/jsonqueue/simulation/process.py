@@ -28,6 +28,9 @@ __all__ = ["Actor", "BrokerProcess"]
 _TURN_US, _EVENT_US = 15, 3
 """What a turn costs of a processor, and each event in it: measured on the real ones."""
 
+_DRAIN_MS = 1_000
+"""What a broker has, at its end, to serve what has come already: as the real one."""
+
 _DAY_MS = 86_400_000
 """A look at the wall clock each second would be most of what happens in a slow world. Where it jumps, the world says so."""
 
@@ -85,6 +88,8 @@ class BrokerProcess(Actor):
         """Killed while it was in the midst of something; it ends at its next operation."""
         self.fuse = 0
         """So many operations until it is killed; 0: it is not."""
+        self._leaving_us: int | None = None
+        """Until when it waits, at most, for what consumers hold, before it ends; None: it stays."""
         self._busy = False
         self._again = False
         self._wake_us: int | None = None
@@ -136,15 +141,33 @@ class BrokerProcess(Actor):
 
     def kill(self, why: str = "killed") -> None:
         """kill -9: at once, or, when it is in the midst of something, at its next operation."""
-        if not self.alive:
-            return
-        self.note("dies", why)
+        if self.alive:
+            self._end("dies", why)
+
+    def _end(self, how: str, why: str = "") -> None:
+        self.note(how, why)
         self.alive = False
         self.files.dead = True
         self.doomed = True
         for link in self.links.values():
             link.close(self)
         self.world.broker_gone(self)
+
+    def stop(self, grace_us: int) -> None:
+        """End in order: hand out nothing more, hear what becomes of what is out there, say what is to be said."""
+        self._leaving_us = self.world.scheduler.now_us + grace_us
+        if self.role is EventOwner.CONSUMER_BROKER:
+            self.broker.drain()
+        self.world.scheduler.after(grace_us, self.wake, 0)
+
+    def _leave_if_done(self) -> None:
+        if self._leaving_us is None:
+            return
+        unsettled = self.broker.unsettled if self.role is EventOwner.CONSUMER_BROKER else 0
+        if not unsettled or self.world.scheduler.now_us >= self._leaving_us:
+            self.loop.drain(_DRAIN_MS)
+            self.broker.close()
+            self._end("ends")
 
     def _spend(self, spent_us: int) -> None:
         if self.fuse:
@@ -259,6 +282,7 @@ class BrokerProcess(Actor):
 
     def _turn(self) -> None:
         self.loop.turn(0)
+        self._leave_if_done()
 
     def stepped(self, arrivals: int) -> None:
         """The broker has taken a step."""
@@ -309,5 +333,7 @@ class _Observed:
             self._process.sends(peer, event)
             send(peer, event)
 
+        if self.role is EventOwner.CONSUMER_BROKER:
+            self._process.world.judge.waste.hears(arrivals)
         self._process.broker.step(arrivals, say)
         self._process.stepped(len(arrivals))

@@ -26,10 +26,12 @@ FAULTS: dict[str, str] = {
     "kill publisher broker": "kill -9; the manager starts another",
     "kill consumer broker": "kill -9; the manager starts another",
     "kill manager": "kill -9; the brokers notice and end, then all three start again",
+    "stop manager": "SIGTERM: the brokers end in order, all is folded into queue.json; a little later everything starts again",
     "kill consumer": "kill -9 of a consumer, whatever it runs; another one takes its place",
     "stop consumer": "SIGTERM of a consumer: it ends what it runs, says so, leaves; another one takes its place",
     "kill publisher": "kill -9 of a publisher; it comes back and publishes what was not acknowledged under the same ids",
     "kill at operation": "kill -9 of a broker in the midst of its n-th disk operation from now",
+    "kill in checkpoint": "kill -9 of a broker while queue.json is written, at the n-th operation of that",
     "power cut": "the whole machine goes dark, and comes back with what the disk has kept",
     "power cut at operation": "the same, in the midst of the n-th disk operation from now",
     "stall consumer": "a consumer stands still (SIGSTOP), and goes on later as if nothing had been",
@@ -49,7 +51,7 @@ class Fault(Struct, frozen=True, omit_defaults=True):
     at_us: int
     kind: str
     target: int = 0
-    """Which of its kind, where there are several."""
+    """Which of its kind, where there are several. (A "full disk" of 2 has next to no room left, one of 0 or 1 some.)"""
     amount: int = 0
     """How long (µs), how far (ms, for a clock), which operation."""
 
@@ -86,6 +88,12 @@ class Habits(Struct, frozen=True, omit_defaults=True):
     """Every attempt that begins between these two moments fails."""
     asked_us: int = 200_000
     """How long after its arrival a task is asked after, or cancelled, at the latest."""
+    again: float = 0.0
+    """Share of the tasks whose id is published again, up to four times: a duplicate, or, once the first has left the queue, a new task."""
+    again_us: int = 0
+    """How long after its arrival, at the latest."""
+    data_bytes: int = 0
+    """The longest payload, beyond a few bytes."""
 
 
 class Scenario(Struct, frozen=True, omit_defaults=True):
@@ -123,6 +131,7 @@ class Scenario(Struct, frozen=True, omit_defaults=True):
         attempts = 6
         waits_us = 1_000 * (_longest_wait_ms(self.config.retry) + 2 * self.config.lease_ms)
         asked_us = 6 * self.habits.asked_us  # the last question is asked by then
+        asked_us += self.habits.again_us
         return 600 * SECOND_US + asked_us + 1_000 * self.habits.delay_ms + attempts * (self.tasks * self.habits.work_us[1] + waits_us)
 
 
@@ -212,6 +221,7 @@ def draw(seed: int) -> Scenario:
     tasks = chance.choice((6, 12, 24, 40, 80))
     spread_us = chance.choice(pace.spreads_us)
     consumers = chance.randint(1, pace.consumers_max)
+    habits = _draw_habits(chance, pace)
     return Scenario(
         publishers=chance.randint(1, 3),
         consumers=consumers,
@@ -219,10 +229,10 @@ def draw(seed: int) -> Scenario:
         tasks=tasks,
         batch=chance.choice((1, 3, 10)),
         spread_us=spread_us,
-        habits=_draw_habits(chance, pace),
+        habits=habits,
         weather=_draw_weather(chance, pace),
-        faults=_draw_faults(chance, pace, spread_us, consumers),
-        config=_draw_config(chance, pace),
+        faults=_draw_faults(chance, pace, spread_us + habits.again_us, consumers),
+        config=_draw_config(chance, pace, habits),
         patience_us=pace.patience_us,
         direct=chance.random() < 0.3,
         read_us=chance.choice((0, 0, 30, 300)),
@@ -235,6 +245,7 @@ def _on(chance: Random, share: float) -> float:
 
 
 def _draw_habits(chance: Random, pace: _Pace) -> Habits:
+    again = _on(chance, 0.8) if chance.random() < 0.5 else 0.0
     return Habits(
         work_us=chance.choice(pace.works_us),
         failing=_on(chance, 0.4),
@@ -249,6 +260,9 @@ def _draw_habits(chance: Random, pace: _Pace) -> Habits:
         delay_ms=pace.delay_ms,
         deadline_ms=pace.deadline_ms,
         asked_us=pace.asked_us,
+        again=again,
+        again_us=3_000 * min(pace.keeps_ms) if again else 0,
+        data_bytes=chance.choice((0, 0, 0, 300, 3_000)),
     )
 
 
@@ -263,13 +277,13 @@ def _draw_weather(chance: Random, pace: _Pace) -> Weather:
     return weather if pace is _MILLISECONDS else replace(weather, duplicate=0.0)
 
 
-def _draw_config(chance: Random, pace: _Pace) -> Config:
+def _draw_config(chance: Random, pace: _Pace, habits: Habits) -> Config:
     return Config(
         retry=chance.choice(pace.retries),
         attempts_max=chance.choice((2, 5, 1_000)),
         lease_ms=chance.choice(pace.leases_ms),
         flush_interval_ms=chance.choice(pace.flushes_ms),
-        finished_keep_ms=chance.choice(pace.keeps_ms),
+        finished_keep_ms=min(pace.keeps_ms) if habits.again else chance.choice(pace.keeps_ms),
         finished_keep_max=100_000,
         dead_keep_ms=pace.dead_keep_ms,
         segment_max_bytes=chance.choice((4_096, 16_384)),
@@ -290,6 +304,7 @@ def draw_fault(chance: Random, kind: str, end_us: int, consumers: int, pace: _Pa
     """A fault of this kind, some time before the end."""
     amount = {
         "kill at operation": chance.randint(1, 25),
+        "kill in checkpoint": chance.randint(1, 25),
         "power cut at operation": chance.randint(1, 25),
         "stall consumer": chance.randint(1_000, pace.consumer_stalls_us),
         "stall broker": chance.randint(1_000, pace.spells_us),
@@ -297,5 +312,6 @@ def draw_fault(chance: Random, kind: str, end_us: int, consumers: int, pace: _Pa
         "slow disk": chance.randint(1_000, pace.spells_us),
         "clock jump": chance.choice((-86_400_000, -5_000, -100, 100, 5_000)),
     }.get(kind, 0)
-    target = chance.randrange(consumers) if "consumer" in kind and "broker" not in kind else chance.randrange(2)
+    targets = consumers if "consumer" in kind and "broker" not in kind else 3 if kind == "full disk" else 2
+    target = chance.randrange(targets)
     return Fault(chance.randrange(end_us), kind, target, amount)

@@ -68,5 +68,5 @@ LONG: dict[str, Scope] = {
 CAPPED = "three tasks, two publishers, two consumers, two crashes"
 """The one of them that each run of the tests walks too, though it has no end in sight."""
 CAP = 200_000
-"""So many distinct states of it. Since the walk is breadth first, that is *every* history of a certain length, and some that are one step longer:
-what takes more steps than that goes unseen, but for the one fair schedule by which each state comes to its end."""
+"""So many distinct states of it. Since the walk is breadth first, that is *every* history of a certain length, and some that are one step
+longer: what takes more steps than that goes unseen, but for the one fair schedule by which each state comes to its end."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from jsonqueue.core.records import Completed, Died, Leased, Progress, Replayed, Retired, decode_progress, decode_published
@@ -30,7 +30,9 @@ class Ended(NamedTuple):
 class Shadow:
     """See the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Callable[[Progress, Batch], None] = lambda record, batch: None) -> None:
+        """``look``: is shown each record of the progress log with its batch, before it is applied."""
+        self._look = look
         self.state = QueueState()
         self.published = Position(0, 0)
         self.progress = Position(0, 0)
@@ -92,6 +94,7 @@ class Shadow:
             raise Violation("acausal", f"progress batch {batch.number} rests on published batch {batch.after.number}, which is not durable")
         for record in decode_progress(batch.records):
             self._check(record)
+            self._look(record, batch)
             try:
                 self.state.apply(record, at_ms=batch.at_ms)
             except BrokenHistory as error:

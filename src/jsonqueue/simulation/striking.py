@@ -32,6 +32,10 @@ def _light_fuse(world: World, fault: Fault) -> None:
         brokers[fault.target % len(brokers)].fuse = fault.amount
 
 
+def _light_fuse_of_the_checkpoint(world: World, fault: Fault) -> None:
+    world.manager.fuse, world.manager.victim = fault.amount, fault.target
+
+
 def _light_power_fuse(world: World, fault: Fault) -> None:
     world.power_fuse = fault.amount
 
@@ -55,7 +59,8 @@ def _fail_sync(world: World) -> None:
 
 
 def _fill_disk(world: World, fault: Fault) -> None:
-    world.disk.fill(world.life_chance.randrange(3_000))
+    left = world.life_chance.randrange(3_000)
+    world.disk.fill(left // 30 if fault.target == 2 else left, world.scheduler.now_us)
     world.scheduler.after(fault.amount, world.disk.empty)
 
 
@@ -77,10 +82,12 @@ _STRIKE: dict[str, Callable[[World, Fault], None]] = {
     "kill publisher broker": lambda world, fault: _kill_broker(world, EventOwner.PUBLISHER_BROKER),
     "kill consumer broker": lambda world, fault: _kill_broker(world, EventOwner.CONSUMER_BROKER),
     "kill manager": lambda world, fault: world.manager.kill(),
+    "stop manager": lambda world, fault: world.manager.stop(),
     "kill consumer": lambda world, fault: world.lose_consumer(world.consumers[fault.target % len(world.consumers)], "killed"),
     "stop consumer": lambda world, fault: world.consumers[fault.target % len(world.consumers)].leave(),
     "kill publisher": lambda world, fault: world.lose_publisher(fault.target % len(world.publishers)),
     "kill at operation": _light_fuse,
+    "kill in checkpoint": _light_fuse_of_the_checkpoint,
     "power cut": lambda world, fault: world.cut_power(),
     "power cut at operation": _light_power_fuse,
     "stall consumer": _stall_consumer,

@@ -29,6 +29,8 @@ class Arrival(Struct, frozen=True, omit_defaults=True):
     after: str = ""
     data: bytes = b"null"
     attempts_max: int = 0
+    again_us: tuple[int, ...] = ()
+    """So long after its arrival its id is published again."""
 
     def fails(self, attempt: int) -> bool:
         """Whether this attempt fails."""
@@ -63,6 +65,7 @@ def drawn_work(scenario: Scenario, chance: Random) -> list[Arrival]:
 
 def _drawn(scenario: Scenario, chance: Random, at_us: int, publisher: int, number: int) -> Arrival:
     habits, attempts_max = scenario.habits, scenario.config.attempts_max
+    again = habits.again and chance.random() < habits.again  # no chance is spent on what is off: so older scenarios stay what they were
     return Arrival(
         at_us=at_us,
         lasts_us=chance.randint(*habits.work_us),
@@ -73,8 +76,13 @@ def _drawn(scenario: Scenario, chance: Random, at_us: int, publisher: int, numbe
         delay_ms=chance.randrange(habits.delay_ms) if chance.random() < habits.delayed else 0,
         deadline_ms=chance.randint(*habits.deadline_ms) if chance.random() < habits.deadlines else 0,
         after=f"t{chance.randint(1, number - 1)}" if number > 1 and chance.random() < habits.dependent else "",
-        data=b'{"n":%d}' % number,
+        data=_data(number, chance.randrange(habits.data_bytes) if habits.data_bytes else 0),
+        again_us=tuple(sorted(chance.randrange(habits.again_us) for _ in range(chance.randint(1, 4)))) if again else (),
     )
+
+
+def _data(number: int, more_bytes: int) -> bytes:
+    return b'{"n":%d,"more":"%s"}' % (number, b"." * more_bytes) if more_bytes else b'{"n":%d}' % number
 
 
 def _failures(habits: Habits, chance: Random) -> int:

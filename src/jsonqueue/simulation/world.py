@@ -259,6 +259,8 @@ class World:
         for task_id, arrival in self._arrivals.items():
             writes.setdefault((arrival.at_us, arrival.publisher % self.scenario.publishers), []).append(task_id)
             self._plan_questions(task_id, arrival.at_us, chance)
+            for wait_us in arrival.again_us:
+                self._come(arrival.at_us + wait_us, self._publish, arrival.publisher % self.scenario.publishers, [task_id])
         for (at_us, publisher), ids in writes.items():
             self._come(at_us, self._publish, publisher, ids)
         for _ in range(habits.replays):
@@ -319,7 +321,9 @@ class World:
         return f"{base}.{self._lives[base]}"
 
     def start_manager(self) -> None:
-        """A manager comes up."""
+        """A manager comes up, unless there is one by now."""
+        if self.actors and self.manager.alive:
+            return
         self.manager = Manager(self, self._name("manager"))
         self.manager.start()
 

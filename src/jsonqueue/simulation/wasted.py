@@ -1,0 +1,150 @@
+"""The judge of wasted work: a task is handed out again for a cause, and for a cause alone.
+
+At least once is what is promised, and none of the other judges minds a task that runs ten times: all that is durable is right. So this one
+counts. A task has at most one lease more than there were causes to end one, and each cause must be real: a lease that was *lost* had a
+consumer that died, or whose Pipe ended; one that *expired* had not been renewed for its time; what was *returned* or *failed* somebody has
+said so of. And a consumer that has no time for a task gives it back once or twice, not ten times a second for as long as a run lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from jsonqueue.core.records import Failed, Leased, Progress, Replayed, Retired, Unleased
+from jsonqueue.event import Event, Fail, Heartbeat, Join, Return
+from jsonqueue.simulation.verdict import Violation
+from jsonqueue.storage.codec import Batch
+from jsonqueue.task import Outcome
+
+if TYPE_CHECKING:
+    from jsonqueue.simulation.clients import ConsumerClient
+    from jsonqueue.simulation.wire import Link
+    from jsonqueue.simulation.world import World
+
+__all__ = ["Waste"]
+
+_GIVEN_BACK_MAX = 3
+"""So often a consumer may misjudge how long a run takes, before that run ends."""
+
+
+class _Lease(NamedTuple):
+    token: int
+    at_ms: int
+    epoch: int
+    consumer: ConsumerClient | None
+    """Who got it, if it was still there by then."""
+    link: Link | None
+    """The Pipe that it had then."""
+
+
+class Waste:
+    """Sees what consumers say, what the ConsumerBroker hears, and each record of the log."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        scenario = world.scenario
+        # By a clock that jumps nobody can tell how long a lease lasted.
+        self._clock_is_true = all(fault.kind != "clock jump" for fault in scenario.faults)
+        # What the wire doubles or turns around comes back, and is sent again: no real Pipe does either.
+        self._wire_is_true = not (scenario.weather.duplicate or scenario.weather.reorder)
+        self._leases: dict[str, _Lease] = {}
+        self._granted: dict[str, int] = {}
+        self._causes: dict[str, int] = {}
+        self._given_up: set[int] = set()
+        self._heard_ms: dict[int, int] = {}
+        """Token → when its consumer last listed it. One that is listed no more may run out at any time: nobody knows of it."""
+        self._listed: dict[int, frozenset[int]] = {}
+        self._given_back: dict[str, int] = {}
+
+    # ── consumers ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run_begins_or_ends(self, consumer: ConsumerClient) -> None:
+        """From here on it knows better how long its runs take."""
+        self._given_back.pop(consumer.name, None)
+
+    def says(self, consumer: ConsumerClient, events: Iterable[Event]) -> None:
+        """What a consumer says, not all of which will arrive."""
+        for event in events:
+            if isinstance(event, Fail):
+                self._given_up.update(failure.token for failure in event.failures)
+            elif isinstance(event, Return):
+                self._given_up.update(event.tokens)
+                if event.tokens and self._wire_is_true and not consumer.membership.stopping:
+                    self._count_what_comes_back(consumer, event)
+
+    def _count_what_comes_back(self, consumer: ConsumerClient, event: Return) -> None:
+        times = self._given_back[consumer.name] = self._given_back.get(consumer.name, 0) + 1
+        if times > _GIVEN_BACK_MAX:
+            why = f"{consumer.name} gives tasks back for the {times}th time, and none of its runs has begun or ended since the first"
+            raise Violation("wasted", why, task_id=event.ids[0])
+
+    # ── the broker ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hears(self, arrivals: Iterable[tuple[int, Event]]) -> None:
+        """What arrives at the ConsumerBroker, and on which Pipe: what is listed lasts for another lease."""
+        now_ms = self._world.clock.wall_ms()
+        for peer, event in arrivals:
+            if isinstance(event, (Heartbeat, Join)):
+                listed = frozenset(event.tokens)
+                self._heard_ms.update(dict.fromkeys(self._listed.get(peer, frozenset()) - listed, 0))
+                self._heard_ms.update(dict.fromkeys(listed, now_ms))
+                self._listed[peer] = listed
+
+    def look(self, record: Progress, batch: Batch) -> None:
+        """A record of the log, before it is applied."""
+        if isinstance(record, Leased):
+            self._lease(record, batch)
+        elif isinstance(record, Unleased):
+            for task_id in record.ids:
+                self._require_cause(task_id, record.outcome, batch)
+                self._count_cause(task_id)
+        elif isinstance(record, Failed):
+            self._require_cause(record.id, Outcome.FAILED, batch)
+            self._count_cause(record.id)
+        elif isinstance(record, Replayed):
+            for task_id in record.ids:
+                self._count_cause(task_id)
+        elif isinstance(record, Retired):
+            for task_id in record.ids:  # its id may come again, as another task
+                self._granted.pop(task_id, None)
+                self._causes.pop(task_id, None)
+
+    def _lease(self, record: Leased, batch: Batch) -> None:
+        pid = int(record.consumer.rpartition("@")[2])
+        consumer = next((consumer for consumer in self._world.consumers if consumer.pid == pid and consumer.alive), None)
+        link = consumer.link if consumer is not None else None
+        for token, task_id in enumerate(record.ids, record.first):
+            self._leases[task_id] = _Lease(token, batch.at_ms, batch.epoch, consumer, link)
+            granted = self._granted[task_id] = self._granted.get(task_id, 0) + 1
+            causes = self._causes.get(task_id, 0)
+            if granted > 1 + causes:
+                raise Violation("wasted", f"{task_id} is handed out for the {granted}th time, for {causes} causes", task_id=task_id)
+
+    def _count_cause(self, task_id: str) -> None:
+        self._causes[task_id] = self._causes.get(task_id, 0) + 1
+
+    def _require_cause(self, task_id: str, outcome: Outcome, batch: Batch) -> None:
+        lease = self._leases.get(task_id)
+        if lease is None:
+            return
+        if outcome is Outcome.EXPIRED:
+            self._require_silence(task_id, lease, batch.at_ms)
+        elif outcome is Outcome.LOST and self._wire_is_true and not _is_lost(lease, batch.epoch):
+            raise Violation("wasted", f"{task_id} was taken for lost, and its consumer is there as ever", task_id=task_id)
+        elif outcome in {Outcome.RETURNED, Outcome.FAILED} and lease.token not in self._given_up:
+            raise Violation("wasted", f"{task_id} is {outcome}, and nobody has said so", task_id=task_id)
+
+    def _require_silence(self, task_id: str, lease: _Lease, at_ms: int) -> None:
+        silent_ms, lease_ms = at_ms - self._heard_ms.get(lease.token, lease.at_ms), self._world.config.lease_ms
+        if self._clock_is_true and silent_ms < lease_ms * 2 // 3:
+            why = f"the lease of {task_id} expired, and was renewed {silent_ms} ms before: it lasts for {lease_ms}"
+            raise Violation("wasted", why, task_id=task_id)
+
+
+def _is_lost(lease: _Lease, epoch: int) -> bool:
+    """Whether its consumer has died, or been parted from the broker that granted it, or, by a later one, been heard of without it."""
+    consumer, link = lease.consumer, lease.link
+    if consumer is None or link is None or not consumer.alive:
+        return True
+    return not link.open if epoch == lease.epoch else consumer.has_joined_since(link)
