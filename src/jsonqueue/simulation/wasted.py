@@ -3,7 +3,7 @@
 At least once is what is promised, and none of the other judges minds a task that runs ten times: all that is durable is right. So this one
 counts. A task has at most one lease more than there were causes to end one, and each cause must be real: a lease that was *lost* had a
 consumer that died, or whose Pipe ended; one that *expired* had not been renewed for its time; what was *returned* or *failed* somebody has
-said so of. And a consumer that has no time for a task gives it back once or twice, not ten times a second for as long as a run lasts.
+said so of. Attempts are counted anew, and nothing is tried again before its time. And a consumer that has no time for a task gives it back once or twice, not ten times a second for as long as a run lasts.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class Waste:
         self._leases: dict[str, _Lease] = {}
         self._granted: dict[str, int] = {}
         self._causes: dict[str, int] = {}
+        self._attempts: dict[str, int] = {}
+        """Attempts that count, by the records alone."""
+        self._not_before_ms: dict[str, int] = {}
         self._given_up: set[int] = set()
         self._heard_ms: dict[int, int] = {}
         """Token → when its consumer last listed it. One that is listed no more may run out at any time: nobody knows of it."""
@@ -98,17 +101,22 @@ class Waste:
         elif isinstance(record, Unleased):
             for task_id in record.ids:
                 self._require_cause(task_id, record.outcome, batch)
-                self._count_cause(task_id)
+                self._count_cause(task_id, record.counted)
         elif isinstance(record, Failed):
             self._require_cause(record.id, Outcome.FAILED, batch)
             self._count_cause(record.id)
+            self._not_before_ms[record.id] = record.retry_at_ms
         elif isinstance(record, Replayed):
             for task_id in record.ids:
                 self._count_cause(task_id)
+                self._attempts.pop(task_id)
+                self._not_before_ms.pop(task_id, None)
         elif isinstance(record, Retired):
             for task_id in record.ids:  # its id may come again, as another task
                 self._granted.pop(task_id, None)
                 self._causes.pop(task_id, None)
+                self._attempts.pop(task_id, None)
+                self._not_before_ms.pop(task_id, None)
 
     def _lease(self, record: Leased, batch: Batch) -> None:
         pid = int(record.consumer.rpartition("@")[2])
@@ -121,13 +129,21 @@ class Waste:
             if granted > 1 + causes:
                 raise Violation("wasted", f"{task_id} is handed out for the {granted}th time, for {causes} causes", task_id=task_id)
 
-    def _count_cause(self, task_id: str) -> None:
+            early_ms = self._not_before_ms.get(task_id, 0) - batch.at_ms
+            if early_ms > 0 and self._clock_is_true:
+                raise Violation("wasted", f"{task_id} is handed out {early_ms} ms before it is to be tried again", task_id=task_id)
+
+    def _count_cause(self, task_id: str, counted: bool = True) -> None:
+        self._attempts[task_id] = self._attempts.get(task_id, 0) + counted
         self._causes[task_id] = self._causes.get(task_id, 0) + 1
 
     def _require_cause(self, task_id: str, outcome: Outcome, batch: Batch) -> None:
         lease = self._leases.get(task_id)
         if lease is None:
             return
+        attempt, ended = self._world.judge.shadow.state.tasks[task_id].attempt, self._attempts.get(task_id, 0)
+        if attempt != ended + 1:
+            raise Violation("wasted", f"{task_id} is at attempt {attempt}, and {ended} have ended that count", task_id=task_id)
         if outcome is Outcome.EXPIRED:
             self._require_silence(task_id, lease, batch.at_ms)
         elif outcome is Outcome.LOST and self._wire_is_true and not _is_lost(lease, batch.epoch):
