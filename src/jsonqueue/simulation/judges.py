@@ -147,7 +147,9 @@ class Judge:
         """Whatever is answered must be durable at this moment."""
         if broker.role is EventOwner.PUBLISHER_BROKER:
             self._before_written(broker, peer, event)
-        elif not isinstance(event, Assign):
+        elif isinstance(event, Assign):
+            self.waste.assigns(broker.links.get(peer), event)
+        else:
             self._read_progress(broker)
             if isinstance(event, Result):
                 self._before_result(event)

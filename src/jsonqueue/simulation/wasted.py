@@ -3,7 +3,8 @@
 At least once is what is promised, and none of the other judges minds a task that runs ten times: all that is durable is right. So this one
 counts. A task has at most one lease more than there were causes to end one, and each cause must be real: a lease that was *lost* had a
 consumer that died, or whose Pipe ended; one that *expired* had not been renewed for its time; what was *returned* or *failed* somebody has
-said so of. Attempts are counted anew, and nothing is tried again before its time. And a consumer that has no time for a task gives it back once or twice, not ten times a second for as long as a run lasts.
+said so of. Attempts are counted anew, and nothing is tried again before its time. And a consumer that has no time for a task gives it back
+once or twice, not ten times a second for as long as a run lasts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from jsonqueue.core.records import Failed, Leased, Progress, Replayed, Retired, Unleased
-from jsonqueue.event import Event, Fail, Heartbeat, Join, Return
+from jsonqueue.event import Assign, Event, Fail, Heartbeat, Join, Return
 from jsonqueue.simulation.verdict import Violation
 from jsonqueue.storage.codec import Batch
 from jsonqueue.task import Outcome
@@ -35,7 +36,7 @@ class _Lease(NamedTuple):
     consumer: ConsumerClient | None
     """Who got it, if it was still there by then."""
     link: Link | None
-    """The Pipe that it had then."""
+    """The Pipe on which it was sent, if it was."""
 
 
 class Waste:
@@ -55,6 +56,7 @@ class Waste:
         """Attempts that count, by the records alone."""
         self._not_before_ms: dict[str, int] = {}
         self._given_up: set[int] = set()
+        self._sent: dict[int, Link] = {}
         self._heard_ms: dict[int, int] = {}
         """Token → when its consumer last listed it. One that is listed no more may run out at any time: nobody knows of it."""
         self._listed: dict[int, frozenset[int]] = {}
@@ -94,6 +96,11 @@ class Waste:
                 self._heard_ms.update(dict.fromkeys(listed, now_ms))
                 self._listed[peer] = listed
 
+    def assigns(self, link: Link | None, event: Assign) -> None:
+        """What the ConsumerBroker sends, and on which Pipe: its consumer may have a later one, which it has not heard of."""
+        if link is not None:
+            self._sent.update((task.token, link) for task in event.tasks)
+
     def look(self, record: Progress, batch: Batch) -> None:
         """A record of the log, before it is applied."""
         if isinstance(record, Leased):
@@ -121,9 +128,8 @@ class Waste:
     def _lease(self, record: Leased, batch: Batch) -> None:
         pid = int(record.consumer.rpartition("@")[2])
         consumer = next((consumer for consumer in self._world.consumers if consumer.pid == pid and consumer.alive), None)
-        link = consumer.link if consumer is not None else None
         for token, task_id in enumerate(record.ids, record.first):
-            self._leases[task_id] = _Lease(token, batch.at_ms, batch.epoch, consumer, link)
+            self._leases[task_id] = _Lease(token, batch.at_ms, batch.epoch, consumer, self._sent.pop(token, None))
             granted = self._granted[task_id] = self._granted.get(task_id, 0) + 1
             causes = self._causes.get(task_id, 0)
             if granted > 1 + causes:
