@@ -285,6 +285,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, help="write the table here, too")
     given = options.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
+    given.folder = given.folder.resolve()  # some servers go there before they look for what they were named
     chosen = [name for name in (given.only.split(",") if given.only else PEERS) if name not in given.without.split(",")]
     for name in [name for name in chosen if PEERS[name].missing()]:
         print(f"left out: {PEERS[name].name} ({PEERS[name].missing()} is not installed)", file=sys.stderr)
