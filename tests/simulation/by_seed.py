@@ -63,6 +63,16 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "an id that was forgotten in a run stays taken",
         "a second run of the same ids is taken for new ones",
     ),
+    "it costs room, a file or a false report, and breaks no promise": (
+        "a batch is refused because its padding does not fit",
+        "a segment with padding is not known to be in its copy",
+        "padding is a torn write",
+    ),
+    "no call of these worlds is seen half done": ("what is read in the midst of a write is damage at once",),
+    "these disks tear a write between sectors, and never within one": ("a line that ends early in padding is damage",),
+    "it guards what another rule already sees to, that nothing rests on what is not durable": (
+        "progress may rest on batches that are not there",
+    ),
     "the numbers of the tasks are compared too, which does the same": ("a late forget message drops a new task's id",),
 }
 """Why no world shows them."""
@@ -70,15 +80,9 @@ UNSEEN: dict[str, tuple[str, ...]] = {
 MISSED = {
     "a short write without room is kept",
     "a cut back is not durable before the next batch is written",
-    "a batch is refused because its padding does not fit",
-    "a segment with padding is not known to be in its copy",
-    "padding is a torn write",
-    "what is read in the midst of a write is damage at once",
-    "a line that ends early in padding is damage",
     "a torn header is damage",
     "segments are deleted before queue.json is replaced",
     "a checkpoint leans on a queue.json that another one left half named",
-    "progress may rest on batches that are not there",
     "orphaned leases never end",
     "a task that kills its consumers is delivered for ever",
 }
