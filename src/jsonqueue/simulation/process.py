@@ -287,6 +287,7 @@ class BrokerProcess(Actor):
     def stepped(self, arrivals: int) -> None:
         """The broker has taken a step."""
         self.world.judge.after_turn(self)
+        self.world.judge.waste.turns(self, arrivals)
         self._ready_us = self.world.scheduler.now_us + _TURN_US + _EVENT_US * arrivals
 
     def sends(self, peer: int, event: Event) -> None:

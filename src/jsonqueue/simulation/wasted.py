@@ -5,6 +5,8 @@ counts. A task has at most one lease more than there were causes to end one, and
 consumer that died, or whose Pipe ended; one that *expired* had not been renewed for its time; what was *returned* or *failed* somebody has
 said so of. Attempts are counted anew, and nothing is tried again before its time. And a consumer that has no time for a task gives it back
 once or twice, not ten times a second for as long as a run lasts.
+
+Nor does a broker take turn after turn for nothing: on a real machine that is a processor, and a simulated one would never come to an end.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from jsonqueue.task import Outcome
 
 if TYPE_CHECKING:
     from jsonqueue.simulation.clients import ConsumerClient
+    from jsonqueue.simulation.process import BrokerProcess
     from jsonqueue.simulation.wire import Link
     from jsonqueue.simulation.world import World
 
@@ -27,6 +30,8 @@ __all__ = ["Waste"]
 
 _GIVEN_BACK_MAX = 3
 """So often a consumer may misjudge how long a run takes, before that run ends."""
+_VAIN_TURNS, _VAIN_US = 200, 50_000
+"""So many turns in a row that heard nothing and wrote nothing, within that time: whatever is due by a clock is a millisecond apart."""
 
 
 class _Lease(NamedTuple):
@@ -61,6 +66,8 @@ class Waste:
         """Token → when its consumer last listed it. One that is listed no more may run out at any time: nobody knows of it."""
         self._listed: dict[int, frozenset[int]] = {}
         self._given_back: dict[str, int] = {}
+        self._vain: dict[str, tuple[int, int, int]] = {}
+        """Broker → turns in vain, since when, and how long its log was all the while."""
 
     # ── consumers ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -100,6 +107,19 @@ class Waste:
         """What the ConsumerBroker sends, and on which Pipe: its consumer may have a later one, which it has not heard of."""
         if link is not None:
             self._sent.update((task.token, link) for task in event.tasks)
+
+    def turns(self, broker: BrokerProcess, arrivals: int) -> None:
+        """A broker has taken a turn over so many events."""
+        if arrivals:
+            self._vain.pop(broker.name, None)
+            return
+        now_us, log_bytes = self._world.scheduler.now_us, broker.broker.counters()["log_bytes"]
+        count, since_us, bytes_then = self._vain.get(broker.name, (0, now_us, log_bytes))
+        if log_bytes != bytes_then or now_us - since_us > _VAIN_US:
+            count, since_us = 0, now_us
+        if count == _VAIN_TURNS:
+            raise Violation("wasted", f"{broker.name} takes {count} turns within {now_us - since_us} µs, and none of them for anything")
+        self._vain[broker.name] = (count + 1, since_us, log_bytes)
 
     def look(self, record: Progress, batch: Batch) -> None:
         """A record of the log, before it is applied."""
