@@ -126,6 +126,9 @@ class Waste:
         if isinstance(record, Leased):
             self._lease(record, batch)
         elif isinstance(record, Unleased):
+            if len(record.ids) == 1 and record.outcome is not Outcome.RETURNED and not record.counted:
+                why = f"{record.ids[0]} was {record.outcome}, and nothing else with it, and that does not count: it might go on for ever"
+                raise Violation("wasted", why, task_id=record.ids[0])
             for task_id in record.ids:
                 self._require_cause(task_id, record.outcome, batch)
                 self._count_cause(task_id, record.counted)
