@@ -66,7 +66,7 @@ def gone(pid: int) -> bool:
     """Whether the process has ended: it is no more, or waits to be reaped."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # The latter: between being opened and being read.
         return True
     except NotADirectoryError:
         return False
