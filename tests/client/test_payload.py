@@ -23,7 +23,7 @@ CONFIG = Config(payload_max_bytes=64, depth_max=3)
 
 
 def encoded(value: Any, config: Config | None = None) -> bytes:
-    return encode_value(value, what="payload", config=config or Config())
+    return bytes(encode_value(value, what="payload", config=config or Config()))
 
 
 @pytest.mark.parametrize("value", [0, "", [], {}, None, False, 0.0])

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jsonqueue.broker.publisher_broker import PublisherBroker
-from jsonqueue.client.payload import faults_in
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
 from jsonqueue.errors import LockLost, ManagerRunning, PublishUnknown, SyncFailed
@@ -35,10 +34,7 @@ def settings(queue_dir: Path) -> Config:
 
 
 def append(queue_dir: Path, batches: Sequence[list[StoredTaskIn]], *, clock: Clock) -> list[Written] | None:
-    """Append the batches, each durable before the next; one answer each. None: somebody else holds the lock, nothing was done.
-
-    Fewer answers than batches: in the next one are payloads that are no JSON; that one and those behind it were not appended.
-    """
+    """Append the batches, each durable before the next; one answer each. None: somebody else holds the lock, nothing was done."""
     files = open_folder(queue_dir, create=True)
     try:
         with hold(queue_dir, "published", timeout=_LOCK_WAIT_S, what="a publisher, for one call") as lock:
@@ -61,8 +57,6 @@ def _append(files: RealFiles, batches: Sequence[list[StoredTaskIn]], clock: Cloc
 
     try:
         for tasks in batches:
-            if faults_in(task.data for task in tasks):  # Over a Pipe no broker would have got to see it: there it is no frame.
-                break
             broker.step([(0, Write(len(answers), tasks))], keep)
     except (LockLost, SyncFailed) as error:
         unanswered = tuple(task.id for tasks in batches[len(answers) :] for task in tasks)

@@ -9,13 +9,12 @@ With no broker running, batches are appended directly, in growing bursts: openin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from jsonqueue.client import direct
 from jsonqueue.client.exchange import Exchange, Line, NoAnswer, TooLarge
 from jsonqueue.client.patience import Patience
-from jsonqueue.client.payload import faults_in
 from jsonqueue.client.window import Batch, Window
 from jsonqueue.clock import Clock
 from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, PublishUnknown
@@ -70,10 +69,7 @@ class Flow:
             try:
                 self._over_the_line(enough)
             except ConnectionClosed:
-                lost = [batch for _, batch in self._window.in_flight]
                 self._window.broken()
-                for batch in lost:
-                    self._weed(batch)  # It may have been why: a broker hangs up on whoever sends what is no JSON.
             except BrokerUnavailable as error:
                 self._window.broken()
                 self._directly(error)
@@ -111,8 +107,6 @@ class Flow:
             for answer in answers:
                 self._settle(window.appended(), answer)
             window.burst_over()
-            if not window.empty:
-                self._weed(window.unsent[0])
         elif self._patience.over:
             if window.uncertain:
                 why = f": {unavailable.cause}" if unavailable.cause else ""
@@ -129,19 +123,8 @@ class Flow:
         elif self._window.uncertain:  # It may have been sent before, to a broker with other settings.
             raise PublishUnknown(self._window.ids, cause=why)
         else:
-            self._refuse(batch, {0: why})
-
-    def _weed(self, batch: Batch) -> None:
-        """Take out what is no JSON, and so certainly not stored: with it the others would never get there."""
-        faults = faults_in(task.data for task in batch.tasks)
-        if faults:
-            self._refuse(batch, {place: str(fault) for place, fault in faults.items()})
-
-    def _refuse(self, batch: Batch, reasons: Mapping[int, str]) -> None:
-        """Tasks of a batch, by their place in it, that no broker gets to see; the others go on."""
-        self._window.replace(batch, batch.only(place for place in range(len(batch.tasks)) if place not in reasons))
-        for place, reason in reasons.items():
-            self._settle(batch.only([place]), Written(0, 0, refused=[Refusal(0, reason)]))
+            self._window.replace(batch)
+            self._settle(batch, Written(0, 0, refused=[Refusal(0, why)]))
 
     def _settle(self, batch: Batch, answer: Written) -> None:
         self._patience.renew()

@@ -9,9 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import msgspec
-from msgspec import Raw
 
-from jsonqueue.client.payload import check_whole, encode_value
+from jsonqueue.client.payload import encode_value
 from jsonqueue.config import Config
 from jsonqueue.errors import InvalidTask
 from jsonqueue.retry import RetryPolicy, policy_named
@@ -65,9 +64,8 @@ def prepare(task: TaskIn[Any], *, task_id: str, config: Config) -> StoredTaskIn:
     """The task as it travels, under ``task_id``; every field checked, since the broker drops who sends it nonsense."""
     _check_fields(task, check_id(task_id))
     data = encode_value(task.data, what="payload", config=config)
-    check_whole(data, what="payload")
     return TaskIn(
-        id=task_id, data=Raw(data), priority=task.priority, run_at_ms=task.run_at_ms, deadline_ms=task.deadline_ms,
+        id=task_id, data=data, priority=task.priority, run_at_ms=task.run_at_ms, deadline_ms=task.deadline_ms,
         attempts_max=task.attempts_max, retry=task.retry, after=task.after,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from msgspec import Raw, Struct
 
-from jsonqueue.client.payload import NULL, check_whole, encode_value
+from jsonqueue.client.payload import NULL, encode_value
 from jsonqueue.config import Config
 from jsonqueue.errors import InvalidTask, JsonQueueError
 from jsonqueue.event import Failure
@@ -114,9 +114,7 @@ def verdict_of(task: Task[Any], value: object, config: Config) -> Verdict:
     if isinstance(value, (Retry, Cancel)):
         return failure_of(task, value)
     try:
-        data = encode_value(value, what="result", config=config)
-        check_whole(data, what="result")
-        return Raw(data)
+        return encode_value(value, what="result", config=config)
     except InvalidTask as error:
         return failure(task, f"its handler's result cannot be kept: {error}")
 

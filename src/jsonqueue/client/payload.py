@@ -1,16 +1,15 @@
 """From Python values to the JSON bytes that travel, and from there back.
 
-orjson writes users' values: dataclasses, datetimes, UUIDs, enums and numpy arrays come for free. It has one habit a queue must not have: it
-writes NaN and infinity as ``null``, so that what comes out is not what went in. Such a value is refused here, with its place. And it writes
-an ``orjson.Fragment`` as it stands, be it JSON or not: whoever hands its text on alone asks :func:`check_whole`; of many it is asked when a
-frame of theirs came to nothing, and before they are written without a broker, who would not have taken the frame.
+orjson writes users' values: dataclasses, datetimes, UUIDs, enums and numpy arrays come for free. It has two habits a queue must not have.
+It writes NaN and infinity as ``null``, so that what comes out is not what went in. And it writes an ``orjson.Fragment`` as it stands, be it
+JSON or not, so that what is around it in a frame or a log could be read as something else. Both are refused here, NaN with its place.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -23,7 +22,7 @@ from jsonqueue.core.payload import excess_of
 from jsonqueue.errors import InvalidTask
 from jsonqueue.task import AnyTask, StoredTask, Task
 
-__all__ = ["NULL", "check_limits", "check_whole", "encode_value", "faults_in", "opened"]
+__all__ = ["NULL", "check_limits", "encode_value", "opened"]
 
 NULL = Raw(b"null")
 """The result of a handler that returns nothing."""
@@ -36,8 +35,9 @@ _HINT = (
 )
 
 
-def encode_value(value: object, *, what: str, config: Config) -> bytes:
-    """``value`` as JSON, within the queue's limits. ``what`` (``payload``, ``result``) names it in the :class:`InvalidTask` it raises."""
+def encode_value(value: object, *, what: str, config: Config) -> Raw:
+    """``value`` as one JSON value, within the queue's limits. ``what`` (``payload``, ``result``) names it in the :class:`InvalidTask` it
+    raises."""
     try:
         data = orjson.dumps(value, option=_OPTIONS)
     except TypeError as error:
@@ -45,7 +45,12 @@ def encode_value(value: object, *, what: str, config: Config) -> bytes:
     if b"null" in data:
         _refuse_nan(value, what)
     check_limits(data, what=what, config=config)
-    return data
+    try:
+        return _read(data)
+    except msgspec.DecodeError as error:
+        raise InvalidTask(
+            f"the {what} is no JSON: {error}", hint="an orjson.Fragment is written as it stands, and must hold one whole JSON value"
+        ) from None
 
 
 def check_limits(data: bytes, *, what: str, config: Config) -> None:
@@ -53,27 +58,6 @@ def check_limits(data: bytes, *, what: str, config: Config) -> None:
     excess = excess_of(data, config)
     if excess is not None:
         raise InvalidTask(f"the {what} {excess.words}", hint=excess.hint)
-
-
-def check_whole(data: bytes | Raw, *, what: str) -> None:
-    """Refuse what is no JSON value by itself."""
-    try:
-        _read(data)
-    except msgspec.DecodeError as error:
-        raise InvalidTask(
-            f"the {what} is no JSON: {error}", hint="an orjson.Fragment is written as it stands, and must hold one whole JSON value"
-        ) from None
-
-
-def faults_in(payloads: Iterable[Raw]) -> dict[int, InvalidTask]:
-    """Those, by their place, that are no JSON value by themselves: nothing that holds one can be read."""
-    found: dict[int, InvalidTask] = {}
-    for place, payload in enumerate(payloads):
-        try:
-            check_whole(payload, what="payload")
-        except InvalidTask as error:
-            found[place] = error
-    return found
 
 
 def opened(task: StoredTask) -> AnyTask:

@@ -28,13 +28,12 @@ from contextlib import closing, suppress
 from typing import IO, Any
 
 import msgspec
-from msgspec import Raw
 
 from jsonqueue.client.children import GRACE_S, end_group, kill_group, says_how, signal_group
 from jsonqueue.client.limits import Limits, launcher
 from jsonqueue.client.outcome import ERROR_MAX_BYTES, Retry, Verdict, failure, failure_of
 from jsonqueue.client.patience import Patience
-from jsonqueue.client.payload import NULL, check_limits, encode_value
+from jsonqueue.client.payload import NULL, encode_value
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.config import Config
 from jsonqueue.errors import InvalidHandler, InvalidTask
@@ -190,11 +189,9 @@ class ProgramRunner:
         except (msgspec.DecodeError, RecursionError):
             value = output.decode("utf-8", "replace").rstrip("\n")
         try:
-            data = encode_value(value, what="result", config=self._config())
-            check_limits(data, what="result", config=self._config())
+            return encode_value(value, what="result", config=self._config())
         except InvalidTask as error:
             return failure(task, f"its output cannot be kept: {error}")
-        return Raw(data)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -16,8 +16,6 @@ from random import Random
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, overload
 
-from msgspec import Raw
-
 from jsonqueue.channel import registration
 from jsonqueue.client import direct
 from jsonqueue.client.exchange import Connect, Exchange
@@ -238,7 +236,7 @@ class _Stream:
         try:
             if isinstance(given, TaskIn):
                 return prepare(given, task_id=task_id, config=config)
-            return TaskIn(id=task_id, data=Raw(encode_value(given, what="payload", config=config)))
+            return TaskIn(id=task_id, data=encode_value(given, what="payload", config=config))
         except InvalidTask as error:
             self._reject(index, task_id, str(error))
             return None
