@@ -327,23 +327,51 @@ def sectors(lane: Lane, corpus: Corpus) -> None:
 
 
 def wild(lane: Lane, corpus: Corpus) -> None:
-    """What single bits do not cover: several of them, zeroed sectors, lines dropped, doubled, swapped, moved; files of other times."""
+    """What single bits do not cover: several of them, zeroed sectors, lines dropped, doubled, swapped, moved.
+
+    Each ``--whole``-th is put to the whole queue, the others to the reader alone, in a few batches of it.
+    """
     mine, of = lane.options.share
-    if len(corpus.batches) < 8:
+    if len(corpus.batches) < _WINDOW:
         return
     chance = Random(lane.options.seed * 1_000 + mine)
     kinds = (_some_bits, _zeroed_sector, _newlined_sector, _dropped, _doubled, _swapped, _moved, _cut_out, _noise)
+    window = corpus
     for number in range(lane.options.wild // of):
         if lane.over:
             return
         kind = kinds[number % len(kinds)]
-        data = kind(chance, corpus)
-        if data == corpus.data:
-            continue
-        changed = {corpus.segment.name: data}
-        lane.counts[f"wild: {kind.__name__[1:]}"] += 1
         where = f"{corpus.name}: {kind.__name__[1:]} (seed {lane.options.seed}, {number})"
-        lane.attempt(where, lambda c=changed: _count(lane, corpus, c, False))
+        if number % lane.options.whole == 0:
+            if (data := kind(chance, corpus)) != corpus.data:
+                changed = {corpus.segment.name: data}
+                lane.attempt(where, lambda c=changed: _count(lane, corpus, c, False))
+        else:
+            if window is corpus or number % _WINDOW_USES == 0:
+                window = _window(corpus, chance.randrange(len(corpus.batches) - _WINDOW + 1))
+            _look_at(lane, window, kind(chance, window), where)
+        lane.counts[f"wild: {kind.__name__[1:]}"] += 1
+
+
+_WINDOW = 8
+_WINDOW_USES = 64
+
+
+def _window(corpus: Corpus, place: int) -> Corpus:
+    """Some batches of it, as a log of their own."""
+    last = place + _WINDOW
+    data = corpus.alone(place, _line(corpus, place), behind=_WINDOW - 1)
+    head = len(data) - (corpus.starts[last] - corpus.starts[place]) - (len(corpus.padding) if last == len(corpus.batches) else 0)
+    segment = corpus.segment._replace(first=corpus.batches[place].number)
+    starts = [start - corpus.starts[place] + head for start in corpus.starts[place : last + 1]]
+    return corpus._replace(files={segment.name: data}, segment=segment, batches=corpus.batches[place:last], starts=starts)
+
+
+def _look_at(lane: Lane, window: Corpus, data: bytes, where: str) -> None:
+    """A reader must refuse it, unless it reads all there was."""
+    kept: list[Batch] = []
+    if _refused(lambda: kept.extend(_kept(window, 0, data))) is None and kept != window.batches:
+        lane.find(f"{where}: silent: {len(kept)} of {len(window.batches)} batches are read")
 
 
 def _some_bits(chance: Random, corpus: Corpus) -> bytes:
@@ -451,7 +479,7 @@ def stale(lane: Lane, corpus: Corpus) -> None:
 
 
 def main() -> None:
-    options = arguments("damage to logs and queue.json", size=65_536, wild=0, thorough=997, head=11, only=-1)
+    options = arguments("damage to logs and queue.json", size=65_536, wild=0, whole=1, thorough=997, head=11, only=-1)
     log.PADDING, log.SMALL = 4_096, 1 << 20  # Padding behind large batches as well.
     lane = Lane(options)
     works = (prefixes, bits, snapshot_bits, sectors, stale, wild)
