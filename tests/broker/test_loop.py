@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import selectors
 import socket
 import struct
 import threading
@@ -32,6 +33,7 @@ class NotingBroker:
 
     role = EventOwner.PUBLISHER_BROKER
     epoch = 1
+    hungry = True
 
     def __init__(self) -> None:
         self.heard: list[object] = []
@@ -120,6 +122,77 @@ def test_marks_come_before_everything_else_of_a_turn(loop, broker, client):
     loop.turn(1000)
     assert broker.heard[1:] == [(MARKS_PEER, Mark(8, 1)), (1, Look(1, "a"))]
     teller.close()
+
+
+@pytest.fixture
+def watched(broker):
+    """A loop that hears marks, its clock, the selector that it sleeps in, and the end that says marks."""
+    clock, selector = FrozenClock(), selectors.DefaultSelector()
+    loop = BrokerLoop(broker, clock, selector)
+    listener, teller = Pipe.pair()
+    loop.listen_to(Pipe(listener))
+    said = Pipe(teller)
+    yield loop, clock, selector, said
+    loop.close()
+    said.close()
+
+
+def test_marks_that_nobody_waits_for_wake_the_broker_once_in_a_while(broker, watched):
+    """The first does; those behind it gather, the newest is read 20 ms later; after a pause without any, the next one wakes again."""
+    loop, clock, selector, said = watched
+    broker.hungry = False
+    said.post(encode(Mark(1, 1)))
+    assert selector.select(1)
+    loop.turn(0)
+    said.post(encode(Mark(2, 1)), encode(Mark(3, 1)))
+    assert not selector.select(0)
+    assert loop.next_due_ms() == 20
+    clock.now_ms = 20
+    loop.turn()  # would wait for ever, were it not due
+    assert broker.heard == [(MARKS_PEER, Mark(1, 1)), (MARKS_PEER, Mark(3, 1))]
+    assert loop.next_due_ms() == 40
+    clock.now_ms = 40
+    loop.turn()
+    assert loop.next_due_ms() is None
+    said.post(encode(Mark(4, 1)))
+    assert selector.select(1)
+
+
+def test_whatever_else_is_to_be_done_finds_all_marks_read(broker, watched):
+    """A question about a task that was published within the pause is asked of a broker that knows it."""
+    loop, _, _, said = watched
+    broker.hungry = False
+    said.post(encode(Mark(1, 1)))
+    loop.turn(1000)
+    said.post(encode(Mark(2, 1)))
+    loop.turn(0)
+    assert broker.heard[-1] == (MARKS_PEER, Mark(2, 1))
+    assert loop.next_due_ms() == 20
+
+
+def test_as_soon_as_somebody_waits_marks_wake_the_broker(broker, watched):
+    """A mark that came in the pause does, too."""
+    loop, _, selector, said = watched
+    broker.hungry = False
+    said.post(encode(Mark(1, 1)))
+    loop.turn(1000)
+    broker.hungry = True
+    loop.turn(0)
+    said.post(encode(Mark(2, 1)))
+    assert selector.select(1)
+    assert loop.next_due_ms() is None
+
+
+def test_marks_may_end_in_a_pause(broker, watched):
+    """It is noticed at the next look, and nobody looks any more."""
+    loop, clock, _, said = watched
+    broker.hungry = False
+    said.post(encode(Mark(1, 1)))
+    loop.turn(1000)
+    said.close()
+    clock.now_ms = 20
+    loop.turn()
+    assert loop.next_due_ms() is None
 
 
 def test_the_end_of_the_marks_is_no_end_of_the_loop(loop, broker, client):

@@ -114,6 +114,11 @@ class ConsumerBroker:
             self._published.close()
 
     @property
+    def hungry(self) -> bool:
+        """Whether a consumer waits for tasks, or the broker itself for the first mark."""
+        return self._dispatcher is None or self._dispatcher.hungry
+
+    @property
     def ready(self) -> bool:
         """Whether the queue is loaded."""
         return self._dispatcher is not None

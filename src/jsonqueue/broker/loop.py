@@ -3,6 +3,9 @@
 A turn: wait until something is readable or the broker is due; read what has come, from every peer; let the broker take one step; write.
 While a step waits for the disk, the next events gather in the Pipes, so each turn takes in all there is: batches grow with the load.
 
+Marks wake a broker only while somebody waits for what they announce. Otherwise they gather too, and are read with whatever else there is to
+do, or 20 ms after the last ones: to be woken costs more than all that a mark says.
+
 Bounded: a turn reads at most 1 MiB of a peer and 16 MiB in all; what a peer does not read waits up to a cap, then the peer is dropped.
 No peer can make the loop wait, and whatever a peer says, at worst its own connection is closed.
 """
@@ -26,6 +29,9 @@ MARKS_PEER = 0
 
 PEER_PENDING_MAX_BYTES = 16 * 1024 * 1024
 """How much may wait for a client that does not read, before it is dropped."""
+
+_MARKS_PAUSE_MS = 20
+"""Marks that nobody waits for are looked at this often, however many come."""
 
 _TURN_MAX_BYTES = 16 * 1024 * 1024
 
@@ -51,6 +57,11 @@ class Broker(Protocol):
     def step(self, arrivals: Sequence[tuple[int, Event]], send: Callable[[int, Event], None]) -> None: ...
 
     def next_due_ms(self) -> int | None: ...
+
+    @property
+    def hungry(self) -> bool:
+        """Whether somebody waits for what a mark would announce."""
+        ...
 
     def counters(self) -> dict[str, int]: ...
 
@@ -84,6 +95,8 @@ class BrokerLoop:
         self._peers: dict[int, _Peer] = {}
         self._broken: list[_Peer] = []
         self._marks: Pipe | None = None
+        self._marks_look_ms: int | None = None
+        """When to look for marks, while they wake nobody; None: they do."""
         self._afterwards: list[Callable[[], None]] = []
         self._turn = 0
         self._left_unread = False
@@ -133,10 +146,19 @@ class BrokerLoop:
                 key.data()
         arrivals = self._read(readable)
         # Marks are read after the clients, and are told before: whatever a caller was told is durable is then known before its question.
-        arrivals[:0] = self._read_marks()
+        marks = self._read_marks()
+        arrivals[:0] = marks
         self._broker.step(arrivals, self._send)
         self._finish_turn()
+        self._listen_or_look(bool(marks))
         return bool(arrivals)
+
+    def next_due_ms(self) -> int | None:
+        """When a turn is due by the monotonic clock, though nothing came."""
+        due_ms = self._broker.next_due_ms()
+        if self._marks_look_ms is None or (due_ms is not None and due_ms < self._marks_look_ms):
+            return due_ms
+        return self._marks_look_ms
 
     def drain(self, wait_max_ms: int) -> None:
         """Serve what has come already and write out the answers, for at most ``wait_max_ms``."""
@@ -159,7 +181,7 @@ class BrokerLoop:
     def _timeout(self, wait_max_ms: int | None) -> float | None:
         if self._left_unread or wait_max_ms == 0:
             return 0
-        due_ms = self._broker.next_due_ms()
+        due_ms = self.next_due_ms()
         waits = [] if wait_max_ms is None else [wait_max_ms]
         if due_ms is not None:
             waits.append(max(0, due_ms - self._clock.monotonic_ms()))
@@ -209,13 +231,31 @@ class BrokerLoop:
         return sum(map(len, frames))
 
     def _read_marks(self) -> list[tuple[int, Event]]:
-        frames: list[bytes] = []
+        if self._marks is None:
+            return []
         try:
-            while self._marks is not None and (more := self._marks.read()):
-                frames = more
+            frames = self._marks.read()  # One call takes all there is: no Pipe holds more.
         except ConnectionClosed:
             self._forget_marks()  # The other broker died. The manager will bring a new Pipe.
+            return []
         return [(MARKS_PEER, _decode_mark(frames[-1]))] if frames else []
+
+    def _listen_or_look(self, told: bool) -> None:
+        """Be woken by the next mark, or not. ``told``: whether there were some in this turn."""
+        if self._marks is None:
+            return
+        look_ms = None
+        if not self._broker.hungry:
+            now_ms = self._clock.monotonic_ms() if told or self._marks_look_ms is not None else 0
+            if told:
+                look_ms = now_ms + _MARKS_PAUSE_MS
+            elif self._marks_look_ms is not None and now_ms < self._marks_look_ms:
+                return
+        if look_ms is None and self._marks_look_ms is not None:
+            self._selector.register(self._marks, selectors.EVENT_READ, _nothing)
+        elif look_ms is not None and self._marks_look_ms is None:
+            self._selector.unregister(self._marks)
+        self._marks_look_ms = look_ms
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -262,9 +302,10 @@ class BrokerLoop:
 
     def _forget_marks(self) -> None:
         if self._marks is not None:
-            self._selector.unregister(self._marks)
+            if self._marks_look_ms is None:
+                self._selector.unregister(self._marks)
             self._marks.close()
-            self._marks = None
+            self._marks = self._marks_look_ms = None
 
 
 def _nothing() -> None:

@@ -248,7 +248,7 @@ class _Desk:
             case Forget():
                 self._side.forget(order)
             case Ask():
-                self._tell(Counters(order.request, self._loop.peers, self._broker.counters()))
+                self._loop.afterwards(lambda: self._tell(Counters(order.request, self._loop.peers, self._broker.counters())))
             case Stop():
                 self._stopping, self._drain_max_ms = True, order.wait_max_ms
 
@@ -388,12 +388,13 @@ class MarksOutlet:
 
     def _say(self) -> None:
         try:
-            if self._pipe is None or not self._pipe.flush():
+            if self._pipe is None or (self._waiting and not self._pipe.flush()):
                 return
             if self._newest is not None:
                 self._pipe.post(encode_event(self._newest))
                 self._newest = None
-            self._wait_for_room(self._pipe, self._pipe.pending > 0)
+            if self._waiting or self._pipe.pending:
+                self._wait_for_room(self._pipe, self._pipe.pending > 0)
         except ConnectionClosed:
             self._hang_up()  # The ConsumerBroker died. The manager brings a new Pipe, and the mark is told again.
 

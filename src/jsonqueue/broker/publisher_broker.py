@@ -31,6 +31,8 @@ class PublisherBroker:
     """The writer of the published log. ``announce`` is told each time the log is durable further on."""
 
     role = EventOwner.PUBLISHER_BROKER
+    hungry = False
+    """It says marks, and hears none."""
 
     def __init__(self, files: Files, clock: Clock, config: Config, *, announce: Callable[[Mark], None] = lambda mark: None) -> None:
         self._files = files

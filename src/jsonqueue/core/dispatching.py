@@ -378,6 +378,11 @@ class Dispatcher:
         self._draining = True
 
     @property
+    def hungry(self) -> bool:
+        """Whether a consumer would take a task now."""
+        return bool(self._waiting) and not self._draining
+
+    @property
     def held(self) -> int:
         """How many tasks the consumers that are here hold."""
         return sum(len(seat.held) for seat in self._seats.values())

@@ -274,7 +274,7 @@ class BrokerProcess(Actor):
         self._again = False
         self._guarded(self._turn)
         if self.alive:
-            due_ms = self.broker.next_due_ms()
+            due_ms = self.loop.next_due_ms()
             if self._again or self.selector.anything:
                 self.wake(0)
             elif due_ms is not None:
@@ -326,6 +326,12 @@ class _Observed:
         """As the broker has it."""
         epoch: int = self._process.broker.epoch
         return epoch
+
+    @property
+    def hungry(self) -> bool:
+        """As the broker is."""
+        hungry: bool = self._process.broker.hungry
+        return hungry
 
     def step(self, arrivals: Sequence[tuple[int, Event]], send: Callable[[int, Event], None]) -> None:
         """A step of the broker; whatever it says is judged before it leaves."""

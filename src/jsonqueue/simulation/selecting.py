@@ -46,7 +46,8 @@ class SimulatedSelector(BaseSelector):
     def ring(self, readable: Readable) -> None:
         """It can be read, from now on until it is hushed."""
         self._rung[readable] = None
-        self._wake()
+        if readable in self._keys:
+            self._wake()
 
     def hush(self, readable: Readable) -> None:
         """Everything was read."""
@@ -54,10 +55,11 @@ class SimulatedSelector(BaseSelector):
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> SelectorKey:
         key = self._keys[fileobj] = SelectorKey(fileobj, 0, events, data)
+        if fileobj in self._rung:
+            self._wake()
         return key
 
     def unregister(self, fileobj: Any) -> SelectorKey:
-        self._rung.pop(fileobj, None)
         return self._keys.pop(fileobj)
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
@@ -120,4 +122,5 @@ class SimulatedPipe(Readable):
         """The loop parts from it."""
         if self._link is not None and self._link.open and not self._ended:
             raise Violation("broke", f"the broker's loop dropped the Pipe of {self._link.client.name}, who had said nothing wrong")  # type: ignore[attr-defined]
+        self._selector.hush(self)
         self._closed()
