@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -74,7 +76,8 @@ class RqRedis(RedisServed):
         _handlers[:] = [handler]
         client = self.client()
         worker = SimpleWorker([Queue(connection=client)], connection=client)
-        threading.Thread(target=lambda: (stop.wait(), setattr(worker, "_stop_requested", True)), daemon=True).start()
+        # An idle worker waits for minutes, and only a signal ends that; it ends the worker in order.
+        threading.Thread(target=lambda: (stop.wait(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
         worker.work(logging_level="ERROR")
 
 
