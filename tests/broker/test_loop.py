@@ -126,12 +126,15 @@ def test_marks_come_before_everything_else_of_a_turn(loop, broker, client):
 
 @pytest.fixture
 def watched(broker):
-    """A loop that hears marks, its clock, the selector that it sleeps in, and the end that says marks."""
+    """A loop that hears marks for a broker that nobody waits at; its clock, the selector that it sleeps in, and the end that says marks."""
+    broker.hungry = False
     clock, selector = FrozenClock(), selectors.DefaultSelector()
     loop = BrokerLoop(broker, clock, selector)
     listener, teller = Pipe.pair()
     loop.listen_to(Pipe(listener))
     said = Pipe(teller)
+    loop.turn(0)
+    broker.heard.clear()
     yield loop, clock, selector, said
     loop.close()
     said.close()
@@ -140,7 +143,6 @@ def watched(broker):
 def test_marks_that_nobody_waits_for_wake_the_broker_once_in_a_while(broker, watched):
     """The first does; those behind it gather, the newest is read 20 ms later; after a pause without any, the next one wakes again."""
     loop, clock, selector, said = watched
-    broker.hungry = False
     said.post(encode(Mark(1, 1)))
     assert selector.select(1)
     loop.turn(0)
@@ -161,7 +163,6 @@ def test_marks_that_nobody_waits_for_wake_the_broker_once_in_a_while(broker, wat
 def test_whatever_else_is_to_be_done_finds_all_marks_read(broker, watched):
     """A question about a task that was published within the pause is asked of a broker that knows it."""
     loop, _, _, said = watched
-    broker.hungry = False
     said.post(encode(Mark(1, 1)))
     loop.turn(1000)
     said.post(encode(Mark(2, 1)))
@@ -173,7 +174,6 @@ def test_whatever_else_is_to_be_done_finds_all_marks_read(broker, watched):
 def test_as_soon_as_somebody_waits_marks_wake_the_broker(broker, watched):
     """A mark that came in the pause does, too."""
     loop, _, selector, said = watched
-    broker.hungry = False
     said.post(encode(Mark(1, 1)))
     loop.turn(1000)
     broker.hungry = True
@@ -183,10 +183,24 @@ def test_as_soon_as_somebody_waits_marks_wake_the_broker(broker, watched):
     assert loop.next_due_ms() is None
 
 
+def test_a_mark_that_somebody_waited_for_is_not_the_last_to_wake_the_broker(broker, watched):
+    """One at a time, each consumer that is served waits again a moment later: no pause is made in between."""
+    loop, _, selector, said = watched
+    broker.hungry = True
+    loop.turn(0)
+    said.post(encode(Mark(1, 1)))
+    broker.hungry = False
+    loop.turn(1000)
+    said.post(encode(Mark(2, 1)))
+    assert selector.select(1)
+    loop.turn(1000)
+    said.post(encode(Mark(3, 1)))
+    assert not selector.select(0), "that one was in vain"
+
+
 def test_marks_may_end_in_a_pause(broker, watched):
     """It is noticed at the next look, and nobody looks any more."""
     loop, clock, _, said = watched
-    broker.hungry = False
     said.post(encode(Mark(1, 1)))
     loop.turn(1000)
     said.close()

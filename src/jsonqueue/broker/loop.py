@@ -95,6 +95,7 @@ class BrokerLoop:
         self._peers: dict[int, _Peer] = {}
         self._broken: list[_Peer] = []
         self._marks: Pipe | None = None
+        self._hungry = True
         self._marks_look_ms: int | None = None
         """When to look for marks, while they wake nobody; None: they do."""
         self._afterwards: list[Callable[[], None]] = []
@@ -244,10 +245,11 @@ class BrokerLoop:
         """Be woken by the next mark, or not. ``told``: whether there were some in this turn."""
         if self._marks is None:
             return
-        look_ms = None
-        if not self._broker.hungry:
-            now_ms = self._clock.monotonic_ms() if told or self._marks_look_ms is not None else 0
-            if told:
+        hungry, was_hungry = self._broker.hungry, self._hungry
+        self._hungry, look_ms = hungry, None
+        if not hungry and not was_hungry and (told or self._marks_look_ms is not None):
+            now_ms = self._clock.monotonic_ms()
+            if told:  # in vain
                 look_ms = now_ms + _MARKS_PAUSE_MS
             elif self._marks_look_ms is not None and now_ms < self._marks_look_ms:
                 return
