@@ -1,10 +1,7 @@
-"""M9: a million malformed frames end no broker, and leave nothing behind in its memory."""
+"""That a storm of malformed frames finds what it is for, and that real brokers outlive one. The million of them is a lane of the faults."""
 
 from __future__ import annotations
 
-import gc
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +17,6 @@ from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame, ConnectionClosed
 from jsonqueue.event import EventOwner, decoder_for
-
-MILLION = 1_000_000
-GROWTH_MAX_BYTES = 16 * 1024 * 1024
-
-
-def _resident_bytes() -> int:
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc")
-def test_a_million_malformed_frames(tmp_path: Path, record_property: Any) -> None:
-    """Both brokers take each of them for what it is and work on; what they hold does not grow."""
-    storm = Storm(9, tmp_path / "queue")
-    try:
-        warm = storm.rage(MILLION // 10)
-        before = _resident_bytes()
-        count = storm.rage(MILLION - warm.refused)
-        grown = _resident_bytes() - before
-        refused, stepped = warm.refused + count.refused, warm.stepped + count.stepped
-        said = f"{refused:,} malformed frames and {stepped:,} odd events; {count.answers:,} answers; {grown / 2**20:.1f} MiB grown"
-        record_property("storm", said)
-        print(said)
-        assert refused >= MILLION
-        assert stepped > 50_000, "some of it went deeper"
-        assert storm.publisher_broker.counters()["published"] > 100
-        assert storm.consumer_broker.counters()["deliveries"] > 100, "and yet work went on"
-        assert grown < GROWTH_MAX_BYTES
-    finally:
-        storm.close()
 
 
 class _Careless(decoder_for):

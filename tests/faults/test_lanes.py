@@ -80,6 +80,14 @@ def test_a_disk_without_a_byte_to_spare() -> None:
     assert report["brokers that waited for room"] == 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc")
+def test_a_million_malformed_frames() -> None:
+    """Both brokers take each of them for what it is and work on; what they hold does not grow."""
+    report = _clean("frames")
+    assert report["malformed frames"] >= 1_000_000
+    assert report["odd events"] > 50_000, "some of it went deeper"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="it forks")
 def test_one_of_eight_starters_has_the_lock() -> None:
     """A thousand rounds, most of them in a fresh folder: exactly one wins, the others are told who and have written nothing."""
