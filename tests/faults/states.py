@@ -2,8 +2,8 @@
 
 The disk is weaker than any in use: each name that was created, renamed, linked or unlinked and not synced is there or not by itself (the
 two halves of a rename too, and what stood under the name in between), each unsynced sector is there or not, a file ends at any sector.
-Every different state is judged. With ``--second``, one in so many of them is recovered on such a disk again, and the states of that are
-judged too.
+Every different state is judged. With ``--second``, one in so many of them is recovered on such a disk again, and up to 400 states of that
+are judged too. With ``--third``, one in so many of these is recovered from once more, and up to 20 states of that are judged.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ Case = tuple[str, State, Ledger]
 
 
 def main() -> None:
-    options = arguments("every crash state of every file protocol", second=0, most=200_000, only=-1)
+    options = arguments("every crash state of every file protocol", second=0, third=0, most=200_000, only=-1)
     log.PADDING, log.SMALL = 1_024, 2_048  # Of a hundred sectors of padding any may be missing; a few show the same.
     lane = Lane(options)
     number = 0
@@ -231,7 +231,7 @@ def main() -> None:
             lane.counts[f"states of {name}"] += 1
             lane.attempt(f"{name}: {where}: {_shown(state)}", lambda state=state, ledger=ledger, n=number: _judged(state, ledger, n))
             if options.second and number // options.share[1] % options.second == 0:
-                _second(lane, f"{name}: {where}", state, ledger)
+                _again(lane, f"{name}: {where}", state, ledger)
     lane.end()
 
 
@@ -275,8 +275,8 @@ def _judged(state: State, ledger: Ledger, number: int) -> None:
     judge(disk, copy.deepcopy(ledger), drain=number % 8 == 0)
 
 
-def _second(lane: Lane, where: str, state: State, ledger: Ledger) -> None:
-    """The power goes again while the state is recovered from."""
+def _again(lane: Lane, where: str, state: State, ledger: Ledger, *, cut: str = "second") -> None:
+    """The power goes again while the state is recovered from; after that, maybe, a third time."""
     disk, ledger = WeakDisk(state), copy.deepcopy(ledger)
     try:
         cases = _watch(lane, disk, ledger, lambda: recover(disk, ledger, ledger.hear, generation=5))
@@ -284,14 +284,14 @@ def _second(lane: Lane, where: str, state: State, ledger: Ledger) -> None:
         lane.find(f"{where}: recovery of {_shown(state)}: {error!r}")
         return
     chance = Random(len(cases))
-    for then, second, promised in chance.sample(cases, min(len(cases), 400)):
+    for then, found, promised in chance.sample(cases, min(len(cases), 400 if cut == "second" else 20)):
         if lane.over:
             return
-        lane.counts["second states"] += 1
-        lane.attempt(
-            f"{where}, then {then}: {_shown(second)}",
-            lambda second=second, promised=promised: _judged(second, promised, 1),
-        )
+        lane.counts[f"{cut} states"] += 1
+        so_far = f"{where}, then {then}"
+        lane.attempt(f"{so_far}: {_shown(found)}", lambda found=found, promised=promised: _judged(found, promised, 1))
+        if cut == "second" and lane.options.third and lane.counts["second states"] % lane.options.third == 0:
+            _again(lane, so_far, found, promised, cut="third")
 
 
 def _shown(state: State) -> str:
