@@ -101,6 +101,8 @@ class Admission:
 
 
 def _all_ids(ids: list[str]) -> bool:
+    if len(ids) == 1:
+        return _one_id(ids[0]) is not None
     joined = "\n".join(ids) + "\n"
     # The count sees to an id that holds the separator, and would pass for two.
     return joined.count("\n") == len(ids) and _many_ids(joined) is not None

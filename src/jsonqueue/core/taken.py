@@ -108,6 +108,9 @@ class TakenIds(Mapping[str, int]):
 
     def add(self, ids: list[str], first: int) -> None:
         """These are taken from now on, by tasks with the numbers from ``first`` on. None of them was."""
+        if len(ids) == 1:
+            self._add_one(ids[0], first)
+            return
         counting = _counting(ids)
         if counting is not None and not self._overlaps(*counting, len(ids)):
             self._begin(*counting, range(first, first + len(ids)))
@@ -144,6 +147,8 @@ class TakenIds(Mapping[str, int]):
 
     def all_free(self, ids: list[str]) -> bool:
         """Whether none of these is taken and none comes twice. Of many it may say no where a look at each would have found them free."""
+        if len(ids) == 1:
+            return ids[0] not in self
         counting = _counting(ids)
         if counting is not None:
             return not self._overlaps(*counting, len(ids)) and (not self._single or self._single.keys().isdisjoint(ids))
@@ -158,8 +163,8 @@ class TakenIds(Mapping[str, int]):
         return run is not None and run.first + len(run.numbers) > counter
 
     def _in_run(self, task_id: str) -> tuple[_Run, int] | None:
-        series = self._series.get(task_id.rpartition("-")[0])
-        counter = _parts(task_id)[1] if series else 0
+        prefix, counter = _parts(task_id)
+        series = self._series.get(prefix)
         run = series.before(counter + 1) if series and counter else None
         if run is None:
             return None
