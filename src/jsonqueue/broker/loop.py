@@ -235,7 +235,7 @@ class BrokerLoop:
         if self._marks is None:
             return []
         try:
-            frames = self._marks.read()  # One call takes all there is: no Pipe holds more.
+            frames = self._marks.read()  # One call takes all there are: they are small, and a Pipe holds few of them.
         except ConnectionClosed:
             self._forget_marks()  # The other broker died. The manager will bring a new Pipe.
             return []
