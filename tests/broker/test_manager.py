@@ -17,6 +17,7 @@ import pytest
 from msgspec import Raw
 
 from jsonqueue.broker import child as child_module
+from jsonqueue.broker.child import Child
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import SOCKET_NAME, connect, operate
@@ -258,6 +259,31 @@ def test_a_broker_that_dies_again_and_again_is_given_up(queue_dir):
     assert caught.value.exit_status == 70
     with pytest.raises(BrokerFailed):
         manager.wait_ready()
+
+
+def test_two_brokers_whose_disk_fails_in_one_moment_are_started_again_once(queue_dir, monkeypatch):
+    """A disk that gives up fails all who wait for it. Each takes the other along, but not the one that is new by then."""
+    dead: set[int] = set()
+    reap = Child.reap
+
+    def both_at_once(child):
+        """Nothing is known of either before both are dead; then both say 74."""
+        if child.pid in before and reap(child) is not None:
+            dead.add(child.pid)
+        return (74 if dead >= before else None) if child.pid in before else reap(child)
+
+    with BrokerManager(queue_dir) as manager:
+        before = set(pids(manager))
+        monkeypatch.setattr(Child, "reap", both_at_once)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        while before & {broker.pid for broker in manager.status().brokers} or not manager._supervisor._crew.is_ready:
+            pass
+        assert [broker.restarts for broker in manager.status().brokers] == [1, 1]
+        pipe = publisher(queue_dir)
+        publish(pipe, "after")
+        pipe.close()
+        assert look(queue_dir, "after") == "pending"
 
 
 def test_after_a_failed_fsync_both_brokers_start_again(queue_dir, monkeypatch):

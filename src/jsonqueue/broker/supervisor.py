@@ -177,7 +177,8 @@ class Supervisor:
 
     def _tick(self, now_ms: int) -> None:
         for child in self._crew.dying:
-            self._reap(child, now_ms)
+            if self._crew.children.get(child.role) is child:  # One whose disk failed takes the other along, and both are anew by now.
+                self._reap(child, now_ms)
         self._questions.tick(now_ms)
         if self._phase is _Phase.SERVING:
             assert self._reception is not None
