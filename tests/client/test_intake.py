@@ -90,6 +90,14 @@ def prepared(**fields: Any) -> Any:
     return prepare(TaskIn(data=1, **fields), task_id="a", config=Config())
 
 
+def test_what_a_ready_made_task_waits_for_travels_as_ids() -> None:
+    """As with ``publish``. A str, whose letters might be ids one by one, got into the log as it was: nobody could read that any more."""
+    assert prepared(after="1").after == ("1",)
+    assert prepared(after=["b", TaskHandle("queue_data", "c")]).after == ("b", "c")
+    assert prepared(after={"d": 1}).after == ("d",)
+    assert prepared(after=None).after == ()
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -102,6 +110,8 @@ def prepared(**fields: Any) -> Any:
         ({"retry": Exponential(factor=0.5)}, "retry"),
         ({"retry": "linear"}, "retry"),
         ({"after": ("../etc",)}, "invalid id"),
+        ({"after": [7]}, "after is [7]"),
+        ({"after": 7}, "after is 7"),
     ],
 )
 def test_a_field_that_the_broker_would_not_read_never_leaves(fields: dict[str, Any], said: str) -> None:

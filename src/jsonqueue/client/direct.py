@@ -13,7 +13,7 @@ from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
 from jsonqueue.errors import LockLost, ManagerRunning, PublishUnknown, SyncFailed
-from jsonqueue.event import Event, Write, Written
+from jsonqueue.event import Event, EventOwner, Write, Written, decoder_for, encode
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.folder import load_config, open_folder
 from jsonqueue.storage.locks import hold
@@ -22,6 +22,7 @@ from jsonqueue.task import StoredTaskIn
 __all__ = ["append", "settings"]
 
 _LOCK_WAIT_S = 0.1
+_read = decoder_for(EventOwner.PUBLISHER)
 
 
 def settings(queue_dir: Path) -> Config:
@@ -57,7 +58,8 @@ def _append(files: RealFiles, batches: Sequence[list[StoredTaskIn]], clock: Cloc
 
     try:
         for tasks in batches:
-            broker.step([(0, Write(len(answers), tasks))], keep)
+            # As over a Pipe: what could not be read there must not get into the log.
+            broker.step([(0, _read(encode(Write(len(answers), tasks))))], keep)
     except (LockLost, SyncFailed) as error:
         unanswered = tuple(task.id for tasks in batches[len(answers) :] for task in tasks)
         raise PublishUnknown(unanswered, cause=str(error)) from error

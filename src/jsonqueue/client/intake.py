@@ -62,11 +62,12 @@ def describe(
 
 def prepare(task: TaskIn[Any], *, task_id: str, config: Config) -> StoredTaskIn:
     """The task as it travels, under ``task_id``; every field checked, since the broker drops who sends it nonsense."""
-    _check_fields(task, check_id(task_id))
+    after = _ids(task.after) if task.after else ()
+    _check_fields(task, check_id(task_id), after)
     data = encode_value(task.data, what="payload", config=config)
     return TaskIn(
         id=task_id, data=data, priority=task.priority, run_at_ms=task.run_at_ms, deadline_ms=task.deadline_ms,
-        attempts_max=task.attempts_max, retry=task.retry, after=task.after,
+        attempts_max=task.attempts_max, retry=task.retry, after=after,
     )  # fmt: skip
 
 
@@ -80,14 +81,14 @@ def check_id(task_id: object) -> str:
     )
 
 
-def _check_fields(task: TaskIn[Any], task_id: str) -> None:
+def _check_fields(task: TaskIn[Any], task_id: str, after: tuple[str, ...]) -> None:
     _check_int(task_id, "priority", task.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT)
     _check_int(task_id, "run_at_ms", task.run_at_ms, 0, _WALL_MS_MAX)
     _check_int(task_id, "deadline_ms", task.deadline_ms, 0, _WALL_MS_MAX)
     _check_int(task_id, "attempts_max", task.attempts_max, 0, _ATTEMPTS_LIMIT)
     if task.retry is not None:
         _check_policy(task.retry)
-    for needed in task.after:
+    for needed in after:
         check_id(needed)
 
 
@@ -123,7 +124,10 @@ def _check_policy(policy: object) -> None:
 def _ids(after: str | HasId | Iterable[str | HasId]) -> tuple[str, ...]:
     if isinstance(after, str) or hasattr(after, "id"):
         after = (after,)  # type: ignore[assignment] # one stands for itself; a str must not be taken for its letters
-    return tuple(one if isinstance(one, str) else one.id for one in after)  # type: ignore[union-attr]
+    try:
+        return tuple(one if isinstance(one, str) else one.id for one in after)  # type: ignore[union-attr]
+    except (TypeError, AttributeError):
+        raise InvalidTask(f"after is {after!r}", hint="give an id, a handle, or several of them in a list") from None
 
 
 # ── times ────────────────────────────────────────────────────────────────────────────────────────────────────────────
