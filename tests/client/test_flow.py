@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 from msgspec import Raw
 
-from client.fakes import FakeBroker
+from client.fakes import FakeBroker, Side
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client import direct
 from jsonqueue.client.exchange import Exchange, Line
 from jsonqueue.client.flow import Flow
 from jsonqueue.client.patience import Patience
+from jsonqueue.client.publisher import Publisher
 from jsonqueue.client.window import Batch
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, PublishUnknown
-from jsonqueue.event import EventOwner, Write, decoder_for
+from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, CorruptQueue, PublishUnknown, StorageError
+from jsonqueue.event import EventOwner, Write, Written, decoder_for
+from jsonqueue.storage.files import RealFiles
+from jsonqueue.storage.recovery import inspect
 from jsonqueue.task import TaskIn
 
 FULL = "the publisher broker is not up: it waits for room on the disk"
@@ -98,6 +101,84 @@ def test_an_unknown_outcome_has_its_reason_too(monkeypatch: pytest.MonkeyPatch) 
         flow_over(Manager(HandClock(), broker.connect, FULL), monkeypatch).finish()
     broker.close()
     assert caught.value.cause == f"the connection was lost, and no broker came back: {FULL}"
+
+
+def test_a_line_that_somebody_else_made_carries_what_was_lost_with_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads publish over one Exchange; the other saw it break first. Nobody answers on the new one what the old one was asked."""
+    broker = FakeBroker(EventOwner.PUBLISHER)
+    flow = flow_over(Manager(HandClock(), broker.connect, broker.connect), monkeypatch)
+    flow._over_the_line(lambda: True)
+    peer = broker.accept()
+    assert [task.id for task in peer.hear(Write).tasks] == ["a"]
+    peer.hang_up()
+    flow._exchange._line.close()
+    flow._exchange.line(flow._patience)
+    side = Side(flow.finish)
+    peer = broker.accept()
+    write = peer.hear(Write)
+    assert [task.id for task in write.tasks] == ["a"]
+    peer.say(Written(write.request, 1))
+    side.result()
+    flow._exchange.close()
+    broker.close()
+
+
+def test_a_broker_that_hangs_up_on_the_first_words_is_not_called_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the second time there is a pause, longer each time; where anything was answered, none."""
+    waits: list[float] = []
+
+    def hung_up_on(timeout: float) -> tuple[Pipe, Config]:
+        ours, theirs = Pipe.pair()
+        Pipe(theirs).close()
+        return Pipe(ours), Config()
+
+    exchange = Exchange(hung_up_on, decoder_for(EventOwner.PUBLISHER_BROKER), pause=waits.append)
+    patience = Patience(30.0, HandClock())
+    for _ in range(8):
+        exchange.line(patience).close()
+    assert waits == [0.02, 0.04, 0.08, 0.16, 0.32, 0.64]
+    exchange.line(patience).heard = True
+    exchange.line(patience).close()
+    exchange.line(patience).close()
+    exchange.line(patience)
+    exchange.close()
+    assert waits[6:] == [1.0]
+
+
+def test_an_append_that_breaks_off_says_what_is_certain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fails at the second batch: the first is durable and counted, of the others nothing is known."""
+    publisher = Publisher(tmp_path / "q", connect=Manager(HandClock(), *["nobody"] * 9).connect)
+    publisher.publish(0)
+    writes, write_at = [], RealFiles.write_at
+
+    def fails(files: RealFiles, handle: int, offset: int, data: bytes) -> int:
+        if b'"n":' in data:
+            writes.append(data)
+            if len(writes) == 2:
+                raise StorageError("a file of the queue: Input/output error")
+        return write_at(files, handle, offset, data)
+
+    monkeypatch.setattr(RealFiles, "write_at", fails)
+    with pytest.raises(PublishUnknown, match="Input/output error") as caught:
+        publisher.publish_many((TaskIn(id=f"t{n}", data={"n": n}) for n in range(6)), batch_max=2)
+    assert (caught.value.published, caught.value.task_ids) == (2, ("t2", "t3", "t4", "t5"))
+    monkeypatch.undo()
+    assert [task_id for task_id in inspect(tmp_path / "q").state.tasks if task_id[0] == "t"] == ["t0", "t1"]
+
+
+def test_a_log_that_cannot_be_opened_leaves_what_was_on_its_way_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is appended now; but the broker may have stored it before it went."""
+
+    def cannot(*_: object, **__: object) -> None:
+        raise CorruptQueue("published-*.jsonl", offset=0, why="for the test")
+
+    flow = flow_over(Manager(HandClock(), FULL, FULL), monkeypatch)
+    monkeypatch.setattr(direct, "append", cannot)
+    with pytest.raises(CorruptQueue):
+        flow.finish()
+    flow._window.sent(1)
+    with pytest.raises(PublishUnknown, match="for the test"):
+        flow.finish()
 
 
 def test_a_reason_is_forgotten_once_there_was_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,3 +270,13 @@ def test_a_process_has_one_caller_for_a_queue(tmp_path: Path) -> None:
     (tmp_path / "q").mkdir()
     assert caller_of(tmp_path / "q") is caller_of(tmp_path / "." / "q")
     assert caller_of(tmp_path / "q") is not caller_of(tmp_path)
+
+
+def test_a_very_long_reason_is_cut(broker: FakeBroker, caller: Caller) -> None:
+    """A broker takes 65,536 characters, and hangs up on more: it was asked again and again, and nobody was told why."""
+    side = Side(lambda: caller.cancel(["a"], reason="x" * 70_000))
+    peer = broker.accept()
+    cancel = peer.hear(Cancel)
+    assert 1_000 < len(cancel.reason) < 65_536
+    peer.say(Changed(cancel.request, ["a"]))
+    side.result()

@@ -46,6 +46,31 @@ def test_a_broken_line_puts_everything_back_in_its_order() -> None:
     assert window.ids == ("t0", "t2")
 
 
+def test_nothing_is_uncertain_any_more_once_it_is_answered() -> None:
+    """Of those behind it, which were never on their way, nothing ever was; parts of a batch are as uncertain as it was."""
+    window = filled(3)
+    window.sent(1)
+    window.sent(2)
+    window.broken()
+    first, second, third = window.unsent
+    assert [window.doubts(one) for one in (first, second, third)] == [True, True, False]
+    window.sent(3)
+    window.broken()  # once more
+    window.sent(4)
+    assert window.answered(4) == first
+    two = Batch([*second.tasks, *third.tasks], [1, 2], 8)
+    window.replace(second, two)
+    assert window.doubts(two)
+    parts = two.only([0]), two.only([1])
+    window.replace(two, *parts)
+    assert [window.doubts(part) for part in parts] == [True, True]
+    window.sent(5)
+    assert window.answered(5) is parts[0]
+    assert window.uncertain
+    assert window.appended() is parts[1]
+    assert not window.uncertain
+
+
 def test_a_batch_goes_in_parts() -> None:
     """At its place and in its order; what was not among them does not go, nor does a part with nothing in it."""
     three = Batch([TaskIn(id=name, data=Raw(b"1" * size)) for size, name in enumerate("abc", 1)], [4, 5, 6], 6)

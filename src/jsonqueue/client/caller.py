@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonqueue.channel import registration
 from jsonqueue.client.exchange import Connect, Exchange, NoAnswer
+from jsonqueue.client.outcome import cut
 from jsonqueue.client.patience import Patience
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.errors import BrokerUnavailable, ConnectionClosed
@@ -44,7 +45,8 @@ class Caller:
         return answer.task
 
     def cancel(self, task_ids: Sequence[str], *, reason: str = "cancelled by a caller") -> Changed:
-        """Cancel tasks; durable when it returns. ``refused`` says of the others why not."""
+        """Cancel tasks; durable when it returns. ``refused`` says of the others why not. A very long ``reason`` is cut, as an error is."""
+        reason = cut(reason)
         return self._change(task_ids, lambda request, ids: Cancel(request, ids, reason), done_before="already cancelled")
 
     def replay(self, task_ids: Sequence[str] = ()) -> Changed:

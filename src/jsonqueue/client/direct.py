@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
-from jsonqueue.errors import LockLost, ManagerRunning, PublishUnknown, SyncFailed
+from jsonqueue.errors import ManagerRunning, StorageError
 from jsonqueue.event import Event, EventOwner, Write, Written, decoder_for, encode
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.folder import load_config, open_folder
 from jsonqueue.storage.locks import hold
 from jsonqueue.task import StoredTaskIn
 
-__all__ = ["append", "settings"]
+__all__ = ["Appended", "append", "settings"]
 
 _LOCK_WAIT_S = 0.1
 _read = decoder_for(EventOwner.PUBLISHER)
@@ -34,8 +35,20 @@ def settings(queue_dir: Path) -> Config:
         files.shut()
 
 
-def append(queue_dir: Path, batches: Sequence[list[StoredTaskIn]], *, clock: Clock) -> list[Written] | None:
-    """Append the batches, each durable before the next; one answer each. None: somebody else holds the lock, nothing was done."""
+class Appended(NamedTuple):
+    """What came of it."""
+
+    answers: list[Written]
+    """One for each batch that was dealt with, durably."""
+    error: StorageError | None = None
+    """Of the batch behind these, which may be stored or not; those behind it are not."""
+
+
+def append(queue_dir: Path, batches: Sequence[list[StoredTaskIn]], *, clock: Clock) -> Appended | None:
+    """Append the batches, each durable before the next. None: somebody else holds the lock, nothing was done.
+
+    Raises what keeps the log from being opened; then nothing was done either.
+    """
     files = open_folder(queue_dir, create=True)
     try:
         with hold(queue_dir, "published", timeout=_LOCK_WAIT_S, what="a publisher, for one call") as lock:
@@ -47,7 +60,7 @@ def append(queue_dir: Path, batches: Sequence[list[StoredTaskIn]], *, clock: Clo
         files.shut()
 
 
-def _append(files: RealFiles, batches: Sequence[list[StoredTaskIn]], clock: Clock) -> list[Written]:
+def _append(files: RealFiles, batches: Sequence[list[StoredTaskIn]], clock: Clock) -> Appended:
     broker = PublisherBroker(files, clock, load_config(files))
     broker.open()
     answers: list[Written] = []
@@ -60,9 +73,8 @@ def _append(files: RealFiles, batches: Sequence[list[StoredTaskIn]], clock: Cloc
         for tasks in batches:
             # As over a Pipe: what could not be read there must not get into the log.
             broker.step([(0, _read(encode(Write(len(answers), tasks))))], keep)
-    except (LockLost, SyncFailed) as error:
-        unanswered = tuple(task.id for tasks in batches[len(answers) :] for task in tasks)
-        raise PublishUnknown(unanswered, cause=str(error)) from error
+    except StorageError as error:
+        return Appended(answers, error)
     finally:
         broker.close()
-    return answers
+    return Appended(answers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,9 @@ __all__ = ["Connect", "Exchange", "Line", "NoAnswer", "TooLarge"]
 
 Connect = Callable[[float], tuple[Pipe, Config]]
 """Makes a Pipe to the broker, within so many seconds; raises BrokerUnavailable."""
+
+
+_PAUSE_S, _PAUSE_MAX_S = 0.02, 1.0
 
 
 class NoAnswer(TimeoutError):
@@ -48,6 +52,8 @@ class Line:
         self._changed = threading.Condition()
         self._answers: dict[int, Any] = {}
         self._reading = False
+        self.heard = False
+        """Whether there was any answer on it."""
         self.broken = False
 
     def ask(self, request: int, event: Event, patience: Patience) -> None:
@@ -91,6 +97,7 @@ class Line:
         finally:
             with self._changed:
                 self._reading = False
+                self.heard = self.heard or bool(answers)
                 for answer in answers:
                     if answer.request in self._answers:  # else: nobody waits for it any more
                         self._answers[answer.request] = answer
@@ -107,8 +114,11 @@ class Line:
 class Exchange:
     """A line whenever one is needed."""
 
-    def __init__(self, connect: Connect, decode: Callable[[bytes], Any]) -> None:
+    def __init__(self, connect: Connect, decode: Callable[[bytes], Any], *, pause: Callable[[float], None] = time.sleep) -> None:
         self._connect = connect
+        self._pause = pause
+        self._silent = 0
+        """Lines in a row on which nothing was heard."""
         self._decode = decode
         self._requests = itertools.count(1)
         self._making = threading.Lock()
@@ -122,12 +132,19 @@ class Exchange:
         with self._making:
             line = self._line
             if line is None or line.broken:
+                self._wait_after(line, patience)
                 try:
                     line = self._line = Line(*self._connect(patience.left_of(most)), self._decode)
                 except BrokerUnavailable as error:
                     raise patience.reason(error) from None
                 patience.forget_reason()
             return line
+
+    def _wait_after(self, line: Line | None, patience: Patience) -> None:
+        """A broker that hung up on the first words, and on the next first words, need not be called again at once."""
+        self._silent = self._silent + 1 if line is not None and not line.heard else 0
+        if self._silent > 1:
+            self._pause(patience.left_of(min(_PAUSE_S * 2.0 ** (self._silent - 2), _PAUSE_MAX_S)))
 
     @property
     def connected(self) -> bool:

@@ -17,7 +17,7 @@ from jsonqueue.client.exchange import Exchange, Line, NoAnswer, TooLarge
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.window import Batch, Window
 from jsonqueue.clock import Clock
-from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, PublishUnknown
+from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, JsonQueueError, PublishUnknown
 from jsonqueue.event import Refusal, Write, Written
 
 __all__ = ["PAUSE_S", "Flow"]
@@ -46,6 +46,8 @@ class Flow:
         self._clock = clock
         self._pause = pause
         self._window = Window()
+        self._line: Line | None = None
+        """On which what is in flight was sent."""
 
     def push(self, batch: Batch) -> None:
         """Take a batch; blocks while too many are unanswered."""
@@ -77,6 +79,9 @@ class Flow:
     def _over_the_line(self, enough: Callable[[], bool]) -> None:
         window = self._window
         line = self._exchange.line(self._patience)
+        if line is not self._line:
+            window.broken()  # Somebody else saw the other line break, and made this one.
+            self._line = line
         window.connected()
         while (batch := window.head()) is not None:
             request = self._exchange.number()
@@ -102,10 +107,17 @@ class Flow:
 
     def _directly(self, unavailable: BrokerUnavailable) -> None:
         window = self._window
-        answers = direct.append(self._queue_dir, [batch.tasks for batch in window.unsent], clock=self._clock)
-        if answers is not None:
-            for answer in answers:
+        try:
+            appended = direct.append(self._queue_dir, [batch.tasks for batch in window.unsent], clock=self._clock)
+        except JsonQueueError as error:  # Nothing was appended now; what was on its way to a broker before may be stored.
+            if window.uncertain:
+                raise PublishUnknown(window.ids, cause=str(error)) from error
+            raise
+        if appended is not None:
+            for answer in appended.answers:
                 self._settle(window.appended(), answer)
+            if appended.error is not None:
+                raise PublishUnknown(window.ids, cause=str(appended.error)) from appended.error
             window.burst_over()
         elif self._patience.over:
             if window.uncertain:
@@ -120,7 +132,7 @@ class Flow:
         count = len(batch.tasks)
         if count > 1:
             self._window.replace(batch, batch.only(range(count // 2)), batch.only(range(count // 2, count)))
-        elif self._window.uncertain:  # It may have been sent before, to a broker with other settings.
+        elif self._window.doubts(batch):  # It may have been sent before, to a broker with other settings.
             raise PublishUnknown(self._window.ids, cause=why)
         else:
             self._window.replace(batch)

@@ -42,8 +42,8 @@ class Window:
     def __init__(self) -> None:
         self.unsent: deque[Batch] = deque()
         self.in_flight: deque[tuple[int, Batch]] = deque()
-        self.uncertain = False
-        """Whether a batch that is not answered may be stored: it was on its way when a connection broke."""
+        self._doubtful: list[Batch] = []
+        """Those not answered that may be stored: they were on their way when a connection broke."""
         self._burst = WINDOW
         self._largest = 1
 
@@ -51,6 +51,15 @@ class Window:
     def empty(self) -> bool:
         """Whether everything is answered."""
         return not self.unsent and not self.in_flight
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether a batch that is not answered may be stored."""
+        return bool(self._doubtful)
+
+    def doubts(self, batch: Batch) -> bool:
+        """Whether this batch, which is not answered, may be stored."""
+        return any(one is batch for one in self._doubtful)
 
     @property
     def has_room(self) -> bool:
@@ -99,17 +108,21 @@ class Window:
         batch = self.asked(request)
         if batch is not None:
             self.in_flight.remove((request, batch))
+            self._settled(batch)
             self._largest = max(self._largest, batch.bytes)
         return batch
 
     def broken(self) -> None:
         """The line is gone: what was in flight is to be sent again, in the order it had."""
-        self.uncertain = self.uncertain or bool(self.in_flight)
+        self._doubtful += [batch for _, batch in self.in_flight if not self.doubts(batch)]
         self.unsent.extendleft(batch for _, batch in reversed(self.in_flight))
         self.in_flight.clear()
 
     def replace(self, batch: Batch, *parts: Batch) -> None:
         """In place of this batch, which waits to be sent, these go: those of them in which there is something."""
+        if self.doubts(batch):
+            self._settled(batch)
+            self._doubtful += [part for part in parts if part.tasks]
         place = self.unsent.index(batch)
         del self.unsent[place]
         for part in reversed(parts):
@@ -121,6 +134,7 @@ class Window:
     def appended(self) -> Batch:
         """The head was appended to the log and is answered."""
         batch = self.unsent.popleft()
+        self._settled(batch)
         self._largest = max(self._largest, batch.bytes)
         return batch
 
@@ -128,3 +142,6 @@ class Window:
         """A burst was appended: the next may be larger."""
         if self._burst * self._largest < _BURST_MAX_BYTES:
             self._burst *= 2
+
+    def _settled(self, batch: Batch) -> None:
+        self._doubtful = [one for one in self._doubtful if one is not batch]
