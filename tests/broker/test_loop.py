@@ -13,6 +13,7 @@ import pytest
 
 from jsonqueue.broker.loop import MARKS_PEER, BrokerLoop
 from jsonqueue.channel.pipe import Pipe
+from jsonqueue.clock import SystemClock
 from jsonqueue.event import Event, EventOwner, Look, Mark, Write, Written, encode
 
 
@@ -26,6 +27,16 @@ class FrozenClock:
 
     def monotonic_ms(self) -> int:
         return self.now_ms
+
+
+class CountingClock(SystemClock):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def monotonic_ms(self) -> int:
+        self.asked += 1
+        return super().monotonic_ms()
 
 
 class NotingBroker:
@@ -207,6 +218,35 @@ def test_marks_may_end_in_a_pause(broker, watched):
     clock.now_ms = 20
     loop.turn()
     assert loop.next_due_ms() is None
+
+
+def test_what_is_to_be_done_after_a_turn_is_not_put_off_until_something_comes(loop):
+    """An order may have come before the first turn."""
+    done = []
+    loop.afterwards(lambda: done.append(True))
+    loop.turn()  # would wait for ever
+    assert done
+
+
+def test_the_last_words_go_out_without_heed_of_what_else_is_said(broker):
+    """One client does not read, the manager talks on: nothing is looked at again and again meanwhile."""
+    clock = CountingClock()
+    loop = BrokerLoop(broker, clock)
+    ours, theirs = Pipe.pair()
+    deaf, (order, manager) = Pipe(theirs), os.pipe()
+    loop.attach(1, Pipe(ours, pending_max=1 << 30), EventOwner.PUBLISHER, "tester")
+    broker.padding = "x" * 8_000_000
+    deaf.post(encode(Write(1, [])))
+    loop.turn(1000)
+    loop.watch(order, lambda: None)
+    os.write(manager, b"more")
+    clock.asked = 0
+    loop.drain(100)
+    assert clock.asked < 20
+    deaf.close()
+    loop.close()
+    os.close(order)
+    os.close(manager)
 
 
 def test_the_end_of_the_marks_is_no_end_of_the_loop(loop, broker, client):

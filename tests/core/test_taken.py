@@ -14,7 +14,7 @@ _STARTS = st.integers(1, 60)
 _BATCHES = st.builds(
     lambda prefix, start, count: [f"{prefix}-{n}" for n in range(start, start + count)], _PREFIXES, _STARTS, st.integers(1, 40)
 )
-_ODD_ONES = ["a", "a-", "a-0", "a-007", "a-1x", "-5", "a-٣", "a-²", "a-1\na-2", "9" * 30, "a-" + "9" * 30, "a-b"]
+_ODD_ONES = ["a", "a-", "a-0", "a-007", "a-1x", "-5", "16", "-16", "a-٣", "a-²", "a-1\na-2", "9" * 30, "a-" + "9" * 30, "a-b"]
 _ID = st.one_of(st.sampled_from(_ODD_ONES), st.builds(lambda prefix, n: f"{prefix}-{n}", _PREFIXES, st.integers(0, 110)))
 _STEPS = st.lists(
     st.one_of(

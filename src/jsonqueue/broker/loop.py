@@ -166,10 +166,15 @@ class BrokerLoop:
         until_ms = self._clock.monotonic_ms() + wait_max_ms
         while self.turn(0) and self._clock.monotonic_ms() < until_ms:
             pass
-        while any(peer.writing for peer in self._peers.values()) and (left_ms := until_ms - self._clock.monotonic_ms()) > 0:
-            for key, events in self._selector.select(left_ms / 1000):
-                if isinstance(key.data, _Peer) and events & selectors.EVENT_WRITE:
+        with selectors.DefaultSelector() as full:  # of its own: whatever else is said from now on must not wake us
+            for peer in self._peers.values():
+                if peer.writing:
+                    full.register(peer.pipe, selectors.EVENT_WRITE, peer)
+            while full.get_map() and (left_ms := until_ms - self._clock.monotonic_ms()) > 0:
+                for key, _ in full.select(left_ms / 1000):
                     self._flush(key.data)
+                    if not key.data.writing or key.data.pipe.closed:
+                        full.unregister(key.fileobj)
 
     def close(self) -> None:
         """Hang up on everybody."""
@@ -180,7 +185,7 @@ class BrokerLoop:
         self._selector.close()
 
     def _timeout(self, wait_max_ms: int | None) -> float | None:
-        if self._left_unread or wait_max_ms == 0:
+        if self._left_unread or self._afterwards or wait_max_ms == 0:
             return 0
         due_ms = self.next_due_ms()
         waits = [] if wait_max_ms is None else [wait_max_ms]

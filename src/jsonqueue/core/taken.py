@@ -180,8 +180,8 @@ class TakenIds(Mapping[str, int]):
 
 def _parts(task_id: str) -> tuple[str, int]:
     """``"abc-17"`` as ``("abc", 17)``. The counter is 0 if there is none, or if it is written as we would not write it."""
-    prefix, _, digits = task_id.rpartition("-")
-    if not digits.isdecimal() or not digits.isascii() or digits[0] == "0" or len(digits) > _DIGITS_MAX:
+    prefix, dash, digits = task_id.rpartition("-")
+    if not dash or not digits.isdecimal() or not digits.isascii() or digits[0] == "0" or len(digits) > _DIGITS_MAX:
         return prefix, 0
     return prefix, int(digits)
 
