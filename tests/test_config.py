@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.config import CONFIG_FILE, Config, config_from, parse_config
 from jsonqueue.errors import InvalidConfig
+from jsonqueue.retry import Linear
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.folder import load_config
 
@@ -32,6 +35,14 @@ def test_a_file_that_cannot_be_meant_is_refused_by_name(text: str, why: str) -> 
     with pytest.raises(InvalidConfig, match=why) as caught:
         parse_config(text)
     assert str(caught.value).startswith(CONFIG_FILE)
+
+
+@pytest.mark.parametrize("config", [Config(attempts_max=0), Config(lease_ms="x"), Config(retry=Linear(step_ms=-1)), {"lease_ms": 5}])
+def test_settings_that_a_program_makes_are_checked_by_the_manager(tmp_path: Path, config: Any) -> None:
+    """Making a Config checks nothing; brokers that were told such a thing would fail one after the other."""
+    with pytest.raises(InvalidConfig):
+        BrokerManager(tmp_path / "queue", config)
+    assert not (tmp_path / "queue").exists()
 
 
 def test_an_unknown_setting_is_answered_with_those_that_there_are() -> None:

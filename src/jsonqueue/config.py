@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from jsonqueue.errors import InvalidConfig
 from jsonqueue.retry import Exponential, RetryPolicy
 
-__all__ = ["CONFIG_FILE", "Config", "config_from", "parse_config"]
+__all__ = ["CONFIG_FILE", "Config", "checked", "config_from", "parse_config"]
 
 CONFIG_FILE = "jsonqueue.toml"
 
@@ -86,6 +86,16 @@ def config_from(settings: dict[str, Any], *, source: str = "settings", base: Con
         return msgspec.convert({**known, **settings}, Config)
     except msgspec.ValidationError as error:
         raise InvalidConfig(f"{source}: {error}") from None
+
+
+def checked(config: Config) -> Config:
+    """Settings that a program made, of which nothing is checked until here. Raises :class:`InvalidConfig`."""
+    if not isinstance(config, Config):
+        raise InvalidConfig(f"the config is {config!r}", hint="give a Config(...), or leave it out for jsonqueue.toml or the defaults")
+    try:
+        return config_from(msgspec.to_builtins(config), source="Config")
+    except TypeError as error:
+        raise InvalidConfig(f"Config: {error}") from None
 
 
 def parse_config(text: str, *, source: str = CONFIG_FILE) -> Config:

@@ -17,7 +17,7 @@ __all__ = ["Exponential", "Linear", "Never", "RetryPolicy", "policy_named"]
 _Ms = Annotated[int, Meta(ge=0, le=10**12)]
 
 
-class Exponential(Struct, frozen=True, tag="exponential", tag_field="kind", omit_defaults=True):
+class Exponential(Struct, frozen=True, tag="exponential", tag_field="kind", omit_defaults=True, forbid_unknown_fields=True):
     """Wait ``first_ms``, then ``factor`` times longer after each further attempt, at most ``cap_ms``.
 
     ``jitter`` is the share of the wait that is drawn by chance: 0.5 waits between 50 % and 100 % of it, so that tasks that failed
@@ -38,7 +38,7 @@ class Exponential(Struct, frozen=True, tag="exponential", tag_field="kind", omit
         return round(full * (1 - self.jitter * chance.random()))
 
 
-class Linear(Struct, frozen=True, tag="linear", tag_field="kind", omit_defaults=True):
+class Linear(Struct, frozen=True, tag="linear", tag_field="kind", omit_defaults=True, forbid_unknown_fields=True):
     """Wait ``step_ms`` after the first attempt, twice that after the second, and so on, at most ``cap_ms``."""
 
     step_ms: _Ms = 1_000
@@ -49,7 +49,7 @@ class Linear(Struct, frozen=True, tag="linear", tag_field="kind", omit_defaults=
         return min(self.cap_ms, self.step_ms * attempt)
 
 
-class Never(Struct, frozen=True, tag="never", tag_field="kind"):
+class Never(Struct, frozen=True, tag="never", tag_field="kind", forbid_unknown_fields=True):
     """No second attempt after a failure. (A lost consumer is no failure: its task is delivered again.)"""
 
     def wait_ms(self, attempt: int, chance: Random) -> int | None:

@@ -325,3 +325,15 @@ def test_how_a_process_ended_in_words() -> None:
     assert says_how(3) == "exit status 3"
     assert says_how(-signal.SIGSEGV) == "killed by SIGSEGV"
     assert says_how(-99) == "killed by signal 99"
+
+
+def test_a_consumer_whose_child_cannot_load_the_handler_says_that_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads were never started, and need not be waited for."""
+
+    def only_here(task: Any) -> None: ...
+
+    only_here.__module__, only_here.__qualname__ = handlers.__name__, "only_here"
+    monkeypatch.setattr(handlers, "only_here", only_here, raising=False)
+    consumer = Consumer(tmp_path, only_here, isolate=True)
+    with pytest.raises(InvalidHandler, match="has no"):
+        consumer.start()

@@ -109,6 +109,7 @@ def test_what_a_ready_made_task_waits_for_travels_as_ids() -> None:
         ({"attempts_max": 10**7}, "attempts_max"),
         ({"retry": Exponential(factor=0.5)}, "retry"),
         ({"retry": "linear"}, "retry"),
+        ({"retry": {"kind": "linear", "stp_ms": 5}}, "unknown field `stp_ms`"),
         ({"after": ("../etc",)}, "invalid id"),
         ({"after": [7]}, "after is [7]"),
         ({"after": 7}, "after is 7"),

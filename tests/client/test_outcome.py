@@ -83,7 +83,14 @@ def test_retry_and_cancel_are_raised_or_returned(say: Any) -> None:
     assert (never.retry_after_ms, never.cancel, never.error) == (None, True, "no such user")
 
 
-@pytest.mark.parametrize(("after", "ms"), [(None, None), (0, 0), (-1, 0), (timedelta(minutes=1), 60_000)])
+@pytest.mark.parametrize("after", ["x", True, float("nan"), float("inf"), [1]])
+def test_a_wait_that_is_none_is_refused_where_it_is_said(after: Any) -> None:
+    """In the handler, whose line then stands in the traceback; the consumer lives on."""
+    with pytest.raises((TypeError, ValueError), match=r"Retry\(after="):
+        Retry(after=after)
+
+
+@pytest.mark.parametrize(("after", "ms"), [(None, None), (0, 0), (-1, 0), (timedelta(minutes=1), 60_000), (1e300, 10**12)])
 def test_the_wait_of_a_retry(after: Any, ms: int | None) -> None:
     assert Retry(after).after_ms == ms
 

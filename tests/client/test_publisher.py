@@ -288,6 +288,13 @@ def test_bad_tasks_do_not_stop_the_good_ones_and_are_all_named(broker: FakeBroke
     assert (caught.value.published, caught.value.count, caught.value.stopped_after) == (2, 3, None)
 
 
+@pytest.mark.parametrize("options", [{"id": "a"}, {"priority": 4}, {"delay": 0}, {"after": "b"}, {"retry": "never"}, {"attempts_max": 1}])
+def test_a_ready_made_task_takes_no_further_options(publisher: Publisher, options: dict[str, Any]) -> None:
+    """They would count for nothing."""
+    with pytest.raises(InvalidTask, match="brings its own options"):
+        publisher.publish(TaskIn(data=1), **options)
+
+
 def payloads_written(broker: FakeBroker) -> Iterator[list[bytes]]:
     """The payloads of each write, acknowledged."""
     peer = broker.accept()

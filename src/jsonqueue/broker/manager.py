@@ -16,7 +16,7 @@ from typing import Any, Self
 from jsonqueue.broker.supervisor import Supervisor
 from jsonqueue.channel.registration import Action, ManagerStatus, Report
 from jsonqueue.clock import SystemClock
-from jsonqueue.config import Config
+from jsonqueue.config import Config, checked
 from jsonqueue.errors import BrokerUnavailable, StorageError
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.folder import load_config, open_folder
@@ -41,10 +41,11 @@ class BrokerManager:
         """``config`` None: the folder's own ``jsonqueue.toml``, or the defaults. ``grace``: seconds to wait at the end for what
         consumers hold.
 
-        ``what``: how this manager is called in the message that a second one gets (``jsonqueue serve``, say).
+        ``what``: how this manager is called in the message that a second one gets (``jsonqueue serve``, say). Raises
+        :class:`InvalidConfig`.
         """
         self.queue_dir = os.path.abspath(queue_dir)
-        self._config = config
+        self._config = config if config is None else checked(config)
         self._grace_ms = round(grace * 1000)
         self._what = what
         self._supervisor: Supervisor | None = None

@@ -6,10 +6,12 @@ raises anything else (failed). Retry and Cancel may be returned as well. ``verdi
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import timedelta
+from numbers import Real
 from types import TracebackType
 from typing import Any
 
@@ -40,6 +42,8 @@ __all__ = [
 ERROR_MAX_BYTES = 16 * 1024
 """How much of a traceback or a standard error is kept with its task."""
 
+_AFTER_MAX_S = 10**9
+
 Verdict = Raw | Failure
 """The result as JSON, or what went wrong."""
 
@@ -52,6 +56,8 @@ class Retry(Exception):
 
     def __init__(self, after: float | timedelta | None = None, reason: str = "") -> None:
         super().__init__(reason or "the handler asked to be tried again")
+        if after is not None:
+            _require_wait(after)
         self.after = after
         self.reason = reason
 
@@ -61,7 +67,17 @@ class Retry(Exception):
         if self.after is None:
             return None
         seconds = self.after.total_seconds() if isinstance(self.after, timedelta) else self.after
-        return max(0, round(seconds * 1000))
+        return min(max(0, round(seconds * 1000)), _AFTER_MAX_S * 1000)
+
+
+def _require_wait(after: object) -> None:
+    """Where it is said, so that the handler's own line stands in the traceback."""
+    if isinstance(after, timedelta):
+        return
+    if isinstance(after, bool) or not isinstance(after, Real):
+        raise TypeError(f"Retry(after={after!r}): give seconds or a timedelta")
+    if not math.isfinite(after):
+        raise ValueError(f"Retry(after={after!r}): give a finite number of seconds")
 
 
 class Cancel(Exception):

@@ -117,6 +117,8 @@ class Publisher:
         """
         self._notice_fork()
         if isinstance(data, TaskIn):
+            if id or priority or attempts_max or after or any(option is not None for option in (delay, run_at, deadline, retry)):
+                raise InvalidTask("a TaskIn brings its own options", hint="set them there, or publish its data with the options")
             task = data
         else:
             task = describe(

@@ -72,7 +72,8 @@ class Threads:
         for runner in self._runners:
             runner.close()
         for thread in self._threads:
-            thread.join(_JOIN_S)
+            if thread.ident is not None:  # else the first runner could not get ready, and none was started
+                thread.join(_JOIN_S)
 
     def _work(self, slot: Slot, runner: Runner) -> None:
         try:
