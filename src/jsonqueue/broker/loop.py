@@ -146,7 +146,8 @@ class BrokerLoop:
             else:
                 key.data()
         arrivals = self._read(readable)
-        # Marks are read after the clients, and are told before: whatever a caller was told is durable is then known before its question.
+        # Marks are read after the clients, and are told before: whatever a caller was told is durable is then known before its question
+        # (but for the newest of some hundreds that gathered while this broker was busy: it waits until their Pipe has room again).
         marks = self._read_marks()
         arrivals[:0] = marks
         self._broker.step(arrivals, self._send)
