@@ -50,6 +50,8 @@ class JsonQueueError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"Hint: {hint}")  # below the message in a traceback
 
 
 # ── the caller ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -284,6 +284,18 @@ def test_a_handler_in_the_program_itself_is_found_by_its_file(script: Path) -> N
     assert run.stdout.startswith('[null,"__jsonqueue_script__"]')
 
 
+def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    """Its child runs it from the top, and would start a consumer as well."""
+    path = tmp_path / "careless.py"
+    path.write_text("from jsonqueue import Consumer\ndef handler(task): ...\nConsumer('q', handler, isolate=True).start()\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, path], capture_output=True, timeout=PATIENCE_S, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert run.returncode == 1
+    assert "if __name__" in run.stderr
+
+
 def test_a_child_does_not_outlive_its_parent(script: Path) -> None:
     """Even if the parent is killed and the handler never ends."""
     with subprocess.Popen([sys.executable, script, "hang"], stdout=subprocess.PIPE, text=True) as parent:

@@ -38,6 +38,7 @@ _ORPHAN_LOOKS, _ORPHAN_LOOK_S = 1_000, 0.001
 """Each look reaps an orphan, or waits for one that was killed."""
 GRACE_S = 1.0
 """Between the SIGTERM, at a time limit or for a task that was cancelled, and the SIGKILL."""
+_GUARD_HINT = 'the child runs the script to find it: what only the main program is to do belongs under `if __name__ == "__main__":`'
 
 _BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv.pop()); from jsonqueue.client.child import main; main()"
 
@@ -152,7 +153,10 @@ class ChildRunner:
             return
         said = event.failures[0].error if isinstance(event, Fail) else "it said nothing"
         how = self._bury()
-        raise InvalidHandler(f"{self._address.function} cannot be loaded in a child process: {said if event else how}")
+        raise InvalidHandler(
+            f"{self._address.function} cannot be loaded in a child process: {said if event else how}",
+            hint=_GUARD_HINT if self._address.script else "",
+        )
 
     def _answer(self, task: Task[Any]) -> Verdict:
         assert self._pipe is not None
