@@ -196,6 +196,35 @@ def test_a_handler_that_cannot_be_run_is_told_at_once(tmp_path: Path, arguments:
     assert said in called.err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def refuse():\n    raise RuntimeError('no\x1b[2J key')\n\nrefuse()\n", "RuntimeError: no\\x1b[2J key ({file}, line 2)"),
+        ("def f(:\n", "SyntaxError: invalid syntax ({file}, line 1)"),
+        ("\nfrom json import nothing\n", "ImportError: cannot import name 'nothing' from 'json'"),
+        ("import nowhere_at_all\n", "ModuleNotFoundError: No module named 'nowhere_at_all' ({file}, line 1)"),
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3 ({file}, line 2)"),
+        ("assert False\n", "AssertionError ({file}, line 1)"),
+    ],
+)
+def test_a_module_that_fails_at_its_import_is_a_handler_that_cannot_be_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    """Whatever its top level raises: which exception, in which file and line, and no word of a bug of ours."""
+    (tmp_path / "failing_handlers.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    called = call("work", "failing_handlers:f", "--queue", str(tmp_path / "queue"))
+    assert (called.status, called.out) == (64, "")
+    assert called.err.startswith(f"Error: failing_handlers cannot be imported: {said.format(file=tmp_path / 'failing_handlers.py')}")
+    assert "python3 -c 'import failing_handlers'" in called.err
+
+
+def test_a_file_name_in_place_of_a_module_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_handlers.py").write_text("def f(task): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "without .py: my_handlers\n" in call("work", "my_handlers.py:f", "--queue", str(tmp_path / "queue")).err
+
+
 @pytest.mark.processes
 def test_a_queue_is_served_worked_off_and_stopped_from_the_shell(tmp_path: Path) -> None:
     """publish without brokers, serve, work with a function of the current folder and with a program, look, cancel, replay, stop."""

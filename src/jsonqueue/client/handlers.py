@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -59,9 +61,34 @@ def _import(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(error.name + ".")):
-            places = ", ".join(sys.path[:4])
-            raise InvalidHandler(f"there is no module {error.name!r}", hint=f"Python looks in: {places} ...") from None
-        raise InvalidHandler(f"{module} cannot be imported: {error}") from error
+            raise InvalidHandler(f"there is no module {error.name!r}", hint=_where_to_look(module)) from None
+        raise _broken(module, error) from error
+    except (Exception, SystemExit) as error:  # whatever its top level does is the module's own affair, and no bug of ours
+        raise _broken(module, error) from error
+
+
+def _where_to_look(module: str) -> str:
+    if module.endswith(".py"):
+        return f"a module is named without .py: {module.removesuffix('.py').strip('/').replace('/', '.')}"
+    return f"Python looks in: {', '.join(sys.path[:4])} ..."
+
+
+def _broken(module: str, error: BaseException) -> InvalidHandler:
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return InvalidHandler(
+        f"{module} cannot be imported: {what}{_place_of(error)}",
+        hint="the handler's module has to be importable by itself; its whole traceback: python3 -c " + shlex.quote(f"import {module}"),
+    )
+
+
+def _place_of(error: BaseException) -> str:
+    """The file and line in which it was raised, in brackets; nothing when only the import machinery was at work."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if not frame.filename.startswith("<")]
+    own = [frame for frame in frames if frame.filename != importlib.__file__]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 def _load_script(path: str) -> ModuleType:
