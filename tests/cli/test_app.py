@@ -18,7 +18,7 @@ from cli.calls import call
 from jsonqueue.cli import app
 from jsonqueue.cli.app import COMMANDS, cli
 from jsonqueue.cli.console import Settings
-from jsonqueue.errors import JsonQueueError, ManagerRunning
+from jsonqueue.errors import JsonQueueError, ManagerRunning, StorageError
 
 
 class Failing(list[BaseException]):
@@ -178,6 +178,70 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False, env=_environment())
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize(
+    ("redirected", "arguments", "status"),
+    [
+        (">&-", "list", 0),
+        (">&- 2>&-", "list", 0),
+        ("2>&-", "--queue nosuch status", 66),
+        ("2>/dev/full", "--queue nosuch status", 66),
+        ("<&- >&- 2>&-", "--queue other publish 2", 0),
+        ("<&-", "publish", 2),
+    ],
+)
+def test_closed_streams_are_nowhere(tmp_path: Path, redirected: str, arguments: str, status: int) -> None:
+    """What would be printed is not, the exit status stands, and no file of the queue gets the number of a standard stream."""
+    call("publish", "1", "--id", "one", "--queue", str(tmp_path / "queue_data"))
+    line = f'exec "$0" -m jsonqueue {arguments} {redirected}'
+    run = ["sh", "-c", line, sys.executable]
+    done = subprocess.run(run, cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, "bug" in done.stderr) == (status, False), done.stderr
+    assert call("verify", "--queue", str(tmp_path / "queue_data")).status == 0
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_no_file_takes_the_number_of_a_closed_stream(number: int) -> None:
+    """A log under the number of standard error would get every warning."""
+    code = (
+        "import os, sys; from jsonqueue.cli.app import _open_closed_streams as go; go(); "
+        f"sys.exit(os.open('/dev/null', 0) == {number} or not os.get_inheritable({number}) or not sys.stdout or not sys.stderr)"
+    )
+    run = ["sh", "-c", f'exec "$0" -c "$1" {number}>&-', sys.executable, code]
+    assert subprocess.run(run, env=_environment(), check=False).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["--queue", "", "status"], ["publish", "1", "--queue="]])
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """A script whose variable is empty must not make a queue wherever it happens to be."""
+    monkeypatch.chdir(tmp_path)
+    called = call(*arguments)
+    assert (called.status, "an empty name is no folder" in called.err) == (2, True)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("command", ["list", "publish 1", "stop"])
+def test_a_file_is_no_folder(tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    called = call(*command.split(), environment={"JSONQUEUE_DIR": str(tmp_path / "file")})
+    assert called.status == 77
+    assert called.err.startswith(f"Error: {tmp_path / 'file'} is a file, not a folder\nHint:  name the folder of the queue")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_folder_whose_mode_forbids_it_is_named(failing: Failing, tmp_path: Path, wrapped: bool) -> None:
+    """The file that could not be made says little: the folder and its mode say what to do. Of a folder with its mode in order, nothing."""
+    error: Exception = PermissionError(errno.EACCES, "Permission denied", "published.draft")
+    if wrapped:
+        error, error.__cause__ = StorageError("published.draft: Permission denied"), error
+    failing.append(error)
+    assert "published.draft: permission denied" in call("fail", "--queue", str(tmp_path)).err.lower()
+    tmp_path.chmod(0o500)
+    called = call("fail", "--queue", str(tmp_path))
+    tmp_path.chmod(0o700)
+    assert (called.status, called.out) == (77, "")
+    assert called.err == f"Error: {tmp_path} cannot be used: permission denied, its mode is 0500\nHint:  chmod u+rwx {tmp_path}\n"
 
 
 def test_python_dash_m_is_the_same_command() -> None:

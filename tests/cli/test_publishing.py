@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -89,6 +91,29 @@ def test_what_is_no_json_is_refused_with_a_way_out(queue: Path, data: str) -> No
 def test_text_is_a_string(queue: Path) -> None:
     call("publish", "--text", "it's {plain}", "--id", "t", "--queue", str(queue))
     assert bytes(stored(queue)["t"].data) == b'"it\'s {plain}"'
+
+
+def test_an_empty_id_is_refused(queue: Path) -> None:
+    """It is a script's variable without a value, and no wish for a name of the queue's own."""
+    called = call("publish", "1", "--id", "", "--queue", str(queue))
+    assert (called.status, called.err.splitlines()[0]) == (65, "Error: invalid id ''")
+    assert not queue.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_what_cannot_be_printed_is_published_all_the_same(queue: Path, as_json: list[str]) -> None:
+    """The error names standard output and the ids, so that nobody takes the queue's disk for full and publishes again."""
+    run = [sys.executable, "-m", "jsonqueue", "--queue", str(queue), "publish", *as_json]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with open("/dev/full", "w") as full:
+        one = subprocess.run([*run, "1", "--id", "one"], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+        many = subprocess.run(run, input="1\n2\n", stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    begins = "Error: standard output cannot be written to: no space left on device; "
+    assert (one.returncode, many.returncode) == (74, 74)
+    assert one.stderr.splitlines()[0] == f"{begins}task one is published all the same"
+    first, second = [*stored(queue)][1:]
+    assert f"{begins}2 tasks ({first}, {second}) are published all the same" in many.stderr.splitlines()
 
 
 def test_an_id_is_published_once(queue: Path) -> None:

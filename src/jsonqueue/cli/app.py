@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +22,7 @@ import click
 
 from jsonqueue.cli.console import Settings
 from jsonqueue.cli.text import printable
-from jsonqueue.errors import JsonQueueError
+from jsonqueue.errors import FolderRefused, JsonQueueError, StorageError
 
 __all__ = ["COMMANDS", "cli", "command", "queue_options", "run"]
 
@@ -57,6 +59,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     ``JSONQUEUE_DEBUG=1`` lets errors through as they are, with their traceback.
     """
     debug = os.environ.get("JSONQUEUE_DEBUG") == "1"
+    _open_closed_streams()
     try:
         return _finished(cli.main(args=arguments, prog_name="jsonqueue", standalone_mode=False))
     except click.ClickException as error:
@@ -85,6 +88,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 70
 
 
+def _open_closed_streams() -> None:
+    """Where a standard stream was closed (``>&-``), put the null device: else the next file that is opened, a log perhaps, would get
+    its number, and whatever is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest number that is free is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if name != "stdin" and getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+
+
 def _finished(value: Any) -> int:
     try:
         sys.stdout.flush()  # here, and not at the interpreter's exit, where a closed pipe could only be reported as a traceback
@@ -109,10 +124,11 @@ def _sentence(error: OSError) -> str:
 def complain(message: str, hint: str = "") -> None:
     """One sentence on standard error, and what to do about it."""
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    # click leaves the styles out by itself when color is False.
-    click.echo(click.style("Error: ", fg="red", bold=True) + printable(message), err=True, color=colour)
-    if hint:
-        click.echo(click.style("Hint:  ", dim=True) + printable(hint), err=True, color=colour)
+    with suppress(OSError):  # where nothing can be said any more, the exit status still tells
+        # click leaves the styles out by itself when color is False.
+        click.echo(click.style("Error: ", fg="red", bold=True) + printable(message), err=True, color=colour)
+        if hint:
+            click.echo(click.style("Hint:  ", dim=True) + printable(hint), err=True, color=colour)
 
 
 class LazyGroup(click.Group):
@@ -173,9 +189,16 @@ def queue_options(function: T) -> T:
         "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print JSON, one value a line, for programs to read."
     )(function)
     return click.option(
-        "--queue", metavar="DIR", expose_value=False, callback=_set_queue, type=click.Path(file_okay=False, path_type=Path),
+        "--queue", metavar="DIR", expose_value=False, callback=_set_queue, type=_Folder(file_okay=False, path_type=Path),
         help="The queue folder  [default: $JSONQUEUE_DIR, or queue_data]",
     )(function)  # fmt: skip
+
+
+class _Folder(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":  # a script's variable without a value, which to a path would be the current folder
+            self.fail("an empty name is no folder (the current one is .)", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def _set_queue(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
@@ -204,9 +227,35 @@ def command(name: str, **options: Any) -> Callable[[Callable[..., Any]], click.C
 def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
-        return function(click.get_current_context().ensure_object(Settings), *arguments, **options)
+        settings = click.get_current_context().ensure_object(Settings)
+        if settings.queue_dir.is_file():
+            raise FolderRefused(
+                f"{settings.queue_dir} is a file, not a folder", hint="name the folder of the queue: --queue DIR, or JSONQUEUE_DIR"
+            )
+        try:
+            return function(settings, *arguments, **options)
+        except (PermissionError, StorageError) as error:
+            refused = _denied_by(settings.queue_dir, error)
+            if refused is None:
+                raise
+            raise refused from error
 
     return call
+
+
+def _denied_by(queue_dir: Path, error: Exception) -> FolderRefused | None:
+    """The same error told of the folder, if it is its mode that denies its owner what a queue needs."""
+    if not isinstance(error if isinstance(error, OSError) else error.__cause__, PermissionError):
+        return None
+    try:
+        found = queue_dir.stat()
+    except OSError:
+        return None
+    if found.st_uid != os.geteuid() or found.st_mode & stat.S_IRWXU == stat.S_IRWXU:
+        return None
+    return FolderRefused(
+        f"{queue_dir} cannot be used: permission denied, its mode is {stat.S_IMODE(found.st_mode):04o}", hint=f"chmod u+rwx {queue_dir}"
+    )
 
 
 def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

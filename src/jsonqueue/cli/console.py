@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from jsonqueue.cli.text import json_text, printable
+from jsonqueue.errors import JsonQueueError
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
-__all__ = ["Console", "Settings"]
+__all__ = ["Console", "OutputFailed", "Settings"]
 
 ACCENT = "cyan"
 """The one colour that is ours; green, yellow and red keep their meaning."""
@@ -34,6 +36,16 @@ STATUS_STYLE = {
     "dead": "red",
     "cancelled": "bright_black",
 }
+
+
+class OutputFailed(JsonQueueError):
+    """Standard output cannot be written to. ``done``: what happened all the same, so that nobody does it again."""
+
+    exit_status = 74
+
+    def __init__(self, why: str, *, done: str = "", hint: str = "") -> None:
+        super().__init__(f"standard output cannot be written to: {why.lower()}{'; ' + done if done else ''}", hint=hint)
+        self.why = why
 
 
 class Console:
@@ -66,16 +78,22 @@ class Console:
         return console
 
     def line(self, text: str = "") -> None:
-        """One line of the result."""
-        click.echo(text)
+        """One line of the result. Raises :class:`OutputFailed`."""
+        try:
+            click.echo(text)
+        except BrokenPipeError:  # its reader had enough, which is no failure
+            raise
+        except OSError as error:
+            raise OutputFailed(error.strerror or str(error)) from error
 
     def json(self, value: Any) -> None:
         """One JSON value on a line of its own."""
-        click.echo(json_text(value))
+        self.line(json_text(value))
 
     def note(self, text: str) -> None:
         """A remark beside the result: on standard error, so that it never ends up in a pipe."""
-        click.echo(text, err=True)
+        with suppress(OSError):  # what was done is done, and counts, whether or not it can be remarked on
+            click.echo(text, err=True)
 
     def show(self, renderable: Any, *, err: bool = False) -> None:
         """Something of rich's, for a person."""

@@ -16,7 +16,7 @@ import orjson
 from msgspec import Raw
 
 from jsonqueue.cli.app import command
-from jsonqueue.cli.console import Console, Settings
+from jsonqueue.cli.console import Console, OutputFailed, Settings
 from jsonqueue.cli.lines import Line, LineGroups
 from jsonqueue.cli.live import LiveLine, bar
 from jsonqueue.cli.options import MOMENT, RETRY, WAIT, WAIT_OR_MOMENT
@@ -40,7 +40,7 @@ _as_task = msgspec.json.Decoder(StoredTaskIn).decode
 @click.argument("data", required=False)
 @click.option("--text", is_flag=True, help="DATA is a plain string, not JSON.")
 @click.option("--tasks", is_flag=True, help='Each input line is a whole task: {"id": …, "data": …, "priority": …}.')
-@click.option("--id", "task_id", default="", help="Name of the task; publishing it again makes no second one.")
+@click.option("--id", "task_id", help="Name of the task; publishing it again makes no second one.")
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher runs first.")
 @click.option("--delay", type=WAIT, help="Run it after this wait: 90, 1.5h, 2d.")
 @click.option("--run-at", type=MOMENT, help="Run it not before this moment: 2026-11-30T14:00.")
@@ -49,7 +49,7 @@ _as_task = msgspec.json.Decoder(StoredTaskIn).decode
 @click.option("--retry", type=RETRY, help="The wait between tries: exponential, linear, never, or a policy as JSON.")
 @click.option("--after", multiple=True, metavar="ID", help="Run it only when this task is complete (repeatable).")
 @click.option("--quiet", is_flag=True, help="Do not print the ids.")
-def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_id: str, quiet: bool, **options: Any) -> int:
+def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_id: str | None, quiet: bool, **options: Any) -> int:
     """Put tasks into the queue. DATA is one payload as JSON; without it, or with -, each line of standard input is one.
 
     Prints the id of each task once it is on the disk. With no broker running the task is stored all the same, and runs when brokers start.
@@ -62,16 +62,25 @@ def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_
     from jsonqueue.client.publisher import Publisher
 
     given = Options(**options)
+    if task_id is not None:
+        _check_id(task_id)
     with Publisher(settings.queue_dir) as publisher:
         if data is not None and data != "-":
             if tasks:
                 raise click.UsageError("--tasks reads standard input: leave DATA out")
-            return _publish_one(settings.console, publisher, _payload(data, text=text), given, task_id=task_id, quiet=quiet)
-        if text or task_id:
+            return _publish_one(settings.console, publisher, _payload(data, text=text), given, task_id=task_id or "", quiet=quiet)
+        if text or task_id is not None:
             raise click.UsageError("--text and --id go with DATA; for many tasks with ids, pipe whole tasks in with --tasks")
         if sys.stdin is None or (sys.stdin.isatty() and data is None):
             raise click.UsageError("nothing to publish: give DATA, pipe JSON Lines in, or use - to type them")
         return Stream(settings.console, publisher, given, whole_tasks=tasks, quiet=quiet).run(LineGroups(sys.stdin.fileno()))
+
+
+def _check_id(task_id: str) -> None:
+    """An empty one, too: a script whose variable is empty means no task of a name that it will never know."""
+    from jsonqueue.client.intake import check_id
+
+    check_id(task_id)
 
 
 @dataclass(frozen=True)
@@ -117,13 +126,25 @@ def _compact(text: bytes) -> orjson.Fragment:
 
 def _publish_one(console: Console, publisher: Publisher, data: Any, options: Options, *, task_id: str, quiet: bool) -> int:
     handle = publisher.publish(options.described(data, task_id=task_id))
-    if console.as_json:
-        console.json({"id": handle.id, "duplicate": handle.duplicate})
-    elif not quiet:
-        console.line(handle.id)
+    try:
+        if console.as_json:
+            console.json({"id": handle.id, "duplicate": handle.duplicate})
+        elif not quiet:
+            console.line(handle.id)
+    except OutputFailed as error:
+        raise _unprinted(error, [handle.id]) from error
     if handle.duplicate:
         console.note(f"The queue holds task {handle.id} already; nothing was added.")
     return 0
+
+
+def _unprinted(error: OutputFailed, ids: list[str]) -> OutputFailed:
+    """The same failure, with what is published all the same."""
+    which = "task " + ids[0] if len(ids) == 1 else f"{plural(len(ids), 'task')} ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})"
+    is_are = "is" if len(ids) == 1 else "are"
+    return OutputFailed(
+        error.why, done=f"{which} {is_are} published all the same", hint="published again without an id, it would run twice"
+    )
 
 
 @dataclass
@@ -225,7 +246,10 @@ class Stream:
         # A person at a terminal gets the summary: a million ids would only push it out of sight.
         if not ids or self.quiet or self.console.person:
             return
-        self.console.line("\n".join(f'{{"id":"{task_id}"}}' for task_id in ids) if self.console.as_json else "\n".join(ids))
+        try:
+            self.console.line("\n".join(f'{{"id":"{task_id}"}}' for task_id in ids) if self.console.as_json else "\n".join(ids))
+        except OutputFailed as error:
+            raise _unprinted(error, ids) from error
 
     def _progress(self, groups: LineGroups) -> str:
         done = self.published + self.duplicates + self._answered
