@@ -103,6 +103,38 @@ def test_a_terminal_gets_a_table_that_fits(tmp_path: Path) -> None:
             assert max(len(line) for line in called.out.replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()) <= columns
 
 
+@pytest.mark.parametrize(
+    ("columns", "headings"),
+    [
+        (100, "id status prio tries age detail"),
+        (60, "id status prio tries detail"),
+        (45, "id status detail"),
+        (38, "id status"),
+        (25, "id status"),
+    ],
+)
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_ids(tmp_path: Path, columns: int, headings: str) -> None:
+    """An id with its end cut off cannot be typed again; where it is longer than the line, it goes on in the next one."""
+    with a_queue_of(tmp_path, *SEVERAL, task("2jbosuiue7mygr-1", data="日本語" * 30)) as queue:
+        out = call("list", "--queue", str(queue), terminal=True, columns=columns, environment={"NO_COLOR": "1"}).out
+    lines = out.replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
+    assert lines[0].split() == headings.split()
+    ids = [line.split()[0] for line in lines[2:] if line.strip()]
+    assert "".join(ids) == "".join(shown.id for shown in SEVERAL) + "2jbosuiue7mygr-1"
+    assert [*filter(None, (line[-11:].strip() for line in lines[2:] if columns < 40))] == [
+        str(shown.status) for shown in (*SEVERAL, SEVERAL[0]) if columns < 40
+    ]
+    assert all(len(line) <= columns for line in lines)
+
+
+def test_a_pipe_gets_the_whole_detail(tmp_path: Path) -> None:
+    """However long a payload or a reason is: what is piped is searched, not looked at."""
+    with a_queue_of(tmp_path, task("long", data="y" * 5_000), task("dead", TaskStatus.DEAD, reason="z" * 900)) as queue:
+        listed = call("list", "--queue", str(queue)).out
+    assert "y" * 5_000 in listed
+    assert "z" * 900 in listed
+
+
 def test_a_tasks_whole_life_is_shown(tmp_path: Path) -> None:
     """Payload, result, and each attempt with its error, oldest first."""
     lived = task(

@@ -99,10 +99,21 @@ class Console:
         """Something of rich's, for a person."""
         self.rich(err=err).print(renderable)
 
-    def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), style: int | None = None) -> None:
-        """Rows under headings; the columns in ``right`` are aligned right, the one in ``style`` is coloured as a task status."""
+    def table(
+        self,
+        headings: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        right: Sequence[int] = (),
+        style: int | None = None,
+        spare: Sequence[int] = (),
+    ) -> None:
+        """Rows under headings; the columns in ``right`` are aligned right, the one in ``style`` is coloured as a task status.
+
+        On a terminal that is too narrow the columns in ``spare`` are left out, in that order, until the others fit.
+        """
         if self.person:
-            self.show(_rich_table(headings, rows, right, style))
+            self.show(_rich_table(headings, [*rows], right, style, _Fit(spare, self.rich().width)))
         else:
             for text in plain_table(headings, rows, right):
                 self.line(text)
@@ -120,20 +131,47 @@ def _is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _rich_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int], style: int | None) -> Any:
+class _Fit:
+    """Which columns of a table have room on a terminal, and how wide they may be."""
+
+    GAP = 3
+    LAST_LEAST = 10
+    """The last column may be cut, but less than this of it says nothing."""
+
+    def __init__(self, spare: Sequence[int], width: int) -> None:
+        self._spare, self._width = spare, width
+
+    def columns(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[int, int]:
+        """The columns that are shown, with their widths."""
+        from rich.cells import cell_len
+
+        kept = {at: max(cell_len(printable(row[at])) for row in (headings, *rows)) for at in range(len(headings))}
+        last = len(headings) - 1
+        for spare in self._spare:
+            if self._over(kept | ({last: min(kept[last], self.LAST_LEAST)} if last in kept else {})) > 0:
+                del kept[spare]
+        for flexible in (last, 0):  # the first one, an id, goes on in the next line rather than be cut
+            if flexible in kept:
+                kept[flexible] = max(1, kept[flexible] - max(0, self._over(kept)))
+        return kept
+
+    def _over(self, kept: dict[int, int]) -> int:
+        return sum(kept.values()) + self.GAP * (len(kept) - 1) - self._width
+
+
+def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int], style: int | None, fit: _Fit) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
-    for index, heading in enumerate(headings):
-        share = 1 if index == len(headings) - 1 else None
-        table.add_column(heading, justify="right" if index in right else "left", no_wrap=True, overflow="ellipsis", ratio=share)
+    shown = fit.columns(headings, rows)
+    for index, width in shown.items():
+        side: Any = "right" if index in right else "left"
+        cut: Any = "ellipsis" if index else "fold"
+        table.add_column(headings[index], justify=side, no_wrap=index > 0, overflow=cut, width=width)
     for row in rows:
-        cells = [Text(printable(cell)) for cell in row]
-        if style is not None:
-            cells[style].stylize(STATUS_STYLE.get(row[style], ""))
-        table.add_row(*cells)
+        table.add_row(*(Text(printable(row[index]), style=STATUS_STYLE.get(row[index], "") if index == style else "") for index in shown))
     return table
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Filter", "attempts", "detail", "list_tasks", "print_tasks"]
 
 _DETAIL_WIDTH = 120
+"""On a terminal; a pipe gets all of it."""
+_SPARE = (4, 2, 3, 5)
+"""Columns that a narrow terminal goes without: age, prio, tries, detail. An id that is cut could not be typed again."""
 _decode_task = msgspec.json.Decoder(StoredTask).decode
 
 
@@ -71,7 +74,8 @@ def print_tasks(settings: Settings, wanted: Filter, *, limit: int, now_ms: int) 
             for line in shown:
                 settings.console.line(json_text(Raw(line)))
         else:
-            _print_table(settings.console, [_row(_decode_task(line), now_ms) for line in shown], more, limit)
+            most = _DETAIL_WIDTH if settings.console.person else None
+            _print_table(settings.console, [_row(_decode_task(line), now_ms, most) for line in shown], more, limit)
 
 
 def _newest(lines: Iterator[bytes], limit: int) -> tuple[Iterable[bytes], Iterable[object]]:
@@ -88,15 +92,16 @@ def _print_table(console: Console, rows: list[tuple[str, ...]], left_out: Iterab
     if not rows:
         console.note("No tasks.")
         return
-    console.table(("id", "status", "prio", "tries", "age", "detail"), rows, right=(2, 3, 4), style=1)
+    console.table(("id", "status", "prio", "tries", "age", "detail"), rows, right=(2, 3, 4), style=1, spare=_SPARE)
     more = sum(1 for _ in left_out)
     if more:
         console.note(f"… and {plural(more, 'more task')}: --limit {limit + more}, or --limit 0 for all.")
 
 
-def _row(task: StoredTask, now_ms: int) -> tuple[str, ...]:
+def _row(task: StoredTask, now_ms: int, most: int | None) -> tuple[str, ...]:
     age = duration(max(0, now_ms - task.published_ms))
-    return (task.id, str(task.status), str(task.priority), attempts(task), age, clip(detail(task, now_ms), _DETAIL_WIDTH))
+    told = detail(task, now_ms)
+    return (task.id, str(task.status), str(task.priority), attempts(task), age, told if most is None else clip(told, most))
 
 
 def attempts(task: StoredTask) -> str:
@@ -115,4 +120,4 @@ def detail(task: StoredTask, now_ms: int) -> str:
         return "waits for " + ", ".join(task.after)
     if task.status is TaskStatus.IN_PROGRESS:
         return f"{task.consumer}, for {duration(max(0, now_ms - task.started_ms))}"
-    return bytes(task.data)[: 4 * _DETAIL_WIDTH].decode("utf-8", "replace")
+    return bytes(task.data).decode("utf-8", "replace")
