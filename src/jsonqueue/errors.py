@@ -12,6 +12,8 @@ Who is to blame decides the branch:
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import ClassVar
 
 __all__ = [
@@ -38,7 +40,14 @@ __all__ = [
     "TaskNotFound",
     "TasksRejected",
     "UnsupportedFormat",
+    "command_for",
 ]
+
+
+def command_for(queue_dir: str | os.PathLike[str], *words: str) -> str:
+    """A command line as it can be typed, for this queue: ``jsonqueue show t --queue orders``. The default folder goes unsaid."""
+    folder = os.fspath(queue_dir)
+    return shlex.join(["jsonqueue", *words, *(["--queue", folder] if folder not in {"", "queue_data"} else [])])
 
 
 class JsonQueueError(Exception):
@@ -74,10 +83,10 @@ class TaskNotFound(JsonQueueError, LookupError):
 
     exit_status = 66
 
-    def __init__(self, task_id: str, *, where: str = "the queue") -> None:
+    def __init__(self, task_id: str, *, where: str = "the queue", hint: str = "") -> None:
         super().__init__(
             f"no task {task_id!r} in {where}",
-            hint="finished tasks leave the queue after their retention; look into archive/ for older ones",
+            hint=hint or "finished tasks leave the queue after their retention; look into archive/ for older ones",
         )
         self.task_id = task_id
 
@@ -174,8 +183,9 @@ class TasksRejected(JsonQueueError):
         first = rejected[0]
         end = "" if stopped_after is None else f"; after {stopped_after} tasks no more were read, since the queue refuses all"
         super().__init__(
-            f"{count} tasks were rejected and are not stored (first: number {first.index + 1}, {first.task_id}: {first.reason}); "
-            f"{published} others are published{end}"
+            f"{'1 task was' if count == 1 else f'{count} tasks were'} rejected, not stored "
+            f"({'' if count == 1 else 'first: '}number {first.index + 1}, {first.task_id}: {first.reason}); "
+            f"{'1 other is' if published == 1 else f'{published} others are'} published{end}"
         )
         self.rejected, self.count, self.stopped_after = rejected, count, stopped_after
         self.published, self.duplicates = published, duplicates
@@ -198,16 +208,21 @@ class ResultTimeout(JsonQueueError, TimeoutError):
 
     exit_status = 75
 
-    def __init__(self, task_id: str, *, timeout: float) -> None:
-        super().__init__(f"task {task_id} has not ended within {timeout:g} s", hint="it goes on; ask again, or look with: jsonqueue show")
+    def __init__(self, task_id: str, *, timeout: float, queue_dir: str | os.PathLike[str] = "") -> None:
+        super().__init__(
+            f"task {task_id} has not ended within {timeout:g} s",
+            hint=f"it goes on; ask again, or look with: {command_for(queue_dir, 'show', task_id)}",
+        )
         self.task_id, self.timeout = task_id, timeout
 
 
 class TaskFailed(JsonQueueError):
     """The task ended without a result: dead or cancelled."""
 
-    def __init__(self, task_id: str, *, status: str, reason: str) -> None:
-        super().__init__(f"task {task_id} is {status}: {reason}", hint="its attempts are listed by: jsonqueue show " + task_id)
+    def __init__(self, task_id: str, *, status: str, reason: str, queue_dir: str | os.PathLike[str] = "") -> None:
+        super().__init__(
+            f"task {task_id} is {status}: {reason}", hint=f"its attempts are listed by: {command_for(queue_dir, 'show', task_id)}"
+        )
         self.task_id, self.status, self.reason = task_id, status, reason
 
 

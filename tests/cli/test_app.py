@@ -77,6 +77,7 @@ def test_with_debug_the_traceback_comes_through(failing: Failing) -> None:
         (["list", "--status", "pendng"], "'pendng' is not one of"),
         (["publish", "1", "--delay", "soon"], "'soon' is no wait"),
         (["dead", "replay"], "name the dead letters to replay, or say --all"),
+        (["dead", "replay", "--all", "b1"], "say --all: not both"),
         (["work"], "name a MODULE:FUNCTION, or a program with --exec"),
         (["publish", "1", "--tasks"], "--tasks reads standard input"),
     ],

@@ -254,6 +254,24 @@ def test_dead_letters_are_listed_alone(tmp_path: Path) -> None:
     assert (alive.status, alive.err.splitlines()[0]) == (66, "Error: task a-1 is no dead letter, but pending")
 
 
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("result b-1", "jsonqueue show b-1"),
+        ("dead show a-1", "jsonqueue show a-1"),
+        ("show nope", "jsonqueue list --limit 0"),
+    ],
+)
+def test_a_hint_can_be_typed_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, hint: str) -> None:
+    """It names the queue that was asked, unless that is the default, and sends nobody to where the command has looked just now."""
+    for folder, named in (("my queue", " --queue 'my queue'"), ("queue_data", "")):
+        with a_queue_of(tmp_path / folder, *SEVERAL):
+            monkeypatch.chdir(tmp_path)
+            called = call("--queue", folder, *command.split())
+        assert called.err.splitlines()[1].endswith(f": {hint}{named}")
+        assert "archive/" not in called.err
+
+
 def test_looking_makes_no_queue(tmp_path: Path) -> None:
     """A folder that is not there, or holds no queue, is an answer, and stays as it is."""
     commands = ("status", "list", "show x", "result x", "dead list", "dead replay --all", "verify", "repair", "checkpoint", "cancel x")

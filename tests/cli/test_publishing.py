@@ -286,6 +286,17 @@ def test_a_retry_policy_is_a_name_or_json() -> None:
             RETRY.convert(typed, None, None)
 
 
+@pytest.mark.parametrize(
+    ("count", "published", "said"),
+    [
+        (1, 1, "1 task was rejected, not stored (number 3, a: no); 1 other is published"),
+        (2, 0, "2 tasks were rejected, not stored (first: number 3, a: no); 0 others are published"),
+    ],
+)
+def test_refusals_are_counted_in_plain_words(count: int, published: int, said: str) -> None:
+    assert str(TasksRejected((Rejection(2, "a", "no"),), count=count, published=published, duplicates=0)) == said
+
+
 def test_refusals_that_are_not_listed_print_no_ids(monkeypatch: pytest.MonkeyPatch, queue: Path, feed: Feed) -> None:
     """Of more refusals than are listed it is not known which; rather no id than one of a task that is not stored."""
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import click
@@ -18,6 +19,7 @@ from jsonqueue.channel.registration import BrokerStatus, ManagerStatus, Report
 from jsonqueue.cli.live import LiveLine, bar
 from jsonqueue.cli.options import SIZE
 from jsonqueue.cli.serving import Rates, settings_of
+from jsonqueue.client.holdings import ConsumerStats
 from jsonqueue.client.limits import Limits
 from jsonqueue.config import Config
 from jsonqueue.errors import FolderRefused, InvalidConfig, InvalidHandler, ManagerRunning
@@ -144,6 +146,24 @@ def test_a_checkpoint_that_fails_says_that_nothing_is_lost(tmp_path: Path) -> No
     assert "nothing is lost" in called.err
 
 
+def test_stop_of_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
+    called = call("stop", "--queue", str(tmp_path / "nowhere"))
+    assert (called.status, called.err.splitlines()[0]) == (66, f"Error: {tmp_path / 'nowhere'} does not exist")
+
+
+def test_a_summary_counts_what_a_handler_cancelled_as_such(tmp_path: Path) -> None:
+    """It ended as the handler wished: no failed attempt, in words and as JSON."""
+    consumer = SimpleNamespace(stats=ConsumerStats(completed=1, failed=5, cancelled=3), run=lambda: None)
+    with mock.patch("jsonqueue.client.consumer.Consumer", return_value=consumer):
+        said = call("work", "json:dumps").err
+        told = json.loads(call("--json", "work", "json:dumps").out)
+        consumer.stats.failed = 3
+        alone = call("work", "json:dumps").err
+    assert said.endswith(", 2 failed attempts, 3 cancelled.\n")
+    assert (told["failed"], told["cancelled"]) == (2, 3)
+    assert "failed" not in alone
+
+
 @pytest.mark.parametrize("command", ["stop", "cancel x", "dead replay --all"])
 def test_what_needs_a_broker_says_how_to_start_one(tmp_path: Path, command: str) -> None:
     call("publish", "1", "--queue", str(tmp_path))
@@ -186,8 +206,10 @@ def test_verify_and_repair_tell_of_damage(tmp_path: Path) -> None:
         (["json"], 64, "names no handler"),
         (["--exec", "no-such-program-at-all"], 64, "there is no program"),
         (["--exec", "cat | sort"], 64, "needs a shell"),
-        (["json:loads", "--exec", "cat"], 2, "one of the two"),
-        (["json:loads", "--name", "a b"], 65, "invalid id"),
+        ([], 2, "one of the two"),
+        (["json:loads", "--exec", "cat"], 2, "not both"),
+        (["json:loads", "--name", "a b"], 65, "invalid --name 'a b'\nHint:  a name is"),
+        (["--exec", __file__], 64, f"{__file__} is not executable"),
     ],
 )
 def test_a_handler_that_cannot_be_run_is_told_at_once(tmp_path: Path, arguments: list[str], status: int, said: str) -> None:

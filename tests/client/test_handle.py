@@ -69,6 +69,7 @@ def test_a_task_that_ended_without_a_result_raises(broker: FakeBroker, handle: T
     with pytest.raises(TaskFailed, match="no luck") as caught:
         side.result()
     assert caught.value.status == status
+    assert caught.value.hint.endswith(f": jsonqueue show a --queue {handle.queue_dir}")
 
 
 def test_an_unknown_task_is_not_found(broker: FakeBroker, handle: TaskHandle) -> None:
@@ -81,8 +82,9 @@ def test_an_unknown_task_is_not_found(broker: FakeBroker, handle: TaskHandle) ->
 
 def test_patience_ends_and_the_question_stands(broker: FakeBroker, handle: TaskHandle) -> None:
     """Asking again does not make the broker keep a second watch; its one answer serves."""
-    with pytest.raises(ResultTimeout):
+    with pytest.raises(ResultTimeout) as caught:
         handle.result(timeout=0.01)
+    assert caught.value.hint.endswith(f": jsonqueue show a --queue {handle.queue_dir}")
     peer = broker.accept()
     watch = peer.hear(Watch)
     with pytest.raises(ResultTimeout):

@@ -156,7 +156,7 @@ def test_outcomes_go_in_frames_and_stay_until_they_are_settled() -> None:
     """A frame is kept whole, for the case that it must be sent again."""
     holdings = holding(1, 2)
     run(holdings, 0.1, Raw(b"7"))
-    run(holdings, 0.1, Failure("t2", 102, "no luck"))
+    run(holdings, 0.1, Failure("t2", 102, "no use", cancel=True))
     complete, fail = holdings.pack()
     assert isinstance(complete, Complete)
     assert (complete.ids, complete.tokens, [bytes(result) for result in complete.results]) == (["t1"], [101], [b"7"])
@@ -167,7 +167,7 @@ def test_outcomes_go_in_frames_and_stay_until_they_are_settled() -> None:
     holdings.settled(complete.request, [])
     holdings.settled(fail.request, [102])
     assert holdings.idle
-    assert (holdings.stats.completed, holdings.stats.failed, holdings.stats.stale) == (1, 1, 1)
+    assert (holdings.stats.completed, holdings.stats.failed, holdings.stats.cancelled, holdings.stats.stale) == (1, 1, 1, 1)
 
 
 def test_a_second_settled_counts_nothing_twice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,7 @@ from jsonqueue.cli.app import command, queue_options
 from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.reading import find, require_queue
 from jsonqueue.cli.text import plural, printable
-from jsonqueue.errors import JsonQueueError, TaskNotFound
+from jsonqueue.errors import JsonQueueError, TaskNotFound, command_for
 from jsonqueue.task import StoredTask, TaskStatus
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def dead_show(settings: Settings, task_id: str) -> None:
 
     found = find(settings.queue_dir, task_id)
     if found.task.status is not TaskStatus.DEAD:
-        raise NotDead(found.task)
+        raise NotDead(found.task, settings.queue_dir)
     print_task(settings.console, found, now_ms=time.time_ns() // 1_000_000)
 
 
@@ -97,8 +98,10 @@ class NotDead(JsonQueueError):
 
     exit_status = TaskNotFound.exit_status
 
-    def __init__(self, task: StoredTask) -> None:
-        super().__init__(f"task {task.id} is no dead letter, but {task.status}", hint=f"jsonqueue show {task.id} shows it")
+    def __init__(self, task: StoredTask, queue_dir: Path) -> None:
+        super().__init__(
+            f"task {task.id} is no dead letter, but {task.status}", hint=f"it is shown by: {command_for(queue_dir, 'show', task.id)}"
+        )
         self.task_id, self.status = task.id, task.status
 
 
@@ -114,6 +117,6 @@ def dead_replay(settings: Settings, task_ids: tuple[str, ...], every: bool) -> i
     from jsonqueue.client.caller import caller_of
 
     if every == bool(task_ids):
-        raise click.UsageError("name the dead letters to replay, or say --all")
+        raise click.UsageError("name the dead letters to replay, or say --all" + (": not both" if every else ""))
     require_queue(settings.queue_dir)
     return print_changed(settings.console, caller_of(settings.queue_dir).replay(_checked(task_ids)), "replayed")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from jsonqueue.errors import JsonQueueError, TaskNotFound
+from jsonqueue.errors import JsonQueueError, TaskNotFound, command_for
 from jsonqueue.task import StoredTask
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def find(queue_dir: Path, task_id: str) -> Found:
     for file in sorted((queue_dir / ARCHIVE).glob("*.jsonl"), reverse=True):
         for archived in _archived(file, task_id):
             return Found(archived, f"{ARCHIVE}/{file.name}")
-    raise TaskNotFound(task_id, where=f"{queue_dir} or its archive")
+    raise TaskNotFound(
+        task_id, where=f"{queue_dir} or its archive", hint=f"what is there is listed by: {command_for(queue_dir, 'list', '--limit', '0')}"
+    )
 
 
 def _archived(file: Path, task_id: str) -> Iterator[StoredTask]:

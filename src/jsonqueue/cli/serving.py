@@ -13,9 +13,9 @@ import click
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.live import LiveLine
-from jsonqueue.cli.reading import require_queue
+from jsonqueue.cli.reading import NoQueue, require_queue
 from jsonqueue.cli.text import count, duration, plural, printable, rate, size
-from jsonqueue.errors import BrokerUnavailable, JsonQueueError
+from jsonqueue.errors import BrokerUnavailable, JsonQueueError, command_for
 
 if TYPE_CHECKING:
     from jsonqueue.broker.manager import BrokerManager
@@ -243,6 +243,8 @@ def stop(settings: Settings, timeout: float) -> None:
     """Ask the running brokers to drain, to fold everything into queue.json, and to stop. Returns when they are gone."""
     from jsonqueue.channel.registration import operate
 
+    if not settings.queue_dir.is_dir():
+        raise NoQueue(settings.queue_dir)
     report = operate(settings.queue_dir, "stop")
     _wait_until_free(settings.queue_dir, timeout)
     if settings.as_json:
@@ -257,7 +259,7 @@ def _wait_until_free(queue_dir: Path, timeout: float) -> None:
     until = time.monotonic() + timeout
     while who := holder(queue_dir, "queue"):
         if time.monotonic() > until:
-            raise StillRunning(who, timeout)
+            raise StillRunning(queue_dir, who, timeout)
         time.sleep(0.05)
 
 
@@ -266,7 +268,8 @@ class StillRunning(JsonQueueError):
 
     exit_status = 75
 
-    def __init__(self, who: str, timeout: float) -> None:
+    def __init__(self, queue_dir: Path, who: str, timeout: float) -> None:
         super().__init__(
-            f"{who} was told to stop, but is still draining after {timeout:g} s", hint="wait a little, or look with: jsonqueue status"
+            f"{who} was told to stop, but is still draining after {timeout:g} s",
+            hint=f"wait a little, or look with: {command_for(queue_dir, 'status')}",
         )

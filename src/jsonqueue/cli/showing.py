@@ -156,15 +156,15 @@ def result(settings: Settings, task_id: str, wait: bool, timeout: float | None) 
     if wait or timeout is not None:
         value = _wait_for(settings.queue_dir, task_id, timeout)
     else:
-        value = _ended(find(settings.queue_dir, task_id).task)
+        value = _ended(find(settings.queue_dir, task_id).task, settings.queue_dir)
     settings.console.line(json_text(value))
 
 
-def _ended(task: StoredTask) -> Raw:
+def _ended(task: StoredTask, queue_dir: Path) -> Raw:
     if task.status is TaskStatus.COMPLETED:
         return task.result if task.result is not None else Raw(b"null")
     if task.status.ended:
-        raise TaskFailed(task.id, status=str(task.status), reason=task.reason)
+        raise TaskFailed(task.id, status=str(task.status), reason=task.reason, queue_dir=queue_dir)
     raise NotEnded(task)
 
 

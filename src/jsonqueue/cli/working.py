@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,10 +17,11 @@ from jsonqueue.cli.live import LiveLine
 from jsonqueue.cli.options import SIZE, WAIT
 from jsonqueue.cli.serving import Rates
 from jsonqueue.cli.text import count, duration, plural, rate
-from jsonqueue.errors import BrokerUnavailable, InvalidHandler
+from jsonqueue.errors import BrokerUnavailable, InvalidHandler, InvalidTask
 
 if TYPE_CHECKING:
     from jsonqueue.client.consumer import Consumer
+    from jsonqueue.client.holdings import ConsumerStats
 
 __all__ = ["UntilEmpty", "work"]
 
@@ -56,7 +58,8 @@ def work(settings: Settings, handler: str | None, program: str | None, until_emp
     jsonqueue work --exec 'jq .data.url' --until-empty
     """
     if (handler is None) == (program is None):
-        raise click.UsageError("name a MODULE:FUNCTION, or a program with --exec (one of the two)")
+        both = "a MODULE:FUNCTION and --exec were both given: name one of the two, not both"
+        raise click.UsageError(both if handler else "name a MODULE:FUNCTION, or a program with --exec (one of the two)")
     consumer = _consumer(settings, handler, program, **options)
     console = settings.console
     began = time.monotonic()
@@ -81,6 +84,8 @@ def _consumer(settings: Settings, handler: str | None, program: str | None, **op
 
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
+    if options["name"] is not None:
+        _check_name(options["name"])
     given = Program(program) if program is not None else handler
     assert given is not None
     if isinstance(given, Program) and _SHELL_SIGNS.intersection(given.arguments):
@@ -89,25 +94,48 @@ def _consumer(settings: Settings, handler: str | None, program: str | None, **op
     return Consumer(settings.queue_dir, given, limits=Limits(**bounds) if bounds else None, **options)
 
 
+def _check_name(name: str) -> None:
+    from jsonqueue.client.intake import check_id
+
+    try:
+        check_id(name)
+    except InvalidTask as error:
+        raise InvalidTask(error.message.replace("invalid id", "invalid --name", 1), hint=error.hint.replace("an id", "a name", 1)) from None
+
+
 def _live(consumer: Consumer, rates: Rates) -> str:
     stats = consumer.stats
     speed = rates.since_last({"completed": stats.completed}, time.monotonic_ns() // 1_000_000)["completed"]
     parts = [consumer.name, f"{count(stats.completed)} completed ({rate(speed)})"]
-    if stats.failed:
-        parts.append(plural(stats.failed, "failed attempt"))
+    parts += _unsuccessful(stats)
     if not stats.connections:
         parts.append("waiting for a broker")
     return " · ".join(parts)
 
 
+def _unsuccessful(stats: ConsumerStats) -> Iterator[str]:
+    """A task that its handler cancelled has ended as its handler wished, and has not failed."""
+    if stats.failed > stats.cancelled:
+        yield plural(stats.failed - stats.cancelled, "failed attempt")
+    if stats.cancelled:
+        yield f"{count(stats.cancelled)} cancelled"
+
+
 def _summary(console: Console, consumer: Consumer, seconds: float) -> None:
     stats = consumer.stats
     if console.as_json:
-        console.json({"completed": stats.completed, "failed": stats.failed, "returned": stats.returned, "stale": stats.stale})
+        failed = stats.failed - stats.cancelled
+        told = {
+            "completed": stats.completed,
+            "failed": failed,
+            "cancelled": stats.cancelled,
+            "returned": stats.returned,
+            "stale": stats.stale,
+        }
+        console.json(told)
         return
     parts = [f"{plural(stats.completed, 'task')} completed in {duration(seconds * 1000)}"]
-    if stats.failed:
-        parts.append(plural(stats.failed, "failed attempt"))
+    parts += _unsuccessful(stats)
     if stats.returned:
         parts.append(f"{count(stats.returned)} given back unstarted")
     if stats.stale:

@@ -52,6 +52,8 @@ class ConsumerStats(Struct):
     completed: int = 0
     failed: int = 0
     """Attempts that raised, were retried, or were cancelled by their handler."""
+    cancelled: int = 0
+    """Those among the failed whose handler raised ``Cancel``."""
     returned: int = 0
     """Tasks given back unstarted."""
     stale: int = 0
@@ -126,6 +128,7 @@ class Holdings:
         if isinstance(verdict, Failure):
             self._failures.append(verdict)
             self.stats.failed += 1
+            self.stats.cancelled += verdict.cancel
         else:
             self._ids.append(task.id)
             self._tokens.append(task.token)

@@ -81,6 +81,10 @@ def _split(command: str | Sequence[str], shell: bool) -> list[str]:
     if not arguments:
         raise InvalidHandler("an empty command")
     if shutil.which(arguments[0]) is None:
+        if os.path.isfile(arguments[0]):
+            raise InvalidHandler(
+                f"{arguments[0]} is not executable", hint=f"chmod +x {arguments[0]}, or name the program that runs it before it"
+            )
         raise InvalidHandler(f"there is no program {arguments[0]!r}", hint="give its path, or look at PATH; built-ins need a shell")
     return arguments
 
