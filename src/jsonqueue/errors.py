@@ -12,7 +12,6 @@ Who is to blame decides the branch:
 
 from __future__ import annotations
 
-import os
 import shlex
 from typing import ClassVar
 
@@ -40,14 +39,12 @@ __all__ = [
     "TaskNotFound",
     "TasksRejected",
     "UnsupportedFormat",
-    "command_for",
 ]
 
 
-def command_for(queue_dir: str | os.PathLike[str], *words: str) -> str:
+def command_for(queue_dir: str, *words: str) -> str:
     """A command line as it can be typed, for this queue: ``jsonqueue show t --queue orders``. The default folder goes unsaid."""
-    folder = os.fspath(queue_dir)
-    return shlex.join(["jsonqueue", *words, *(["--queue", folder] if folder not in {"", "queue_data"} else [])])
+    return shlex.join(["jsonqueue", *words, *(["--queue", queue_dir] if queue_dir not in {"", "queue_data"} else [])])
 
 
 class JsonQueueError(Exception):
@@ -208,7 +205,7 @@ class ResultTimeout(JsonQueueError, TimeoutError):
 
     exit_status = 75
 
-    def __init__(self, task_id: str, *, timeout: float, queue_dir: str | os.PathLike[str] = "") -> None:
+    def __init__(self, task_id: str, *, timeout: float, queue_dir: str = "") -> None:
         super().__init__(
             f"task {task_id} has not ended within {timeout:g} s",
             hint=f"it goes on; ask again, or look with: {command_for(queue_dir, 'show', task_id)}",
@@ -219,7 +216,7 @@ class ResultTimeout(JsonQueueError, TimeoutError):
 class TaskFailed(JsonQueueError):
     """The task ended without a result: dead or cancelled."""
 
-    def __init__(self, task_id: str, *, status: str, reason: str, queue_dir: str | os.PathLike[str] = "") -> None:
+    def __init__(self, task_id: str, *, status: str, reason: str, queue_dir: str = "") -> None:
         super().__init__(
             f"task {task_id} is {status}: {reason}", hint=f"its attempts are listed by: {command_for(queue_dir, 'show', task_id)}"
         )

@@ -100,7 +100,7 @@ class NotDead(JsonQueueError):
 
     def __init__(self, task: StoredTask, queue_dir: Path) -> None:
         super().__init__(
-            f"task {task.id} is no dead letter, but {task.status}", hint=f"it is shown by: {command_for(queue_dir, 'show', task.id)}"
+            f"task {task.id} is no dead letter, but {task.status}", hint=f"it is shown by: {command_for(str(queue_dir), 'show', task.id)}"
         )
         self.task_id, self.status = task.id, task.status
 

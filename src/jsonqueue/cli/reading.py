@@ -84,7 +84,9 @@ def find(queue_dir: Path, task_id: str) -> Found:
         for archived in _archived(file, task_id):
             return Found(archived, f"{ARCHIVE}/{file.name}")
     raise TaskNotFound(
-        task_id, where=f"{queue_dir} or its archive", hint=f"what is there is listed by: {command_for(queue_dir, 'list', '--limit', '0')}"
+        task_id,
+        where=f"{queue_dir} or its archive",
+        hint=f"what is there is listed by: {command_for(str(queue_dir), 'list', '--limit', '0')}",
     )
 
 

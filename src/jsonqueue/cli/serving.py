@@ -271,5 +271,5 @@ class StillRunning(JsonQueueError):
     def __init__(self, queue_dir: Path, who: str, timeout: float) -> None:
         super().__init__(
             f"{who} was told to stop, but is still draining after {timeout:g} s",
-            hint=f"wait a little, or look with: {command_for(queue_dir, 'status')}",
+            hint=f"wait a little, or look with: {command_for(str(queue_dir), 'status')}",
         )

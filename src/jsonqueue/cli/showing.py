@@ -164,7 +164,7 @@ def _ended(task: StoredTask, queue_dir: Path) -> Raw:
     if task.status is TaskStatus.COMPLETED:
         return task.result if task.result is not None else Raw(b"null")
     if task.status.ended:
-        raise TaskFailed(task.id, status=str(task.status), reason=task.reason, queue_dir=queue_dir)
+        raise TaskFailed(task.id, status=str(task.status), reason=task.reason, queue_dir=str(queue_dir))
     raise NotEnded(task)
 
 

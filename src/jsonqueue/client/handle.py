@@ -46,7 +46,7 @@ class TaskHandle:
         if task is None:
             raise TaskNotFound(self.id, where=str(self.queue_dir))
         if task.status is not TaskStatus.COMPLETED:
-            raise TaskFailed(self.id, status=task.status, reason=task.reason, queue_dir=self.queue_dir)
+            raise TaskFailed(self.id, status=task.status, reason=task.reason, queue_dir=str(self.queue_dir))
         return opened(task).result
 
     def status(self) -> TaskStatus:
@@ -111,7 +111,7 @@ class TaskHandle:
             try:
                 return caller.watch(self.id, patience)
             except NoAnswer:
-                raise ResultTimeout(self.id, timeout=timeout or 0, queue_dir=self.queue_dir) from None
+                raise ResultTimeout(self.id, timeout=timeout or 0, queue_dir=str(self.queue_dir)) from None
             except BrokerUnavailable:
                 task = self._filed()
                 if task is None or task.status.ended:
