@@ -106,7 +106,8 @@ Two options are understood everywhere, before and behind the command's name: `--
 
 Results go to standard output, everything else to standard error. What comes out of a task (payload, result, error, the name of a
 consumer) is printed with its control characters written as escapes, so that it can do nothing to a terminal. On a terminal there are
-colours, unless `NO_COLOR` is set, and live progress; piped output is plain and never cut to a width.
+colours (with `NO_COLOR` set only bold and dim), live progress, and tables that leave out the columns there is no room for; piped output is
+plain and never cut to a width.
 
 `status`, `list`, `show`, `result`, `dead list`, `dead show` and `verify` read the files alone: they work whether or not brokers run, and
 change nothing. `publish` works without brokers too; the task runs when brokers start. `work` waits for brokers. `cancel`, `dead replay`,
@@ -119,15 +120,15 @@ change nothing. `publish` works without brokers too; the task runs when brokers 
 | 0 | Done. |
 | 1 | The answer is no: the task is dead or cancelled, `verify` found damage, an id could not be changed, the demo's totals differ. |
 | 2 | Wrong usage: an unknown command or option. |
-| 64 | A handler that cannot be run: not found, or no function. |
+| 64 | A handler that cannot be run: not found, not importable, not executable, or no function. |
 | 65 | Bad data: a payload that is no JSON or too large, a task that the queue refuses, damaged files. |
 | 66 | No such task, or no queue in this folder. |
 | 69 | No broker is running where one is needed. |
 | 70 | A bug in jsonqueue; `JSONQUEUE_DEBUG=1` shows where. |
-| 74 | The disk: full, failing, or files that cannot be used. |
+| 74 | The disk: full, failing, or files that cannot be used; or standard output cannot be written to (what was done stands, and is said). |
 | 75 | Not now: another manager serves the folder, no answer came in time, the task has not ended yet. |
 | 76 | The other end of a connection spoke nonsense. |
-| 77 | A folder that must not be used: not yours, writable by others, on a network filesystem. |
+| 77 | A folder that must not or cannot be used: not yours, a file, without the permissions, writable by others, on a network filesystem. |
 | 78 | A setting that does not exist or is out of range, or files of a newer format. |
 | 130 | Ctrl-C. (`serve` and `work` drain, and exit with 0.) |
 | 141 | The reader of the output went away (`jsonqueue list \\| head`). |

@@ -176,6 +176,7 @@ def test_whole_tasks_bring_their_own_options(queue: Path, feed: Feed) -> None:
     feed(b'{"id":"a","data":{"x": 1.50},"priority":9}\n{"data":0,"after":["a"]}\n{"id":"a","data":2}\n{"dta":1}\n')
     called = call("publish", "--tasks", "--queue", str(queue))
     assert called.status == 65
+    assert "unknown field `dta`; a task has id, data, priority, run_at_ms, deadline_ms, attempts_max, retry, after\n" in called.err
     tasks = stored(queue)
     assert (bytes(tasks["a"].data), tasks["a"].priority) == (b'{"x":1.50}', 9)
     assert [task.after for task in tasks.values()] == [(), ("a",)]

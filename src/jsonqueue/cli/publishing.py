@@ -54,6 +54,10 @@ def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_
 
     Prints the id of each task once it is on the disk. With no broker running the task is stored all the same, and runs when brokers start.
 
+    With --tasks each line is an object with the task's data, and whichever of these it has: id, priority, run_at_ms and deadline_ms
+    (milliseconds since 1970, UTC), attempts_max, retry (such as {"kind":"linear","step_ms":1000,"cap_ms":60000}), after (a list of ids).
+    The options of the command line do not apply to such lines.
+
     \b
     jsonqueue publish '{"url": "https://example.org"}' --priority 5
     jsonqueue publish --text 'just a string' --delay 10m
@@ -218,7 +222,8 @@ class Stream:
             given = _as_task(line.text)
             return _like(given, given.id or fresh(), _compact(bytes(given.data)))
         except msgspec.MsgspecError as error:
-            self._complain(line.number, f"not {'a task' if self.whole_tasks else 'JSON'}: {error}")
+            fields = f"; a task has {', '.join(TaskIn.__struct_fields__)}" if "unknown field" in str(error) else ""
+            self._complain(line.number, f"not {'a task' if self.whole_tasks else 'JSON'}: {error}{fields}")
             return None
 
     def _on_progress(self, answered: int) -> None:

@@ -45,11 +45,12 @@ _SHELL_SIGNS = {"|", ">", ">>", "<", "&&", "||", ";", "&"}
 def work(settings: Settings, handler: str | None, program: str | None, until_empty: bool, **options: Any) -> int:
     """Run tasks with a Python function (looked for in the current folder, too), or with any program.
 
-    A function gets the task and returns its result; raising is a failure. A program gets the task's JSON on standard input; its output
-    is the result, exit status 0 means done, 75 try again later, anything else failed. No shell is involved (--exec "sh -c '…'" starts one).
+    A function gets the task and returns its result; raising is a failure. A program gets the task's JSON on standard input, and exit status
+    0 means done, 75 try again later, anything else failed. Its output is the result: the value if it is JSON, else a string; null if there
+    is none. No shell is involved (--exec "sh -c '…'" starts one).
 
-    The last four put the handler into processes of its own, with these limits; a task that runs into one has failed, and says into which.
-    They contain mistakes, and are no sandbox.
+    --memory, --cpu, --open-files and --processes put the handler into processes of its own, with these limits; a task that runs into one
+    has failed, and says into which. They contain mistakes, and are no sandbox.
 
     Waits for a broker if none is running. SIGINT or SIGTERM drains: what is running may end, the rest goes back.
 
