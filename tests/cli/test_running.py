@@ -22,7 +22,7 @@ from jsonqueue.cli.serving import Rates, settings_of
 from jsonqueue.client.holdings import ConsumerStats
 from jsonqueue.client.limits import Limits
 from jsonqueue.config import Config
-from jsonqueue.errors import FolderRefused, InvalidConfig, InvalidHandler, ManagerRunning
+from jsonqueue.errors import BrokerUnavailable, FolderRefused, InvalidConfig, InvalidHandler, ManagerRunning
 from jsonqueue.storage import repair
 from jsonqueue.storage.locks import hold
 from jsonqueue.task import TaskStatus
@@ -149,6 +149,21 @@ def test_a_checkpoint_that_fails_says_that_nothing_is_lost(tmp_path: Path) -> No
 def test_stop_of_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
     called = call("stop", "--queue", str(tmp_path / "nowhere"))
     assert (called.status, called.err.splitlines()[0]) == (66, f"Error: {tmp_path / 'nowhere'} does not exist")
+
+
+def test_stop_has_only_so_much_patience_with_a_manager_that_does_not_answer(tmp_path: Path) -> None:
+    """A suspended one: it is there, so it is not said that none is running, and the status says to try again."""
+    call("publish", "1", "--queue", str(tmp_path))
+    with mock.patch(
+        "jsonqueue.channel.registration.operate", side_effect=BrokerUnavailable(str(tmp_path), cause="no answer", silent=True)
+    ) as asked:
+        with hold(tmp_path, "queue", what="the first one"):
+            called = call("stop", "--timeout", "2", "--queue", str(tmp_path))
+        assert asked.call_args.kwargs == {"timeout": 2}
+        assert call("stop", "--timeout", "0", "--queue", str(tmp_path)).status == 69, "nobody is there"
+        assert asked.call_args.kwargs["timeout"] > 0
+    assert called.status == 75
+    assert f"process {os.getpid()} (the first one) was told to stop, but has not answered after 2 s" in called.err
 
 
 def test_a_summary_counts_what_a_handler_cancelled_as_such(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from jsonqueue.errors import BrokerUnavailable, JsonQueueError, command_for
 
 if TYPE_CHECKING:
     from jsonqueue.broker.manager import BrokerManager
-    from jsonqueue.channel.registration import ManagerStatus
+    from jsonqueue.channel.registration import ManagerStatus, Report
     from jsonqueue.config import Config
 
 __all__ = ["Rates", "checkpoint", "serve", "settings_of", "stop"]
@@ -241,22 +241,38 @@ def _checkpoint_alone(queue_dir: Path) -> int:
 @click.option("--timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Wait at most so many seconds for the end.")
 def stop(settings: Settings, timeout: float) -> None:
     """Ask the running brokers to drain, to fold everything into queue.json, and to stop. Returns when they are gone."""
-    from jsonqueue.channel.registration import operate
-
     if not settings.queue_dir.is_dir():
         raise NoQueue(settings.queue_dir)
-    report = operate(settings.queue_dir, "stop")
-    _wait_until_free(settings.queue_dir, timeout)
+    until = time.monotonic() + timeout
+    report = _tell_to_stop(settings.queue_dir, timeout)
+    _wait_until_free(settings.queue_dir, timeout, until)
     if settings.as_json:
         settings.console.json({"stopped": report.status.pid})
     else:
         settings.console.line(f"stopped manager {report.status.pid} of {printable(str(settings.queue_dir))}")
 
 
-def _wait_until_free(queue_dir: Path, timeout: float) -> None:
+_ANSWER_LEAST_S = 1.0
+"""However little time is given for the end: a manager that is well answers within it."""
+
+
+def _tell_to_stop(queue_dir: Path, timeout: float) -> Report:
+    from jsonqueue.channel.registration import operate
     from jsonqueue.storage.locks import holder
 
-    until = time.monotonic() + timeout
+    try:
+        return operate(queue_dir, "stop", timeout=max(timeout, _ANSWER_LEAST_S))
+    except BrokerUnavailable as error:
+        who = holder(queue_dir, "queue")
+        if not error.silent or not who:
+            raise
+        # It is there, suspended perhaps, and finds the question when it goes on.
+        raise StillRunning(queue_dir, who, timeout, does="has not answered") from error
+
+
+def _wait_until_free(queue_dir: Path, timeout: float, until: float) -> None:
+    from jsonqueue.storage.locks import holder
+
     while who := holder(queue_dir, "queue"):
         if time.monotonic() > until:
             raise StillRunning(queue_dir, who, timeout)
@@ -268,8 +284,8 @@ class StillRunning(JsonQueueError):
 
     exit_status = 75
 
-    def __init__(self, queue_dir: Path, who: str, timeout: float) -> None:
+    def __init__(self, queue_dir: Path, who: str, timeout: float, *, does: str = "is still draining") -> None:
         super().__init__(
-            f"{who} was told to stop, but is still draining after {timeout:g} s",
+            f"{who} was told to stop, but {does} after {timeout:g} s",
             hint=f"wait a little, or look with: {command_for(str(queue_dir), 'status')}",
         )
