@@ -259,7 +259,7 @@ def test_dead_letters_are_listed_alone(tmp_path: Path) -> None:
     [
         ("result b-1", "jsonqueue show b-1"),
         ("dead show a-1", "jsonqueue show a-1"),
-        ("show nope", "jsonqueue list --limit 0"),
+        ("show nope", "jsonqueue list"),
     ],
 )
 def test_a_hint_can_be_typed_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, hint: str) -> None:

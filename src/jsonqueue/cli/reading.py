@@ -86,7 +86,7 @@ def find(queue_dir: Path, task_id: str) -> Found:
     raise TaskNotFound(
         task_id,
         where=f"{queue_dir} or its archive",
-        hint=f"what is there is listed by: {command_for(str(queue_dir), 'list', '--limit', '0')}",
+        hint=f"what is there is listed by: {command_for(str(queue_dir), 'list')}",
     )
 
 
