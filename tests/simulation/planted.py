@@ -309,7 +309,7 @@ BUGS: dict[str, Planted] = {
     "turn without an answer is synced in the next one": Planted(0, _synced_late),
     "duplicate answered too early": Planted(3, _cast(publisher_broker=_DuplicatesFromTheVolatile), "H2"),
     "mark announced before the fsync": Planted(0, _cast(publisher_broker=_AnnouncesFirst), "H1"),
-    "reader goes beyond the mark": Planted(2, _cast(consumer_broker=_ReadsBeyondTheMark), "H1"),
+    "reader goes beyond the mark": Planted(12, _cast(consumer_broker=_ReadsBeyondTheMark), "H1"),
     "copied tail without fsync": Planted(7, _patch(LogWriter, "_begin", _within_unsynced), "H3"),
     "fsync tried again after it failed": Planted(9, _patch(LogWriter, "sync", _swallows_sync_failures), "H4"),
     "token without a fresh epoch": Planted(0, lambda: _module_patch("jsonqueue.core.dispatching.first_token", _same_epoch_again), "H9"),

@@ -83,7 +83,7 @@ def test_numbers_go_on_where_queue_json_leaves_off(files: MemoryFiles) -> None:
     queue = Queue(files)
     queue.publish("a")
     queue.checkpoint()
-    for left in [left for left in files.list() if left.startswith("published")]:
+    for left in [left for left in files.list() if left.startswith("published-")]:
         files.unlink(left)
     with pytest.raises(CorruptQueue, match="all files of this log are missing"):
         LogWriter.open(files, PUB)
@@ -137,6 +137,27 @@ def test_a_batch_without_room_is_cut_back_and_may_be_tried_again(files: MemoryFi
         write(writer, "d" * (1 << 20))
     assert write(writer, "c") == 2
     assert load_ids(files).numbers == {"a": 1, "c": 2}
+
+
+def test_a_start_that_cannot_leave_word_of_its_log_is_none(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be acknowledged that nobody would miss; when there is room again, the next start does it."""
+    final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+    opened = files.open
+
+    def full(name: str, *, create: bool = False) -> int:
+        if "begun" in name:
+            raise DiskFull("no room")
+        return opened(name, create=create)
+
+    with monkeypatch.context() as during:
+        during.setattr(files, "open", full)
+        with pytest.raises(DiskFull):
+            LogWriter.open(files, PUB)
+    write(LogWriter.open(files, PUB), "a")
+    assert [made for made in files.list() if made.startswith("published")] == [name(1, 2), "published.begun-00000002"]
+    LogWriter.open(files, PUB)  # it is said once
+    files.crash()
+    assert [made for made in files.list() if "begun" in made] == ["published.begun-00000002"]
 
 
 # ── padding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -447,7 +468,7 @@ def test_a_log_that_became_shorter_than_what_was_folded_is_refused(files: Memory
     queue.publish("b")
     data = files.get(name(1, 1))
     queue.checkpoint()
-    for left in [left for left in files.list() if left.startswith("published")]:
+    for left in [left for left in files.list() if left.startswith("published-")]:
         files.unlink(left)
     lines = data.split(b"\n")
     files.put(name(1, 1), b"\n".join(lines[:2]) + b"\n")

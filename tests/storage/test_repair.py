@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from jsonqueue.core.records import Failed
-from jsonqueue.errors import ManagerRunning
+from jsonqueue.errors import CorruptQueue, ManagerRunning
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.locks import hold
+from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles, PowerCut
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE
 from jsonqueue.storage.recovery import load_state
@@ -48,7 +49,7 @@ def mended(files: MemoryFiles, **accept: bool) -> Report:
 
 
 def segment_of(files: MemoryFiles, kind: str, place: int = -1) -> str:
-    return [name for name in files.list() if name.startswith(kind)][place]
+    return [name for name in files.list() if name.startswith(f"{kind}-")][place]
 
 
 def flip(files: MemoryFiles, name: str, bit: int) -> None:
@@ -321,6 +322,54 @@ def test_a_segment_without_a_readable_first_line_still_counts() -> None:
     report = mended(files, accept_loss=True)
     assert (report.ok, report.lost) == (True, [])
     assert contents(load_state(files)) == expected
+
+
+@pytest.mark.parametrize("kind", ["published", "progress"])
+def test_a_log_that_is_gone_after_a_clean_stop_is_damage_once_it_was_begun(kind: str) -> None:
+    """A queue.json that a clean stop wrote has no logs beside it, until somebody publishes again: then one is missed."""
+    files, expected = lived(closed=True)
+    assert examine(files).ok
+    queue = Queue(files)
+    queue.publish("later")
+    queue.lease("later")
+    queue.close()
+    before = files.copy()
+    files.unlink(segment_of(files, kind))
+    for _ in range(2):  # a plain repair loses nothing, and so changes nothing
+        found = next(finding for finding in examine(files).findings if not finding.harmless)
+        assert found.file == f"{kind}-*.jsonl"
+        assert not mended(files).ok
+    with pytest.raises(CorruptQueue, match=kind):
+        LogWriter.open(files, LogKind(kind))
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert any(line.startswith(f"{kind}-*.jsonl") for line in report.lost)
+    assert contents(load_state(files)).keys() >= expected.keys()
+    final_checkpoint(before, config=CONFIG, at_ms=AT_MS)
+    assert before.list() == [QUEUE]
+    assert examine(before).ok
+
+
+def test_what_a_log_left_when_it_was_begun_is_taken_for_what_it_was() -> None:
+    """Where the log went on under higher epochs, or a clean stop was cut short before it was removed, nothing is missing."""
+    files, _ = lived(closed=True)
+    for task in "xyz":
+        queue = Queue(files)
+        queue.publish(task)
+        queue.close()
+        assert examine(files).ok
+    begun = {name: files.get(name) for name in files.list() if "begun" in name}
+    assert len(begun) == 2
+    final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+    for name, data in begun.items():
+        files.put(name, data)
+    assert examine(files).ok
+    queue = Queue(files)
+    queue.publish("w")
+    queue.checkpoint()
+    assert not begun.keys() & {*files.list()}
+    assert examine(files).ok
+    queue.close()
 
 
 def test_a_newer_format_is_never_given_up() -> None:

@@ -26,8 +26,8 @@ from jsonqueue.storage.archive import Archive
 from jsonqueue.storage.codec import Position
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.log import log_bytes
-from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueWriter
-from jsonqueue.storage.segments import LogKind, Segment, needed_of, segments_of
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueWriter, read_header
+from jsonqueue.storage.segments import LogKind, Segment, begun_name, begun_of, needed_of, segments_of
 from jsonqueue.storage.stream import Cut, Generation, Stream, ends_of
 from jsonqueue.task import StoredTask
 
@@ -183,6 +183,9 @@ def _put_in_place(files: Files, spent: list[str]) -> None:
     files.rename(DRAFT, QUEUE)
     files.sync_folder()  # Not before this line is the new queue.json certain to be found after a power cut.
     _unlink(files, spent)
+    header = read_header(files)
+    known = ((kind, epoch) for kind in LogKind for epoch in begun_of(files, kind) if epoch <= header.epoch(kind))
+    _unlink(files, [begun_name(kind, epoch) for kind, epoch in known])
 
 
 def _link_over(files: Files, old: str, new: str) -> None:

@@ -18,7 +18,7 @@ from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, SyncFailed
 from jsonqueue.storage.codec import START, Batch, Position, encode_batch, encode_segment_head, rest_of
 from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.queue_file import QUEUE, QueueHeader, read_header
-from jsonqueue.storage.segments import CHUNK, End, Link, LogKind, Segment, chain_of, read_batches, segments_of, walk
+from jsonqueue.storage.segments import CHUNK, End, Link, LogKind, Segment, begun_name, begun_of, chain_of, read_batches, segments_of, walk
 
 __all__ = ["LogKind", "LogReader", "LogWriter", "Position", "consistently", "log_bytes", "log_end", "require_log"]
 
@@ -65,7 +65,12 @@ def log_end(files: Files, kind: LogKind, header: QueueHeader, *, folders: Sequen
 
 
 def require_log(files: Files, kind: LogKind, header: QueueHeader, *, folders: Sequence[str] = ("",)) -> None:
-    """Raise :class:`CorruptQueue` when the log was there at the last checkpoint and is not any more."""
+    """Raise :class:`CorruptQueue` when the log was there, at the last checkpoint or since a clean stop, and is not any more."""
+    # Looked at before the segments: its writer made it after them.
+    begun = max(begun_of(files, kind), default=0)
+    if begun > header.epoch(kind) and not any(segment.epoch >= begun for segment in segments_of(files, kind, folders)):
+        why = f"what was written to this log since the clean stop is missing: there is no file of epoch {begun} or a later one"
+        raise CorruptQueue(f"{kind}-*.jsonl", offset=0, why=why)
     if header.epoch(kind) and not header.closed and not segments_of(files, kind, folders):
         raise CorruptQueue(f"{kind}-*.jsonl", offset=0, why="all files of this log are missing, though the queue was not stopped cleanly")
 
@@ -108,7 +113,12 @@ class LogWriter:
         writer = cls(files, kind, epoch, end)
         source = links[-1] if links and end.segment == links[-1].segment else None
         writer._begin(source, end)
-        writer._clear_superseded()
+        try:
+            writer._clear_superseded()
+            writer._mark_begun(header)
+        except BaseException:
+            writer.close()
+            raise
         return writer
 
     def append(self, records: bytes, *, at_ms: int, first_task: int = 0, after: Position | None = None) -> int:
@@ -209,6 +219,12 @@ class LogWriter:
             if segment.first == own.first and segment.epoch < own.epoch and self._is_contained(segment):
                 with suppress(FileNotFoundError):
                     self._files.unlink(segment.name)
+
+    def _mark_begun(self, header: QueueHeader) -> None:
+        """Leave word that there is a log, where queue.json says that there may be none. Not before its own name is durable."""
+        if header.closed and max(begun_of(self._files, self.kind), default=0) <= header.epoch(self.kind):
+            self._files.close(self._files.open(begun_name(self.kind, self.epoch), create=True))
+            self._files.sync_folder()
 
     def _is_contained(self, segment: Segment) -> bool:
         """Whether the whole of it, but for the header and padding, is the beginning of the active segment."""

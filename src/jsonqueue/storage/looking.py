@@ -22,7 +22,7 @@ from jsonqueue.storage.files import Files, Identity
 from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.log import consistently
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, decode_block
-from jsonqueue.storage.segments import LogKind, segments_of
+from jsonqueue.storage.segments import LogKind, begun_name, begun_of, segments_of
 from jsonqueue.storage.stream import Generation, Stream, ends_of
 from jsonqueue.task import StoredTask, TaskStatus
 
@@ -150,6 +150,7 @@ class _Held:
         try:
             with suppress(FileNotFoundError):
                 self._handles[QUEUE] = self._files.open(QUEUE)
+            self._begun = [begun_name(kind, epoch) for kind in LogKind for epoch in begun_of(self._files, kind)]
             for segment in (segment for kind in LogKind for segment in segments_of(self._files, kind)):
                 self._handles[segment.name] = self._files.open(segment.name)
         except BaseException:
@@ -176,7 +177,7 @@ class _Held:
         return self._files.size(handle)
 
     def list(self, folder: str = "") -> list[str]:
-        return sorted(self._handles)
+        return sorted([*self._handles, *self._begun])
 
     def identity(self, name: str) -> Identity | None:
         return self._identities[name]

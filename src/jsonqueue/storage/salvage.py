@@ -17,12 +17,13 @@ from msgspec.structs import replace
 from jsonqueue.core.records import Completed, Failed, Leased, Progress, RecordName, decode_progress, decode_published
 from jsonqueue.core.state import BrokenHistory, QueueState, ids_of
 from jsonqueue.core.transitions import TRANSITIONS
-from jsonqueue.errors import StorageError
+from jsonqueue.errors import CorruptQueue, StorageError
 from jsonqueue.storage.archive import committed_archive
 from jsonqueue.storage.codec import HEADER, START, UNREADABLE, Bad, Batch, Head, Position, read_head, read_segment_head
 from jsonqueue.storage.files import Files
+from jsonqueue.storage.log import require_log
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueReader, decode_block
-from jsonqueue.storage.segments import LogKind, Segment, segments_of
+from jsonqueue.storage.segments import LogKind, Segment, begun_of, segments_of
 
 __all__ = ["Salvage", "salvage"]
 
@@ -42,6 +43,11 @@ def salvage(files: Files) -> Salvage:
     """All that can be read. Changes nothing."""
     lost: list[str] = []
     header, state = _base(files, lost)
+    for kind in LogKind:
+        try:
+            require_log(files, kind, header)
+        except CorruptQueue as error:
+            lost.append(f"{error.file}: {error.why}")
     published = _whole_batches(files, LogKind.PUBLISHED, header.published_through.number, lost)
     progress = _whole_batches(files, LogKind.PROGRESS, header.progress_through.number, lost)
     last_task = _fold(state, header, published, progress, lost)
@@ -250,7 +256,8 @@ def _header_after(files: Files, header: QueueHeader, published: Batch | None, pr
     def chain(batch: Batch | None, before: str) -> str:
         return f"{batch.chain:08x}" if batch else before
 
-    epochs = [max([header.epoch(kind), *(segment.epoch for segment in segments_of(files, kind, ("", PREVIOUS)))]) for kind in LogKind]
+    seen = {kind: [segment.epoch for segment in segments_of(files, kind, ("", PREVIOUS))] + begun_of(files, kind) for kind in LogKind}
+    epochs = [max([header.epoch(kind), *seen[kind]]) for kind in LogKind]
     return replace(
         header,
         published_through=published.position if published else header.published_through,

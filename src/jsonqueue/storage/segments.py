@@ -34,6 +34,8 @@ __all__ = [
     "LogKind",
     "Segment",
     "Step",
+    "begun_name",
+    "begun_of",
     "chain_of",
     "corrupt",
     "head_of",
@@ -84,6 +86,20 @@ def segments_of(files: Files, kind: LogKind, folders: Sequence[str] = ("",)) -> 
                 segment = Segment(int(match[2]), int(match[3]), kind, folder)
                 found.setdefault((segment.first, segment.epoch), segment)
     return sorted(found.values())
+
+
+_BEGUN = re.compile(r"(published|progress)\.begun-(\d{8})")
+
+
+def begun_name(kind: LogKind, epoch: int) -> str:
+    """An empty file, made by the first writer after a clean stop: as long as queue.json knows no epoch as high, there is a log."""
+    return f"{kind}.begun-{epoch:08d}"
+
+
+def begun_of(files: Files, kind: LogKind) -> list[int]:
+    """The epochs of those files."""
+    found = (_BEGUN.fullmatch(name) for name in files.list())
+    return [int(match[2]) for match in found if match and match[1] == kind]
 
 
 def _settled_list(files: Files, folder: str) -> list[str]:
