@@ -283,6 +283,24 @@ def test_looking_makes_no_queue(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_queue_without_its_queue_json_is_damaged_and_not_absent(tmp_path: Path) -> None:
+    """After a clean stop nothing is left but the generation before: each command says what is missing, and repair mends it."""
+    queue = tmp_path / "queue"
+    for task_id in ("a", "b"):
+        assert call("--queue", str(queue), "publish", "--id", task_id, "1").status == 0
+        assert call("--queue", str(queue), "checkpoint").status == 0
+    (queue / "queue.json").unlink()
+    for command in ("status", "list", "show a", "result a", "dead list", "checkpoint", "publish 1"):
+        called = call("--queue", str(queue), *command.split())
+        assert (called.status, "queue.json is damaged" in called.err, "jsonqueue repair" in called.err) == (65, True, True), command
+    called = call("--queue", str(queue), "verify")
+    assert called.status == 1
+    assert called.out.startswith("DAMAGE  queue.json, byte 0: it is missing, though the queue had one")
+    assert call("--queue", str(queue), "repair").status == 0
+    assert [task["id"] for task in json.loads((queue / "queue.json").read_bytes())["tasks"]] == ["a", "b"]
+    assert call("--queue", str(queue), "verify").out == "All is well, 2 tasks.\n"
+
+
 _PEAK = """
 import sys
 from jsonqueue.cli import app

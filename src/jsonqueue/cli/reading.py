@@ -39,9 +39,11 @@ class NoQueue(JsonQueueError):
 
 
 def require_queue(queue_dir: Path) -> None:
-    """Raise :class:`NoQueue` unless the folder holds a queue: asking must not make one."""
-    if not queue_dir.is_dir() or not any(_belongs(name) for name in os.listdir(queue_dir)):
-        raise NoQueue(queue_dir)
+    """Raise :class:`NoQueue` unless the folder holds a queue, or what is left of one: asking must not make one."""
+    for folder in (queue_dir, queue_dir / "previous"):
+        if folder.is_dir() and any(_belongs(name) for name in os.listdir(folder)):
+            return
+    raise NoQueue(queue_dir)
 
 
 def _belongs(name: str) -> bool:
