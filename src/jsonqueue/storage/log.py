@@ -67,7 +67,7 @@ def log_end(files: Files, kind: LogKind, header: QueueHeader, *, folders: Sequen
 def require_log(files: Files, kind: LogKind, header: QueueHeader, *, folders: Sequence[str] = ("",)) -> None:
     """Raise :class:`CorruptQueue` when the log was there, at the last checkpoint or since a clean stop, and is not any more."""
     # Looked at before the segments: its writer made it after them.
-    begun = max(begun_of(files, kind), default=0)
+    begun = max(begun_of(files, kind), default=0) if header.closed else 0
     if begun > header.epoch(kind) and not any(segment.epoch >= begun for segment in segments_of(files, kind, folders)):
         why = f"what was written to this log since the clean stop is missing: there is no file of epoch {begun} or a later one"
         raise CorruptQueue(f"{kind}-*.jsonl", offset=0, why=why)
