@@ -48,6 +48,7 @@ HARNESSES: dict[str, tuple[str, ...]] = {
     "want": (*_PYTEST, "broker/test_want.py"),
     "recovery": (*_PYTEST, "storage/test_recovery.py", "storage/test_log.py"),
     "lines": (*_PYTEST, "storage/test_codec.py"),
+    "repair": (*_PYTEST, "storage/test_repair.py"),
 }
 """Name → module and arguments, from the folder of the tests."""
 
@@ -99,6 +100,8 @@ BUGS = (
         "        writer._mark_begun(header)\n        writer._begin(source, end)\n        try:\n"),
     Bug("a log that is gone after a clean stop is not missed", "recovery", "storage/log.py",
         "        if header.closed and max(begun_of", "        if not header.closed and max(begun_of"),
+    Bug("that a queue had its first queue.json is not known", "repair", "storage/queue_file.py",
+        "        before and before[0].first < min(", "        before and not before[0].first < min("),
     Bug("a rotated segment's name is not synced", "states", "storage/log.py",
         "            self._files.sync(handle)\n            self._files.sync_folder()", "            self._files.sync(handle)"),
     Bug("numbers go on from the log only, not from queue.json", "kill", "storage/log.py",
@@ -207,7 +210,7 @@ BUGS = (
     Bug("queue.json's checksum is not checked", "snapshot bits", "storage/queue_file.py",
         ' or b"%08x" % crc != self._checksum:', ":"),
     Bug("a missing queue.json is an empty queue", "stale files", "storage/queue_file.py",
-        '            if name == QUEUE and files.identity(f"{PREVIOUS}/{QUEUE}"):', "            if not name:"),
+        '            if name == QUEUE and _had_one(files):', "            if not name:"),
     Bug("a damaged version is a newer one", "golden", "storage/queue_file.py",
         " and not self._is_ours_but_for_the_version():", ":"),
     # ── recovery and repair ──────────────────────────────────────────────────────────────────────────────────────────

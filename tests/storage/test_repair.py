@@ -123,6 +123,61 @@ def test_a_queue_json_that_is_gone_is_made_anew(closed: bool) -> None:
     assert contents(load_state(files)) == expected
 
 
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_the_very_first_queue_json_is_made_anew_too(clean: bool, later: bool) -> None:
+    """There was none before it; the logs that led to it, from their first batch on, are all it was made from."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a", "b")
+    queue.lease("a")
+    queue.complete("a")
+    if clean:
+        queue.close()
+        final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+        queue.open()
+    else:
+        queue.checkpoint()
+    if later:
+        queue.publish("c")
+        queue.lease("b")
+    expected = contents(queue.load())
+    queue.close()
+    files.unlink(QUEUE)
+    without = files.copy()
+    assert [finding.file for finding in examine(files).findings] == [QUEUE]
+    report = mended(files)
+    assert (report.ok, report.tasks, len(report.done)) == (True, len(expected), 1)
+    assert contents(load_state(files)) == expected
+    without.unlink(f"{PREVIOUS}/{next(name for name in without.list(PREVIOUS) if name.startswith('published'))}")
+    assert not mended(without).ok  # of what is not all there nothing is made up
+
+
+def test_a_first_checkpoint_that_was_cut_short_takes_nothing_away() -> None:
+    """Its segments are in previous/ already, and no queue.json is there: the logs alone are the queue, also under their next epochs."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a")
+    queue.lease("a")
+    queue.close()
+
+    def cut(number: int, operation: str) -> None:
+        if operation.startswith("rename"):
+            raise PowerCut
+
+    files.fail = cut
+    with pytest.raises(PowerCut):
+        final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+    files.fail = lambda number, operation: None
+    assert len(files.list(PREVIOUS)) == 2
+    assert examine(files).ok
+    queue.open()
+    queue.publish("b")
+    assert not {*files.list()} & {*files.list(PREVIOUS)}
+    assert examine(files).ok
+    assert sorted(queue.check().state.tasks) == ["a", "b"]
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_without_the_previous_generation_nothing_is_made_up(closed: bool) -> None:
     """An empty queue would be the worst of all repairs."""

@@ -18,7 +18,7 @@ from msgspec import Struct, json
 
 from jsonqueue.core.taken import TakenIds
 from jsonqueue.storage.codec import UNREADABLE
-from jsonqueue.storage.files import Files, Identity
+from jsonqueue.storage.files import Files
 from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.log import consistently
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, decode_block
@@ -144,7 +144,7 @@ class _Held:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._handles: dict[str, int] = {}
-        self._identities = {name: files.identity(name) for name in (f"{PREVIOUS}/{QUEUE}",)}
+        self._previous = files.list(PREVIOUS)
 
     def __enter__(self) -> _Held:
         try:
@@ -177,7 +177,4 @@ class _Held:
         return self._files.size(handle)
 
     def list(self, folder: str = "") -> list[str]:
-        return sorted([*self._handles, *self._begun])
-
-    def identity(self, name: str) -> Identity | None:
-        return self._identities[name]
+        return self._previous if folder == PREVIOUS else sorted([*self._handles, *self._begun])

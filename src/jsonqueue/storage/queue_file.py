@@ -18,6 +18,7 @@ Tasks are read and written in *blocks*: the bytes of whole lines, joined by ``,\
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from zlib import crc32
 
@@ -27,7 +28,7 @@ from msgspec.structs import replace
 from jsonqueue.errors import CorruptQueue, StorageError, UnsupportedFormat
 from jsonqueue.storage.codec import START, UNREADABLE, Position
 from jsonqueue.storage.files import Files, write_all
-from jsonqueue.storage.segments import CHUNK, End, LogKind
+from jsonqueue.storage.segments import CHUNK, End, LogKind, segments_of
 from jsonqueue.task import StoredTask
 
 __all__ = [
@@ -119,6 +120,22 @@ def read_header(files: Files) -> QueueHeader:
         return reader.header
 
 
+def _had_one(files: Files) -> bool:
+    """Whether a queue that has no queue.json had one: previous/ holds another, or segments that the queue folder has no more.
+
+    Before the first queue.json is durable, no log loses its beginning; its oldest segment may have a newer name, under a higher epoch.
+    """
+    names = files.list(PREVIOUS)
+    if not names or QUEUE in names:
+        return bool(names)
+    # Not the other way round: what a first checkpoint links into previous/ it takes from the queue folder only behind its queue.json.
+    folded = [segments_of(files, kind, (PREVIOUS,)) for kind in LogKind]
+    return any(
+        before and before[0].first < min((segment.first for segment in segments_of(files, kind)), default=sys.maxsize)
+        for kind, before in zip(LogKind, folded, strict=True)
+    )
+
+
 class QueueReader:
     """One generation of queue.json, held open: a checkpoint that replaces it meanwhile does not disturb."""
 
@@ -139,7 +156,7 @@ class QueueReader:
         try:
             handle = files.open(name)
         except FileNotFoundError:
-            if name == QUEUE and files.identity(f"{PREVIOUS}/{QUEUE}"):
+            if name == QUEUE and _had_one(files):
                 raise CorruptQueue(name, offset=0, why="it is missing, though the queue had one") from None
             return None
         try:
