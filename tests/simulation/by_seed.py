@@ -52,6 +52,8 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "a batch behind the damage does not count",
         "queue.json's checksum is not checked",
         "a missing queue.json is an empty queue",
+        "a log that is gone after a clean stop is not missed",
+        "that a queue had its first queue.json is not known",
         "a damaged version is a newer one",
     ),
     "it takes from the repair alone what that needs": (
