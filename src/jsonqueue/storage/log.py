@@ -116,7 +116,7 @@ class LogWriter:
         try:
             writer._clear_superseded()
             writer._mark_begun(header)
-        except BaseException:
+        except StorageError:
             writer.close()
             raise
         return writer
