@@ -64,7 +64,7 @@ def test_each_limit_to_the_last(limit: str, extra: int, fits: bool) -> None:
     if "bytes" not in limit:  # the same with spaces between its parts
         assert bool(_taken(json.dumps(value).encode(), config)) is not fits
     if fits:
-        assert encode_value(value, what="payload", config=config) == orjson.dumps(value)
+        assert bytes(encode_value(value, what="payload", config=config)) == orjson.dumps(value)
     else:
         with pytest.raises(InvalidTask) as caught:
             encode_value(value, what="payload", config=config)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 
@@ -86,6 +86,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         complain(f"unexpected {type(error).__name__}: {error}", "this is a bug in jsonqueue; JSONQUEUE_DEBUG=1 shows where")
         return 70
+    finally:
+        _give_up_unprinted()
 
 
 def _open_closed_streams() -> None:
@@ -109,11 +111,24 @@ def _finished(value: Any) -> int:
 
 
 def _gone() -> int:
-    """The reader of our output (``head``, a pager) has gone away: say nothing, and let the interpreter's last flush fail nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """The reader of our output (``head``, a pager) has gone away: say nothing."""
+    _to_nowhere(sys.stdout)
     return 141
+
+
+def _give_up_unprinted() -> None:
+    """What a stream has not taken by now it never will: else the interpreter tries again at its end, and makes that the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _to_nowhere(stream)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _sentence(error: OSError) -> str:
