@@ -43,6 +43,7 @@ _SOCKET_BUFFER_BYTES = 1024 * 1024
 _SCRATCH_BYTES = 1024 * 1024
 _FDS_AT_ONCE = 64
 _HEADER = Struct("!i")
+_CLOSED_HERE = "the Pipe was closed at this end"
 _clock = SystemClock()
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
@@ -84,6 +85,7 @@ class Pipe:
         self._have = 0
         self._need = _HEADER.size
         self._buffered = 0
+        self._readable: select.poll | None = None
 
     @classmethod
     def pair(cls) -> tuple[int, int]:
@@ -122,7 +124,9 @@ class Pipe:
         """Wait for at least one frame, at most ``timeout`` seconds (None: for ever); ``[]`` when the time is up."""
         until_ms = None if timeout is None else _clock.monotonic_ms() + round(timeout * 1000)
         # Wait first: who has just asked has no answer yet, and a recv in vain costs more than a poll.
-        while self._wait(select.POLLIN, until_ms):
+        if self._readable is None:
+            self._readable = self._poll_for(select.POLLIN)
+        while self._wait(self._readable, until_ms):
             if frames := self.read():
                 return frames
         return []
@@ -207,8 +211,9 @@ class Pipe:
             if not self._unsent:
                 return
             until_ms = None if timeout is None else _clock.monotonic_ms() + round(timeout * 1000)
+            writable = self._poll_for(select.POLLOUT)
             while self._unsent:
-                if not self._wait(select.POLLOUT, until_ms):
+                if not self._wait(writable, until_ms):
                     raise ConnectionClosed(f"the other end did not read for {timeout:g} s")
                 self._write()
 
@@ -223,7 +228,9 @@ class Pipe:
         if sent < len(data):
             self._append(memoryview(data)[sent:])
 
-    def _framed(self, frames: Iterable[bytes]) -> bytes:
+    def _framed(self, frames: Sequence[bytes]) -> bytes:
+        if len(frames) == 1 and len(frames[0]) <= FRAME_MAX_BYTES:
+            return _HEADER.pack(len(frames[0])) + frames[0]
         parts: list[bytes] = []
         for frame in frames:
             if len(frame) > FRAME_MAX_BYTES:
@@ -255,13 +262,18 @@ class Pipe:
 
     # ── both ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _wait(self, what: int, until_ms: int | None) -> bool:
-        """Whether the fd became ready for ``what`` (or broke) before ``until_ms`` on the monotonic clock."""
+    def _poll_for(self, what: int) -> select.poll:
         poll = select.poll()
         try:
             poll.register(self._socket, what)
         except ValueError:
-            raise ConnectionClosed("the Pipe was closed at this end") from None
+            raise ConnectionClosed(_CLOSED_HERE) from None
+        return poll
+
+    def _wait(self, poll: select.poll, until_ms: int | None) -> bool:
+        """Whether the fd became ready (or broke) before ``until_ms`` on the monotonic clock."""
+        if self.closed:  # Its number may be another file's by now.
+            raise ConnectionClosed(_CLOSED_HERE)
         return bool(poll.poll(None if until_ms is None else max(0, until_ms - _clock.monotonic_ms())))
 
     def close(self) -> None:
@@ -290,7 +302,7 @@ class FdPipe(Pipe):
         with self._lock:
             if self.closed:
                 _close_all(fds)
-                raise ConnectionClosed("the Pipe was closed at this end")
+                raise ConnectionClosed(_CLOSED_HERE)
             self._append(data)
             self._fds_out.append((self._unsent[-1], fds))
             self._write()

@@ -49,7 +49,9 @@ class Line:
         self._frame_max = min(config.frame_max_bytes, FRAME_MAX_BYTES)
         self._pipe = pipe
         self._decode = decode
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # A signal's handler may close what it came in the midst of.
+        self._changed = threading.Condition(self._lock)
+        self._waiting = 0
         self._answers: dict[int, Any] = {}
         self._reading = False
         self.heard = False
@@ -61,7 +63,7 @@ class Line:
         frame = encode(event)
         if len(frame) > self._frame_max:
             raise TooLarge(len(frame), self._frame_max)
-        with self._changed:
+        with self._lock:
             if self.broken:
                 raise ConnectionClosed("the connection to the broker is lost")
             self._answers[request] = None
@@ -74,40 +76,52 @@ class Line:
     def answer(self, request: int, patience: Patience) -> Any:
         """The answer to a question, waited for. Raises :class:`ConnectionClosed`, or :class:`NoAnswer` (it may be asked for again)."""
         while True:
-            with self._changed:
+            with self._lock:
                 while self._reading and self._answers.get(request) is None and not self.broken:
-                    if not self._changed.wait(patience.left):
-                        raise NoAnswer
+                    self._wait(patience)
                 if self._answers.get(request) is not None:
                     return self._answers.pop(request)
                 if self.broken:
                     raise ConnectionClosed("the connection to the broker is lost")
-                if patience.over:
+                left = patience.left
+                if left == 0.0:
                     raise NoAnswer
                 self._reading = True
-            self._read(patience)
+            self._read(left)
 
-    def _read(self, patience: Patience) -> None:
+    def _wait(self, patience: Patience) -> None:
+        self._waiting += 1
+        try:
+            if not self._changed.wait(patience.left):
+                raise NoAnswer
+        finally:
+            self._waiting -= 1
+
+    def _read(self, timeout: float | None) -> None:
         """Read once, for everybody."""
         answers = []
         try:
-            answers = [self._decode(frame) for frame in self._pipe.receive(patience.left)]
+            answers = [self._decode(frame) for frame in self._pipe.receive(timeout)]
         except (ConnectionClosed, BadFrame):
             self.close()
         finally:
-            with self._changed:
+            with self._lock:
                 self._reading = False
                 self.heard = self.heard or bool(answers)
                 for answer in answers:
                     if answer.request in self._answers:  # else: nobody waits for it any more
                         self._answers[answer.request] = answer
-                self._changed.notify_all()
+                self._tell()
+
+    def _tell(self) -> None:
+        if self._waiting:
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Give the line up; whoever still waits gets :class:`ConnectionClosed`."""
-        with self._changed:
+        with self._lock:
             self.broken = True
-            self._changed.notify_all()
+            self._tell()
         self._pipe.close()
 
 
@@ -147,9 +161,15 @@ class Exchange:
             self._pause(patience.left_of(min(_PAUSE_S * 2.0 ** (self._silent - 2), _PAUSE_MAX_S)))
 
     @property
+    def line_at_hand(self) -> Line | None:
+        """The line, if there is one that is whole, as far as is known."""
+        line = self._line
+        return None if line is None or line.broken else line
+
+    @property
     def connected(self) -> bool:
         """Whether there is a line, as far as is known."""
-        return self._line is not None and not self._line.broken
+        return self.line_at_hand is not None
 
     @property
     def met(self) -> bool:

@@ -20,10 +20,16 @@ from jsonqueue.clock import Clock
 from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, JsonQueueError, PublishUnknown
 from jsonqueue.event import Refusal, Write, Written
 
-__all__ = ["PAUSE_S", "Flow"]
+__all__ = ["PAUSE_S", "Flow", "unanswered"]
 
 PAUSE_S = 0.02
 """Between two looks for a broker, while neither it nor the log is to be had."""
+
+
+def unanswered(line: Line, ids: tuple[str, ...], patience: Patience) -> PublishUnknown:
+    """What to raise when the patience with this line is over. It is given up: a late answer would be one to a question long forgotten."""
+    line.close()
+    return PublishUnknown(ids, cause=f"the broker did not answer within {patience.seconds:g} s")
 
 
 class Flow:
@@ -58,11 +64,13 @@ class Flow:
         else:
             self._advance(lambda: window.burst_has_room)
 
-    def finish(self, last: Batch | None = None) -> None:
-        """Return when everything is answered, ``last`` included. Raises :class:`PublishUnknown` or :class:`BrokerUnavailable` when the
-        patience is over."""
+    def finish(self, last: Batch | None = None, *, doubtful: bool = False) -> None:
+        """Return when everything is answered, ``last`` included. ``doubtful``: it was on its way already when a connection broke.
+
+        Raises :class:`PublishUnknown` or :class:`BrokerUnavailable` when the patience is over.
+        """
         if last is not None:
-            self._window.push(last)
+            self._window.push(last, doubtful=doubtful)
         self._advance(lambda: self._window.empty)
 
     def _advance(self, enough: Callable[[], bool]) -> None:
@@ -99,8 +107,7 @@ class Flow:
         try:
             answer = line.answer(request, self._patience)
         except NoAnswer:
-            line.close()  # a late answer would be one to a question that is no longer remembered
-            raise PublishUnknown(self._window.ids, cause=f"the broker did not answer within {self._patience.seconds:g} s") from None
+            raise unanswered(line, self._window.ids, self._patience) from None
         batch = self._window.answered(request)
         assert batch is not None
         self._settle(batch, answer)

@@ -52,11 +52,11 @@ def describe(
         id=id,
         data=data,
         priority=priority,
-        run_at_ms=_run_at_ms(run_at) if run_at is not None else _from_now_ms("delay", delay, now_ms),
-        deadline_ms=_deadline_ms(deadline, now_ms),
+        run_at_ms=_from_now_ms("delay", delay, now_ms) if delay is not None else 0 if run_at is None else _run_at_ms(run_at),
+        deadline_ms=0 if deadline is None else _deadline_ms(deadline, now_ms),
         attempts_max=0 if attempts_max is None else _attempts(attempts_max),
-        retry=_policy(retry),
-        after=_ids(after),
+        retry=None if retry is None else _policy(retry),
+        after=() if after == () else _ids(after),
     )
 
 
@@ -82,20 +82,23 @@ def check_id(task_id: object) -> str:
 
 
 def _check_fields(task: TaskIn[Any], task_id: str, after: tuple[str, ...]) -> None:
-    _check_int(task_id, "priority", task.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT)
-    _check_int(task_id, "run_at_ms", task.run_at_ms, 0, _WALL_MS_MAX)
-    _check_int(task_id, "deadline_ms", task.deadline_ms, 0, _WALL_MS_MAX)
-    _check_int(task_id, "attempts_max", task.attempts_max, 0, _ATTEMPTS_LIMIT)
+    # bool is an int to Python, and True is no priority.
+    if type(task.priority) is not int or not -PRIORITY_LIMIT <= task.priority <= PRIORITY_LIMIT:
+        raise _not_within(task_id, "priority", task.priority, -PRIORITY_LIMIT, PRIORITY_LIMIT)
+    if type(task.run_at_ms) is not int or not 0 <= task.run_at_ms <= _WALL_MS_MAX:
+        raise _not_within(task_id, "run_at_ms", task.run_at_ms, 0, _WALL_MS_MAX)
+    if type(task.deadline_ms) is not int or not 0 <= task.deadline_ms <= _WALL_MS_MAX:
+        raise _not_within(task_id, "deadline_ms", task.deadline_ms, 0, _WALL_MS_MAX)
+    if type(task.attempts_max) is not int or not 0 <= task.attempts_max <= _ATTEMPTS_LIMIT:
+        raise _not_within(task_id, "attempts_max", task.attempts_max, 0, _ATTEMPTS_LIMIT)
     if task.retry is not None:
         _check_policy(task.retry)
     for needed in after:
         check_id(needed)
 
 
-def _check_int(task_id: str, name: str, value: object, least: int, most: int) -> None:
-    # bool is an int to Python, and True is no priority.
-    if type(value) is not int or not least <= value <= most:
-        raise InvalidTask(f"task {task_id}: {name} is {value!r}, and must be a whole number from {least:,} to {most:,}")
+def _not_within(task_id: str, name: str, value: object, least: int, most: int) -> InvalidTask:
+    return InvalidTask(f"task {task_id}: {name} is {value!r}, and must be a whole number from {least:,} to {most:,}")
 
 
 def _attempts(value: int) -> int:
@@ -104,7 +107,7 @@ def _attempts(value: int) -> int:
     return value
 
 
-def _policy(retry: str | RetryPolicy | None) -> RetryPolicy | None:
+def _policy(retry: str | RetryPolicy) -> RetryPolicy:
     if not isinstance(retry, str):
         return retry
     try:
@@ -142,7 +145,7 @@ def _run_at_ms(run_at: datetime | float) -> int:
     return _within("run_at", seconds * 1000)
 
 
-def _deadline_ms(deadline: datetime | timedelta | float | None, now_ms: int) -> int:
+def _deadline_ms(deadline: datetime | timedelta | float, now_ms: int) -> int:
     if isinstance(deadline, datetime):
         return _absolute_ms("deadline", deadline)
     return _from_now_ms("deadline", deadline, now_ms)
@@ -154,9 +157,7 @@ def _absolute_ms(name: str, moment: datetime) -> int:
     return _within(name, moment.timestamp() * 1000)
 
 
-def _from_now_ms(name: str, wait: timedelta | float | None, now_ms: int) -> int:
-    if wait is None:
-        return 0
+def _from_now_ms(name: str, wait: timedelta | float, now_ms: int) -> int:
     seconds = wait.total_seconds() if isinstance(wait, timedelta) else _seconds(name, wait)
     if seconds < 0 or (name == "deadline" and seconds == 0):
         raise InvalidTask(f"{name}={wait!r} lies in the past")

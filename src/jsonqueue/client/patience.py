@@ -14,21 +14,22 @@ class Patience:
     def __init__(self, seconds: float | None, clock: Clock) -> None:
         self.seconds = seconds
         self._clock = clock
-        self._until_ms = 0.0
+        self._until_ms: float | None = None
         self._told: BrokerUnavailable | None = None
-        self.renew()
 
     def renew(self) -> None:
-        """Begin anew: there was progress."""
-        if self.seconds is not None:
-            self._until_ms = self._clock.monotonic_ms() + self.seconds * 1000
+        """Begin anew, with the next look at what is left: there was progress."""
+        self._until_ms = None
 
     @property
     def left(self) -> float | None:
         """Seconds left, never negative; None: for ever."""
         if self.seconds is None:
             return None
-        return max(0.0, (self._until_ms - self._clock.monotonic_ms()) / 1000)
+        now_ms = self._clock.monotonic_ms()
+        if self._until_ms is None:
+            self._until_ms = now_ms + self.seconds * 1000
+        return max(0.0, (self._until_ms - now_ms) / 1000)
 
     def left_of(self, most: float) -> float:
         """Seconds left, at most ``most``."""

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol, overload
 
 from jsonqueue.channel import registration
 from jsonqueue.client import direct
-from jsonqueue.client.exchange import Connect, Exchange
-from jsonqueue.client.flow import Flow
+from jsonqueue.client.exchange import Connect, Exchange, NoAnswer, TooLarge
+from jsonqueue.client.flow import Flow, unanswered
 from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.identity import IdSource, draw_prefix
 from jsonqueue.client.intake import HasId, describe, prepare
@@ -28,8 +28,8 @@ from jsonqueue.client.payload import encode_value
 from jsonqueue.client.window import Batch
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerUnavailable, InvalidTask, PublishRejected, PublishUnknown, Rejection, TasksRejected
-from jsonqueue.event import EventOwner, Written, decoder_for
+from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, InvalidTask, PublishRejected, PublishUnknown, Rejection, TasksRejected
+from jsonqueue.event import EventOwner, Write, Written, decoder_for
 from jsonqueue.retry import RetryPolicy
 from jsonqueue.task import StoredTaskIn, TaskIn
 
@@ -121,8 +121,9 @@ class Publisher:
                 raise InvalidTask("a TaskIn brings its own options", hint="set them there, or publish its data with the options")
             task = data
         else:
+            now_ms = 0 if delay is None and deadline is None else self._clock.wall_ms()
             task = describe(
-                data, now_ms=self._clock.wall_ms(), id=id, priority=priority, delay=delay, run_at=run_at, deadline=deadline,
+                data, now_ms=now_ms, id=id, priority=priority, delay=delay, run_at=run_at, deadline=deadline,
                 attempts_max=attempts_max, retry=retry, after=after,
             )  # fmt: skip
         patience = Patience(self.timeout, self._clock)
@@ -130,13 +131,32 @@ class Publisher:
         return self._publish_one(stored, patience, own_id=not task.id)
 
     def _publish_one(self, task: StoredTaskIn, patience: Patience, *, own_id: bool) -> TaskHandle:
+        answer = self._answer_to(task, patience)
+        if answer.refused:
+            raise PublishRejected(task.id, reason=answer.refused[0].reason)
+        # An id made up here can only be known because a first answer was lost.
+        return TaskHandle(self.queue_dir, task.id, duplicate=bool(answer.duplicates) and not own_id)
+
+    def _answer_to(self, task: StoredTaskIn, patience: Patience) -> Written:
+        """Mostly there is a line, and it stays whole. A flow sees to everything else, and would do so here, at twice the cost."""
+        line, doubtful = self._exchange.line_at_hand, False
+        if line is not None:
+            request = self._exchange.number()
+            try:
+                line.ask(request, Write(request, [task]), patience)
+                answer: Written = line.answer(request, patience)
+            except TooLarge:
+                pass
+            except ConnectionClosed:
+                doubtful = True
+            except NoAnswer:
+                raise unanswered(line, (task.id,), patience) from None
+            else:
+                return answer
         answers: list[Written] = []
         flow = self._flow(lambda _, answer: answers.append(answer), patience)
-        flow.finish(Batch([task], [0], len(memoryview(task.data))))
-        if answers[0].refused:
-            raise PublishRejected(task.id, reason=answers[0].refused[0].reason)
-        # An id made up here can only be known because a first answer was lost.
-        return TaskHandle(self.queue_dir, task.id, duplicate=bool(answers[0].duplicates) and not own_id)
+        flow.finish(Batch([task], [0], len(memoryview(task.data))), doubtful=doubtful)
+        return answers[0]
 
     # ── many tasks ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -81,9 +81,11 @@ class Window:
         """The ids of all that is not answered."""
         return tuple(task.id for batch in self.unanswered for task in batch.tasks)
 
-    def push(self, batch: Batch) -> None:
-        """One more to be sent."""
+    def push(self, batch: Batch, *, doubtful: bool = False) -> None:
+        """One more to be sent. ``doubtful``: it may be stored, since it was on its way before."""
         self.unsent.append(batch)
+        if doubtful:
+            self._doubtful.append(batch)
 
     # ── over a line ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -147,8 +147,6 @@ class TakenIds(Mapping[str, int]):
 
     def all_free(self, ids: list[str]) -> bool:
         """Whether none of these is taken and none comes twice. Of many it may say no where a look at each would have found them free."""
-        if len(ids) == 1:
-            return ids[0] not in self
         counting = _counting(ids)
         if counting is not None:
             return not self._overlaps(*counting, len(ids)) and (not self._single or self._single.keys().isdisjoint(ids))

@@ -251,12 +251,13 @@ class LogWriter:
         self._unsynced = True
         try:
             # Padding that finds no room is not missed.
-            self._guarded(lambda: self._reach(write_all(self._files, self._handle, self.bytes, data, enough=len(line))))
+            end = write_all(self._files, self._handle, self.bytes, data, enough=len(line))
         except DiskFull:
             self._guarded(self._cut_back)
             raise
-
-    def _reach(self, end: int) -> None:
+        except BaseException as error:
+            self._give_up(error)
+            raise
         self._padded = max(self._padded, end)
 
     def _cut_back(self) -> None:
@@ -285,8 +286,11 @@ class LogWriter:
         except DiskFull:
             raise
         except BaseException as error:
-            self._broken = str(error) or type(error).__name__
+            self._give_up(error)
             raise
+
+    def _give_up(self, error: BaseException) -> None:
+        self._broken = str(error) or type(error).__name__
 
     def _refuse_broken(self) -> None:
         if self._broken:
