@@ -496,6 +496,23 @@ def test_dependants_always_end(stage: Stage) -> None:
     stage.check()
 
 
+def test_a_chain_of_dependants_may_be_of_any_length(stage: Stage) -> None:
+    """Their end goes along it link by link, however deep that is: the broker did not survive one of four hundred."""
+    stage.publish("t0", *(given(f"t{number}", after=(f"t{number - 1}",)) for number in range(1, 2_000)))
+    stage.cancel("t0")
+    assert set(stage.statuses().values()) == {"cancelled", "dead"}
+    assert stage.task("t1999").reason == "waits for t1998, which is dead"
+    stage.check()
+
+
+def test_one_that_waits_for_two_which_end_at_once_dies_once(stage: Stage) -> None:
+    soon = START_MS + 5
+    stage.publish(given("a", deadline_ms=soon), given("b", deadline_ms=soon), given("c", after=("a", "b")), given("d", after=("b", "c")))
+    assert whats(stage.later(5)) == ["died", "died", "died"]
+    assert set(stage.statuses().values()) == {"dead"}
+    stage.check()
+
+
 def test_a_task_that_waits_for_what_is_done_already_runs(stage: Stage) -> None:
     stage.publish("a")
     stage.complete(1, *assigned(stage.join(1)))

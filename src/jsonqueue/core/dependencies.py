@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from jsonqueue.core.records import Died
 from jsonqueue.task import StoredTask, TaskStatus
 
 __all__ = ["Dependencies"]
@@ -52,12 +53,15 @@ class Dependencies:
                 ready.append(task)
         return ready
 
-    def ended_otherwise(self, task_id: str) -> list[StoredTask]:
-        """Tasks that waited for this one in vain."""
-        hopeless = self._still_blocked(task_id)
-        for task in hopeless:
-            self._missing.pop(task.id, None)
-        return hopeless
+    def died_with(self, task_ids: Iterable[str], tasks: Mapping[str, StoredTask]) -> list[Died]:
+        """What becomes of the tasks that waited for these, which ended in any way but completion."""
+        deaths = []
+        for task_id in task_ids:
+            if hopeless := self._still_blocked(task_id):
+                for task in hopeless:
+                    del self._missing[task.id]
+                deaths.append(Died([task.id for task in hopeless], f"waits for {task_id}, which is {tasks[task_id].status}"))
+        return deaths
 
     def _still_blocked(self, task_id: str) -> list[StoredTask]:
         waiting = self._waiting.pop(task_id, {})

@@ -8,6 +8,7 @@ state by the same code that replays a log and to the derived parts by :meth:`Dis
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 from random import Random
@@ -401,23 +402,33 @@ class Dispatcher:
             self._follow_return(record, now)
 
     def _follow_end(self, record: Completed | Died | Cancelled, now: Now) -> None:
+        """Link by link, where tasks wait for one another: such a chain may be longer than any stack is deep."""
+        ends = deque([record])
+        while ends:
+            record = ends.popleft()
+            self._note_end(record)
+            if not self._dependencies:
+                continue
+            if isinstance(record, Completed):
+                self._unblock(record, now)
+                continue
+            for died in self._dependencies.died_with(record.ids, self.state.tasks):
+                self.turn.records.append(died)
+                self.state.apply(died, at_ms=now.wall_ms)
+                ends.append(died)
+
+    def _note_end(self, record: Completed | Died | Cancelled) -> None:
         tasks, keep = self.state.tasks, self._retention.keep
         for task_id in record.ids:
             keep(tasks[task_id])
         if self._watchers:
             for task_id, peer, request in self._watchers.told(record.ids):
                 self.turn.answers.append((peer, Result(request, task_id, tasks[task_id])))
-        if self._dependencies:
-            self._follow_dependencies(record, now)
 
-    def _follow_dependencies(self, record: Completed | Died | Cancelled, now: Now) -> None:
+    def _unblock(self, record: Completed, now: Now) -> None:
         for task_id in record.ids:
-            if isinstance(record, Completed):
-                if ready := self._dependencies.completed(task_id):
-                    self._commit(Unblocked([task.id for task in ready]), now)
-            elif hopeless := self._dependencies.ended_otherwise(task_id):
-                status = self.state.tasks[task_id].status
-                self._commit(Died([task.id for task in hopeless], f"waits for {task_id}, which is {status}"), now)
+            if ready := self._dependencies.completed(task_id):
+                self._commit(Unblocked([task.id for task in ready]), now)
 
     def _follow_return(self, record: Due | Unblocked | Replayed | Failed | Unleased, now: Now) -> None:
         for task_id in ids_of(record):
