@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import Raw
 
 from faults.life import CONFIG, Ledger, Life, judge
 from jsonqueue.errors import DiskFull
+from jsonqueue.event import Event, Write, Written
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.reserve import RESERVE, Reserve
+from jsonqueue.task import StoredTaskIn, TaskIn
 
 
 def _full(disk: MemoryFiles) -> None:
@@ -38,6 +41,28 @@ def test_completions_land_from_the_reserve(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < len(disk.get(RESERVE)) < 1 << 20
     disk.crash()
     judge(disk, ledger, drain=False)
+
+
+@pytest.mark.usefixtures("unpadded")
+def test_what_is_stored_is_not_said_to_be_refused() -> None:
+    """A task that is published again comes in one batch, or one turn, with another that finds no room: it is there all the same."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start()
+    life.publish("a")
+    disk.room = 0  # between two looks at it: the broker finds out as it writes
+    answers: list[Event] = []
+    writes = [Write(1, [_plain("a"), _plain("b")]), Write(2, [_plain("a")]), Write(3, [_plain("b")])]
+    life.pb.step([(1, write) for write in writes], lambda peer, event: answers.append(event))
+    assert [(answer.duplicates, [refusal.index for refusal in answer.refused]) for answer in answers if isinstance(answer, Written)] == [
+        ([0], [1]),
+        ([0], []),
+        ([], [0]),
+    ]
+
+
+def _plain(task_id: str) -> StoredTaskIn:
+    return TaskIn(id=task_id, data=Raw(b"null"))
 
 
 def test_service_resumes_when_room_returns(monkeypatch: pytest.MonkeyPatch) -> None:

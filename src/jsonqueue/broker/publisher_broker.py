@@ -111,7 +111,8 @@ class PublisherBroker:
             except DiskFull as error:
                 self._admission.withdraw(accepted)
                 self._room, self._looked_ms = False, self._clock.monotonic_ms()
-                verdicts = [_refuse_all(write, str(error)) for _, write in writes]
+                # Of those that were there before it stays true that they are.
+                verdicts = [_for_want_of_room(self._admission.decide(write.tasks, room=False), str(error)) for _, write in writes]
         self._answer(writes, verdicts, send)
 
     def next_due_ms(self) -> int | None:
@@ -146,5 +147,5 @@ class PublisherBroker:
         return self._room
 
 
-def _refuse_all(write: Write, why: str) -> Verdict:
-    return Verdict([], [], [Refusal(index, why) for index in range(len(write.tasks))])
+def _for_want_of_room(verdict: Verdict, why: str) -> Verdict:
+    return verdict._replace(refused=[Refusal(refusal.index, why) for refusal in verdict.refused])
