@@ -418,6 +418,30 @@ def test_a_program_that_forgets_to_stop_it_ends_and_ends_well(queue_dir):
 # ── signals ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_only_signals_that_mean_so_stop_it(queue_dir):
+    """A program that heeds SIGCHLD or SIGUSR1 for itself is not ended by one: not even as the second signal, which ends at once."""
+    body = """
+        import signal
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        stop = manager.start() or manager._supervisor.stop
+        def stopped(*, at_once=False):
+            print("at once" if at_once else "in order", flush=True)
+            stop(at_once=at_once)
+        manager._supervisor.stop = stopped
+        def ready():
+            for number in (signal.SIGUSR1, signal.SIGCHLD, signal.SIGTERM):
+                signal.raise_signal(number)
+        manager.serve_forever(on_ready=ready)
+    """
+    process = program(body, queue_dir)
+    try:
+        assert process.communicate(timeout=20)[0].splitlines()[0] == "in order"
+        assert process.returncode == 0
+    finally:
+        end(process)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_stops_everything_in_order(queue_dir, number):
     """What a terminal, ``timeout`` and systemd send reaches the brokers too, even first: the manager decides what it means."""

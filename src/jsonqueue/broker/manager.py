@@ -209,7 +209,8 @@ class BrokerManager:
         signals, told = 0, False
         while not supervisor.ended.is_set():
             received = woken.recv(64)
-            if number := len(received.replace(b"\0", b"")):
+            # The program may heed other signals for purposes of its own: those are here as well.
+            if number := sum(byte in _STOP_SIGNALS for byte in received):
                 signals += number
                 supervisor.stop(at_once=signals > 1)
             if signals > 1:
