@@ -31,10 +31,10 @@ class Exponential(Struct, frozen=True, tag="exponential", tag_field="kind", omit
 
     def wait_ms(self, attempt: int, chance: Random) -> int | None:
         """Milliseconds to wait after attempt number ``attempt`` (from 1) has failed."""
-        # The exponent is bounded before the power is taken: 100 ** 1000 overflows a float.
-        full = float(self.cap_ms)
-        if self.factor == 1 or attempt <= 64:
-            full = min(full, self.first_ms * self.factor ** (attempt - 1))
+        try:
+            full = min(self.cap_ms, self.first_ms * float(self.factor) ** (attempt - 1))
+        except OverflowError:  # 100 ** 1000 is more than a float holds
+            full = self.cap_ms if self.first_ms else 0
         return round(full * (1 - self.jitter * chance.random()))
 
 

@@ -21,6 +21,13 @@ def test_a_factor_of_one_never_grows() -> None:
     assert Exponential(factor=1, jitter=0).wait_ms(1_000, Random()) == 100
 
 
+def test_a_slow_growth_goes_on_beyond_any_number_of_attempts() -> None:
+    """1 % more each time: 189 ms after 65 attempts, not the cap; and nothing, however often it is doubled, is nothing."""
+    slow, none = Exponential(factor=1.01, jitter=0), Exponential(first_ms=0, jitter=0)
+    assert [slow.wait_ms(attempt, Random()) for attempt in (64, 65, 66, 1_000_000)] == [187, 189, 191, 60_000]
+    assert [none.wait_ms(attempt, Random()) for attempt in (1, 64, 65, 1_000_000)] == [0, 0, 0, 0]
+
+
 def test_jitter_shortens_by_at_most_its_share() -> None:
     waits = {Exponential().wait_ms(3, Random(seed)) for seed in range(200)}
     assert len(waits) > 50
