@@ -8,7 +8,7 @@ from msgspec import Raw
 from core.stage import START_MS, Stage, answers, assigned, given, stale, whats
 from jsonqueue.config import Config
 from jsonqueue.core.dispatching import first_token
-from jsonqueue.event import Changed, Complete, Failure, Look, Result, Revoke, Settled, Watch, Welcome
+from jsonqueue.event import Changed, Complete, Failure, Join, Look, Result, Revoke, Settled, Watch, Welcome
 from jsonqueue.retry import Exponential, Linear, Never
 
 _ONE = first_token(1)
@@ -426,6 +426,21 @@ def test_what_was_settled_under_its_token_is_not_stale_at_rejoin(stage: Stage) -
     assert answers(turn, Welcome)[0].stale == [joined[1][1]]
 
 
+def test_who_names_a_token_with_the_wrong_task_takes_nothing_from_its_holder(stage: Stage) -> None:
+    """Neither from one whose Pipe is to be seen to end, nor of what is left of an earlier life: it was held by nobody any more then."""
+    stage.publish("a", "b")
+    held = assigned(stage.join(1))
+    stage.dispatcher.join(2, Join("c1", 101, 0, ["b"], [held[0][1]]), stage.now)
+    assert answers(stage.turn(), Welcome)[0].stale == [held[0][1]]
+    assert stage.dispatcher.held == 1
+    stage = stage.restarted(epoch=2)
+    stage.dispatcher.join(2, Join("c1", 101, 0, ["b"], [held[0][1]]), stage.now)
+    assert answers(stage.turn(), Welcome)[0].stale == [held[0][1]]
+    stage.later(stage.config.lease_ms)
+    assert stage.statuses() == {"a": "pending", "b": "pending"}
+    stage.check()
+
+
 def test_a_consumer_may_be_back_before_its_old_pipe_is_seen_to_end(stage: Stage) -> None:
     stage.publish("a")
     held = assigned(stage.join(1))
@@ -438,8 +453,6 @@ def test_a_consumer_may_be_back_before_its_old_pipe_is_seen_to_end(stage: Stage)
 
 
 def _join_of(stage: Stage, name: str, pid: int):  # type: ignore[no-untyped-def]
-    from jsonqueue.event import Join
-
     return Join(name, pid, 1, ["a"], [stage.task("a").token])
 
 

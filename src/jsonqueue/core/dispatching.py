@@ -145,13 +145,14 @@ class Dispatcher:
         self.turn.answers.append((peer, Welcome(seat.label, self._epoch, self._config.lease_ms, stale)))
 
     def _rejoin(self, seat: Seat, task_id: str, token: int) -> bool:
-        task = self._orphans.claim(token) or self._take_over(seat, token)
-        if task is not None and task.id == task_id:
+        known = self.state.tasks.get(task_id)
+        if known is None:
+            return False
+        if known.token == token and (task := self._orphans.claim(token) or self._take_over(seat, token)):
             seat.held[token] = task
             return True
         # Settled already, under this very token, but the answer got lost: the repeated outcome will be acknowledged.
-        known = self.state.tasks.get(task_id)
-        return known is not None and _settled_under(known, token)
+        return _settled_under(known, token)
 
     def _take_over(self, seat: Seat, token: int) -> StoredTask | None:
         """From the same consumer's broken Pipe, whose end has not been noticed yet."""
