@@ -56,7 +56,8 @@ class Child:
         except BaseException:
             os.close(marks)
             raise
-        self.control = FdPipe(ours)
+        # However much waits for a broker that is busy: what it is not told it never knows, such as which ids are free again.
+        self.control = FdPipe(ours, pending_max=sys.maxsize)
         try:
             # Sent before the process exists, so that its first read finds all of it.
             self.control.post("\0".join(_import_paths()).encode("utf-8", "surrogateescape"))

@@ -210,15 +210,14 @@ class Supervisor:
 
     def _serve(self, child: Child) -> None:
         try:
-            news = child.hear()
-            child.control.flush()
+            for news in child.hear():
+                self._learn(child, news)
+            child.control.flush()  # After its last words: what waits for a dead one finds nobody.
         except ConnectionClosed:
             self._selector.unregister(child.control)
             child.hung_up(self._clock.monotonic_ms())
             self._checkpointing.abandon(_died(child.role))
             return
-        for item in news:
-            self._learn(child, item)
         if child.state is not ChildState.DYING and not child.control.closed:
             self._crew.mind_backlog(child)
 

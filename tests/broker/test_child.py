@@ -1,0 +1,80 @@
+"""A broker process as the manager holds it, without the process: what it is told, and what is heard of it."""
+
+from __future__ import annotations
+
+import os
+import selectors
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from jsonqueue.broker import child as child_module
+from jsonqueue.broker.child import Child, ChildState
+from jsonqueue.broker.supervisor import Supervisor
+from jsonqueue.channel.control import Attach, Failed, Forget, Start, decode_order, encode
+from jsonqueue.channel.pipe import FdPipe, Pipe
+from jsonqueue.clock import SystemClock
+from jsonqueue.config import Config
+from jsonqueue.event import EventOwner
+from jsonqueue.storage.memory import MemoryFiles
+
+PUBLISHER = EventOwner.PUBLISHER_BROKER
+
+
+class _NoProcess:
+    """In place of the process: its end of the control Pipe, in the hands of the test."""
+
+    pid = 0
+
+    def __init__(self, command: list[str], *, pass_fds: list[int], **options: object) -> None:
+        self.control = FdPipe(os.dup(pass_fds[0]))
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], tuple[Child, FdPipe]]]:
+    pipes: list[Pipe] = []
+
+    def start() -> tuple[Child, FdPipe]:
+        marks, other = Pipe.pair()
+        child: Any = Child(PUBLISHER, "/nowhere", Config(), marks, now_ms=0)
+        pipes.extend([child.control, child._process.control, Pipe(other)])
+        return child, child._process.control
+
+    monkeypatch.setattr(child_module.subprocess, "Popen", _NoProcess)
+    yield start
+    for pipe in pipes:
+        pipe.close()
+
+
+def test_a_busy_broker_is_told_everything_in_the_end(started: Callable[[], tuple[Child, FdPipe]]) -> None:
+    """Which ids have left, above all: one that is not told stays a duplicate of a task that is gone, until the next start."""
+    child, broker = started()
+    ids = {f"{number:0128}": number for number in range(50_000)}
+    for through in range(12):  # 78 MiB before it reads any of it
+        child.post(Forget(ids, through))
+    _, first, *frames = broker.read()
+    assert isinstance(decode_order(first), Start)
+    for _ in range(2_000):  # far more often than it takes
+        child.control.flush()
+        frames += broker.read()
+    orders = [decode_order(frame) for frame in frames]
+    assert [order.through for order in orders if isinstance(order, Forget)] == list(range(12))
+
+
+def test_last_words_are_heard_though_something_waits_for_who_said_them(started: Callable[[], tuple[Child, FdPipe]]) -> None:
+    """A client was introduced to it in the moment of its death. Without its words, damage would be told as deaths without a reason."""
+    child, broker = started()
+    supervisor = Supervisor("/nowhere", MemoryFiles(), Config(), SystemClock(), grace_ms=0, check_lock=lambda: None, on_change=lambda: None)
+    supervisor._selector.register(child.control, selectors.EVENT_READ)
+    broker.post(encode(Failed("CorruptQueue", "it is damaged", "look at it")))
+    broker.close()
+    brokers_end, clients_end = Pipe.pair()
+    child.post(Attach(1, EventOwner.PUBLISHER, "", 1), brokers_end)
+    os.close(clients_end)
+    assert child.control.pending
+    supervisor._serve(child)
+    supervisor.abandon()
+    assert child.last_words is not None
+    assert child.last_words.message == "it is damaged"
+    assert child.state is ChildState.DYING
