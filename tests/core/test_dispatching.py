@@ -114,6 +114,17 @@ def test_what_is_stale_keeps_nothing_else_from_completing(stage: Stage) -> None:
     stage.check()
 
 
+def test_what_was_said_of_earlier_attempts_weighs_as_payload_does() -> None:
+    """A consumer is given about 8 MiB. With errors of 16 KiB, some thousand tasks came to more than a frame may hold: it was hung up on."""
+    stage = Stage(config=Config(attempts_max=9, retry=Exponential(first_ms=0)))
+    stage.publish(*(f"t{number}" for number in range(700)))
+    held = assigned(stage.join(1, 700))
+    assert len(held) == 700
+    turn = stage.fail(1, *(_failure(one, error="x\n" * 8_192) for one in held), want=700)
+    assert len(assigned(turn)) == 512
+    stage.check()
+
+
 def test_a_consumer_that_joins_again_on_its_pipe_begins_anew(stage: Stage) -> None:
     """What it held and does not name is handed on, like that of one who left."""
     stage.publish("a")

@@ -13,7 +13,13 @@ from collections import deque
 
 from jsonqueue.task import StoredTask, TaskStatus
 
-__all__ = ["ReadyQueue"]
+__all__ = ["ReadyQueue", "weight_of"]
+
+
+def weight_of(task: StoredTask) -> int:
+    """Bytes that its delivery comes to, about: its payload, and what was said of earlier attempts."""
+    payload = len(memoryview(task.data))
+    return payload + len(task.reason) + sum([len(attempt.error) for attempt in task.history]) if task.history else payload
 
 
 class _Lane:
@@ -54,7 +60,7 @@ class ReadyQueue:
             heapq.heappush(lane.returned, (task.number, self._stamp, task))
 
     def take(self, most: int, room_bytes: int) -> list[StoredTask]:
-        """Remove and return the next ready tasks, ``most`` at the most, and none more once their payloads fill ``room_bytes``."""
+        """Remove and return the next ready tasks, ``most`` at the most, and none more once they fill ``room_bytes`` (:func:`weight_of`)."""
         taken: list[StoredTask] = []
         for negated in tuple(self._order):
             lane = self._lanes[-negated]
@@ -77,5 +83,5 @@ class ReadyQueue:
             # Queued twice (left unseen, came back), a task surfaces twice in a row.
             if task.status is pending and task.suspect is self._suspects and not (taken and taken[-1] is task):
                 taken.append(task)
-                room_bytes -= len(memoryview(task.data))
+                room_bytes -= weight_of(task)
         return room_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from jsonqueue.core.payload import size_of
+from jsonqueue.core.ready import weight_of
 from jsonqueue.task import StoredTask
 
 __all__ = ["Seat", "WaitingQueue"]
@@ -39,8 +39,8 @@ class Seat:
         return len(self.held) == 1 and next(iter(self.held.values())).suspect
 
     def room_bytes(self) -> int:
-        """How many bytes of payload it may be given on top of those it holds."""
-        return self._HELD_MAX_BYTES - sum(size_of(task.data) for task in self.held.values())
+        """How many bytes of tasks it may be given on top of those it holds."""
+        return self._HELD_MAX_BYTES - sum(weight_of(task) for task in self.held.values())
 
     def lease(self, tokens: range, *, now_ms: int, lease_ms: int) -> None:
         """Note when these fresh tokens run out."""
