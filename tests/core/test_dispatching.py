@@ -408,6 +408,22 @@ def test_new_tokens_never_repeat_old_ones(stage: Stage) -> None:
     assert new[0][1] >= first_token(2) > old[0][1]
 
 
+def test_a_stream_of_leases_makes_none_of_them_longer_by_more_than_a_16th(stage: Stage) -> None:
+    """A consumer falls silent while it is handed one task a second: each of them ends a lease after it was handed out, not up to two."""
+    stage.join(1, 100)
+    for number in range(30):
+        stage.publish(f"t{number}")
+        stage.later(1_000)
+    assert stage.statuses()["t0"] == "pending"
+    assert stage.statuses()["t1"] == "in_progress"
+    for number in range(1, 30):
+        stage.later(1_000)
+        ended = [stage.task(f"t{other}").status == "pending" for other in range(30)]
+        assert all(ended[: number - 1]), f"the lease of one of the first {number - 1} goes on"
+        assert not any(ended[number + 1 :])
+    stage.check()
+
+
 def test_orphans_of_a_proved_death_go_on_at_once_the_others_after_a_lease(stage: Stage) -> None:
     stage.publish("a", "b")
     stage.join(1)

@@ -14,7 +14,7 @@ __all__ = ["Seat", "WaitingQueue"]
 class Seat:
     """One consumer on one Pipe: what it holds, how much it wants, and until when its leases last (monotonic milliseconds)."""
 
-    __slots__ = ("_renewed", "_terms", "held", "label", "peer", "pid", "want")
+    __slots__ = ("_closes_ms", "_renewed", "_terms", "held", "label", "peer", "pid", "want")
 
     _TERMS_A_LEASE = 16
     """Leases are watched in steps of a 16th of their length, so that a busy consumer has a handful of terms, not one a batch."""
@@ -26,6 +26,8 @@ class Seat:
         self.peer, self.label, self.pid, self.want = peer, label, pid, want
         self.held: dict[int, StoredTask] = {}
         self._terms: deque[tuple[int, int]] = deque()  # (ends at, highest token leased by then)
+        self._closes_ms = 0
+        """The last term takes in leases that end before this."""
         self._renewed: dict[int, int] = {}
 
     @property
@@ -45,10 +47,11 @@ class Seat:
     def lease(self, tokens: range, *, now_ms: int, lease_ms: int) -> None:
         """Note when these fresh tokens run out."""
         ends, terms = now_ms + lease_ms, self._terms
-        if terms and ends - terms[-1][0] < lease_ms // self._TERMS_A_LEASE and len(terms) > 1:
+        if len(terms) > 1 and ends < self._closes_ms:
             terms[-1] = (ends, tokens[-1])  # a shade longer for the earlier ones, never shorter
         else:
             terms.append((ends, tokens[-1]))
+            self._closes_ms = ends + lease_ms // self._TERMS_A_LEASE
 
     def renew(self, tokens: list[int], *, now_ms: int, lease_ms: int) -> None:
         """A heartbeat: the tokens that it lists last for another lease. Those that it does not know of run out."""
@@ -56,6 +59,7 @@ class Seat:
         self._renewed = {token: ends for token in tokens if token in self.held}
         if self._renewed:
             self._terms.append((ends, max(self._renewed)))
+            self._closes_ms = ends  # nothing joins it
 
     def expired(self, now_ms: int) -> list[StoredTask]:
         """Tasks whose lease has run out; they stay held until somebody decides."""
