@@ -511,6 +511,60 @@ def test_ended_tasks_keep_their_age_over_a_restart() -> None:
     stage.check()
 
 
+# ── months ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FAR_MS = START_MS + 365 * 24 * 3_600_000
+
+
+def test_tasks_that_end_without_having_run_are_let_go(stage: Stage) -> None:
+    """Nobody takes them, or only others that are more urgent: what was cancelled, or too late, is not kept until somebody does."""
+    stage.publish(*(f"kept{number}" for number in range(100)))
+    for turn in range(5):
+        ids = [f"t{turn}-{number}" for number in range(1_000)]
+        stage.publish(*(given(task_id, priority=number % 5) for number, task_id in enumerate(ids)))
+        stage.cancel(*ids)
+    assert stage.dispatcher.counters()["ready"] <= 2_200
+    stage.join(1, 200)
+    assert [task for task, _ in _held(stage)] == [f"kept{number}" for number in range(100)]
+    stage.check()
+
+
+def test_far_times_do_not_hold_what_ended_long_before() -> None:
+    """A start in a year that was cancelled; a deadline in a year, met today, and noted again with each attempt."""
+    stage = Stage(config=Config(attempts_max=9, retry=Exponential(first_ms=0)))
+    for turn in range(4):
+        late = [f"s{turn}-{number}" for number in range(1_000)]
+        stage.publish(*(given(task_id, run_at_ms=FAR_MS) for task_id in late))
+        stage.cancel(*late)
+        stage.publish(*(given(f"d{turn}-{number}", deadline_ms=FAR_MS) for number in range(1_000)))
+        held = assigned(stage.join(1, 1_000))
+        for _ in range(3):
+            held = assigned(stage.fail(1, *map(_failure, held), want=1_000))
+        stage.complete(1, *held, want=0)
+    assert stage.dispatcher.counters()["scheduled"] <= 1_024
+    assert len(stage.dispatcher._deadlines) <= 1_024 + 1_000
+    stage.check()
+
+
+def test_whoever_waited_and_ended_is_no_longer_counted_in(stage: Stage) -> None:
+    """And the next task of that id is none of its business."""
+    stage.publish("a", "x", given("b", after=("a", "x")), given("c", after=("a",)))
+    stage.cancel("b", "c")
+    stage.later(stage.config.finished_keep_ms)
+    stage.publish(given("b", after=("x",)))
+    a, x = assigned(stage.join(1, 2))
+    stage.complete(1, a, want=0)
+    assert stage.task("b").status == "blocked"
+    stage.complete(1, x, want=0)
+    assert stage.task("b").status == "pending"
+    assert not stage.dispatcher._dependencies._missing
+    stage.check()
+
+
+def _held(stage: Stage) -> list[tuple[str, int]]:
+    return [(task.id, task.number) for task in stage.dispatcher.state.tasks.values() if task.status == "in_progress"]
+
+
 # ── dependencies ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

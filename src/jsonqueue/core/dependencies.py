@@ -16,7 +16,8 @@ class Dependencies:
     def __init__(self) -> None:
         # By id within: a task that is replayed waits for the same again, and must not wait twice for what never ended meanwhile.
         self._waiting: dict[str, dict[str, StoredTask]] = {}
-        self._missing: dict[str, int] = {}
+        self._missing: dict[int, int] = {}
+        """By number: an id may be another task's by the time that the last of what its first one waited for ends."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -38,7 +39,7 @@ class Dependencies:
                 missing.append(needed)
         if not missing:
             return ""
-        self._missing[task.id] = len(missing)
+        self._missing[task.number] = len(missing)
         for needed in missing:
             self._waiting.setdefault(needed, {})[task.id] = task
         return None
@@ -47,9 +48,9 @@ class Dependencies:
         """Tasks that waited for nothing but this one."""
         ready = []
         for task in self._still_blocked(task_id):
-            self._missing[task.id] -= 1
-            if not self._missing[task.id]:
-                del self._missing[task.id]
+            self._missing[task.number] -= 1
+            if not self._missing[task.number]:
+                del self._missing[task.number]
                 ready.append(task)
         return ready
 
@@ -59,10 +60,15 @@ class Dependencies:
         for task_id in task_ids:
             if hopeless := self._still_blocked(task_id):
                 for task in hopeless:
-                    del self._missing[task.id]
+                    del self._missing[task.number]
                 deaths.append(Died([task.id for task in hopeless], f"waits for {task_id}, which is {tasks[task_id].status}"))
         return deaths
 
     def _still_blocked(self, task_id: str) -> list[StoredTask]:
-        waiting = self._waiting.pop(task_id, {})
-        return [task for task in waiting.values() if task.status is TaskStatus.BLOCKED and task.id in self._missing]
+        blocked = []
+        for task in self._waiting.pop(task_id, {}).values():
+            if task.status is not TaskStatus.BLOCKED:
+                self._missing.pop(task.number, None)
+            elif task.number in self._missing:
+                blocked.append(task)
+        return blocked

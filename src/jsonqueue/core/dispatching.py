@@ -408,11 +408,11 @@ class Dispatcher:
         while ends:
             record = ends.popleft()
             self._note_end(record)
-            if not self._dependencies:
-                continue
             if isinstance(record, Completed):
                 self._unblock(record, now)
                 continue
+            self._ready.ended(len(record.ids))
+            self._suspects.ended(len(record.ids))
             for died in self._dependencies.died_with(record.ids, self.state.tasks):
                 self.turn.records.append(died)
                 self.state.apply(died, at_ms=now.wall_ms)
@@ -427,7 +427,7 @@ class Dispatcher:
                 self.turn.answers.append((peer, Result(request, task_id, tasks[task_id])))
 
     def _unblock(self, record: Completed, now: Now) -> None:
-        for task_id in record.ids:
+        for task_id in record.ids if self._dependencies else ():
             if ready := self._dependencies.completed(task_id):
                 self._commit(Unblocked([task.id for task in ready]), now)
 

@@ -2,7 +2,8 @@
 
 A lane a priority. Fresh tasks come in publish order, so they queue in a deque at constant cost however long the backlog; tasks that come
 back (a retry, a lost consumer) or come late (a delay) re-enter by their number through a heap. Removal is lazy: whoever takes skips what is
-no longer pending, so that cancelling one task out of a million costs nothing.
+no longer pending, so that cancelling one task out of a million costs nothing. Where nobody takes, those that have ended are cleared out
+when they come to as many as the others.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ def weight_of(task: StoredTask) -> int:
     return payload + len(task.reason) + sum([len(attempt.error) for attempt in task.history]) if task.history else payload
 
 
+_FEW = 1_024
+"""To hold so many tasks that have ended is no burden."""
+
+
 class _Lane:
     __slots__ = ("fresh", "last", "returned")
 
@@ -39,6 +44,7 @@ class ReadyQueue:
         self._lanes: dict[int, _Lane] = {}
         self._order: list[int] = []  # negated priorities, ascending: the most urgent first
         self._entries = 0
+        self._ended = 0
         self._stamp = 0
 
     def __len__(self) -> int:
@@ -58,6 +64,25 @@ class ReadyQueue:
         else:
             self._stamp += 1  # breaks ties: tasks cannot be compared
             heapq.heappush(lane.returned, (task.number, self._stamp, task))
+
+    def ended(self, count: int) -> None:
+        """So many tasks have ended, some of which may be queued here."""
+        self._ended += count
+        if self._ended > _FEW and 2 * self._ended > self._entries:
+            self._clear_out()
+
+    def _clear_out(self) -> None:
+        for lane in self._lanes.values():
+            lane.fresh = deque(filter(self._is_meant, lane.fresh))
+            lane.returned = [entry for entry in lane.returned if self._is_meant(entry[2])]
+            heapq.heapify(lane.returned)
+        self._lanes = {priority: lane for priority, lane in self._lanes.items() if lane.fresh or lane.returned}
+        self._order = sorted(-priority for priority in self._lanes)
+        self._entries = sum(len(lane.fresh) + len(lane.returned) for lane in self._lanes.values())
+        self._ended = 0
+
+    def _is_meant(self, task: StoredTask) -> bool:
+        return task.status is TaskStatus.PENDING and task.suspect is self._suspects
 
     def take(self, most: int, room_bytes: int) -> list[StoredTask]:
         """Remove and return the next ready tasks, ``most`` at the most, and none more once they fill ``room_bytes`` (:func:`weight_of`)."""

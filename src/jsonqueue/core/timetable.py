@@ -1,4 +1,4 @@
-"""Tasks by time: a heap whose stale entries are recognised when they surface."""
+"""Tasks by time: a heap whose stale entries are recognised when they surface, and cleared out where they do not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from jsonqueue.task import StoredTask
 __all__ = ["Timetable"]
 
 
+_FEW = 1_024
+"""To hold so many stale entries is no burden."""
+
+
 class Timetable:
     """Tasks ordered by one of their times. ``still`` says whether an entry (task, time) is still meant."""
 
@@ -17,6 +21,7 @@ class Timetable:
         self._heap: list[tuple[int, int, int, StoredTask]] = []
         self._still = still
         self._entries = 0
+        self._most = _FEW
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -25,6 +30,14 @@ class Timetable:
         """Note the task at this time."""
         self._entries += 1  # breaks ties: tasks cannot be compared
         heapq.heappush(self._heap, (at_ms, task.number, self._entries, task))
+        if len(self._heap) > self._most:
+            self._clear_out()
+
+    def _clear_out(self) -> None:
+        """Of a time that is far off, a task that ended long ago would be held until then, once for each time that it was noted."""
+        self._heap = list({entry[:2]: entry for entry in self._heap if self._still(entry[3], entry[0])}.values())
+        heapq.heapify(self._heap)
+        self._most = max(_FEW, 2 * len(self._heap))
 
     def due(self, now_ms: int) -> list[StoredTask]:
         """Remove and return what is due, earliest first."""
