@@ -181,6 +181,18 @@ def test_a_segment_over_its_limit_is_worth_it_however_large_the_queue(stage):
     assert stage.posted == [(PUBLISHER, Rotate(1))]
 
 
+def test_open_files_may_run_out_between_two_looks_at_the_folder(stage, monkeypatch):
+    """The names were found, the segments were not: it is left to the attempt to say so, and the manager lives."""
+    stage.files.sizes["queue.json"] = 1 << 33
+
+    def no_more(files):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(checkpointing, "log_bytes", no_more)
+    stage.after(100)
+    assert stage.posted == [(PUBLISHER, Rotate(1))]
+
+
 def test_a_checkpoint_takes_at_most_a_tenth_of_the_time(stage):
     """One that took a second is followed by nine without."""
     stage.after(100)

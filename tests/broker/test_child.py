@@ -30,6 +30,10 @@ class _NoProcess:
     def __init__(self, command: list[str], *, pass_fds: list[int], **options: object) -> None:
         self.control = FdPipe(os.dup(pass_fds[0]))
 
+    def poll(self) -> int:
+        """As Popen has it where nobody can tell."""
+        return 0
+
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], tuple[Child, FdPipe]]]:
@@ -78,3 +82,11 @@ def test_last_words_are_heard_though_something_waits_for_who_said_them(started: 
     assert child.last_words is not None
     assert child.last_words.message == "it is damaged"
     assert child.state is ChildState.DYING
+
+
+def test_a_broker_whose_exit_status_somebody_else_took_is_judged_by_its_last_words(started: Callable[[], tuple[Child, FdPipe]]) -> None:
+    """The program ignores SIGCHLD, so there is none. A failed fsync must not pass for an ordinary end: both brokers have to start anew."""
+    child, _ = started()
+    assert child.reap() == 0
+    child.last_words = Failed("SyncFailed", "fsync failed", "")
+    assert child.reap() == 74

@@ -134,13 +134,12 @@ class Checkpointing:
 
     def _is_worth_it(self) -> bool:
         try:
-            seen = self._signature()
+            if self._signature() == self._seen:
+                return False
+            queue = self._files.identity("queue.json")
+            queue_bytes, logs_bytes = queue[1] if queue else 0, log_bytes(self._files)
         except OSError:
             return True  # No file may be opened now, not even the folder: the attempt will say so.
-        if seen == self._seen:
-            return False
-        queue = self._files.identity("queue.json")
-        queue_bytes, logs_bytes = queue[1] if queue else 0, log_bytes(self._files)
         if logs_bytes >= min(queue_bytes, self._config.segment_max_bytes):
             return True
         waited_ms = self._clock.monotonic_ms() - self._copied_ms

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import SystemRandom
 
 from jsonqueue.broker.process import BOOT, LEFT_TO_THE_MANAGER, PROCESS_NAMES
-from jsonqueue.channel.control import Failed, News, Order, Start, decode_news, encode
+from jsonqueue.channel.control import Failed, News, Order, Start, decode_news, encode, error_of
 from jsonqueue.channel.pipe import FdPipe, Pipe
 from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame, ConnectionClosed
@@ -104,8 +104,12 @@ class Child:
         self.control.close()
 
     def reap(self) -> int | None:
-        """Its exit status (negative: the signal that killed it), or None while it runs."""
-        return self._process.poll()
+        """Its exit status (negative: the signal that killed it), or None while it runs.
+
+        Where somebody else took its status (a program that ignores SIGCHLD, or waits for any child), its last words tell.
+        """
+        status = self._process.poll()
+        return error_of(self.last_words).exit_status if status == 0 and self.last_words is not None else status
 
     def kill(self) -> int:
         """End it at once, wait until it is gone, and give its exit status."""
