@@ -320,8 +320,38 @@ def test_a_peer_that_hangs_up_before_its_answer_is_nothing_to_speak_of(loop, bro
     peer.close()
     with caplog.at_level(logging.INFO, "jsonqueue.broker"):
         loop.turn(0)
+        loop.turn(0)
     assert broker.heard[-1] == ("detach", 1)
     assert not caplog.records
+
+
+def test_what_a_peer_said_before_it_ended_is_heard_though_nothing_reaches_it_any_more(loop, broker, client):
+    """A consumer's last completion may come in the very turn in which it is assigned more, and dies: its work need not be done again."""
+    one = client()
+    one.post(encode(Write(1, [])))
+
+    def step(arrivals, send, step=broker.step):
+        if arrivals and arrivals[0][1] == Write(1, []):
+            one.post(encode(Write(2, [])))
+            one.close()
+        step(arrivals, send)
+
+    broker.step = step
+    for _ in range(3):
+        loop.turn(0)
+    assert broker.heard == [("attach", 1), (1, Write(1, [])), (1, Write(2, [])), ("detach", 1)]
+
+
+def test_what_a_slow_peer_said_before_it_ended_is_heard_though_something_waits_for_it(loop, broker, client):
+    broker.padding = "x" * 4_000_000
+    one = client(pending_max=1 << 23)
+    one.post(encode(Write(1, [])))
+    loop.turn(0)
+    one.post(encode(Write(2, [])))
+    one.close()
+    for _ in range(3):
+        loop.turn(0)
+    assert broker.heard == [("attach", 1), (1, Write(1, [])), (1, Write(2, [])), ("detach", 1)]
 
 
 def test_a_peer_that_never_reads_is_dropped_and_delays_nobody(loop, broker, client, caplog):

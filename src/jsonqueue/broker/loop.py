@@ -277,7 +277,7 @@ class BrokerLoop:
             _log.warning("dropped the connection of a %s: %s", peer.name, error)
             self._give_up(peer)
         except ConnectionClosed:
-            self._give_up(peer)  # It has ended, maybe by Ctrl-C, with something still on its way to it.
+            pass  # It has ended, maybe by Ctrl-C. What it said before is still to be read, and then the end of its Pipe.
         except BadFrame as error:
             _log.error("cannot tell a %s: %s", peer.name, error)
             self._give_up(peer)
@@ -295,7 +295,7 @@ class BrokerLoop:
             if peer.pipe.flush():
                 self._want_to_write(peer, False)
         except ConnectionClosed:
-            self._drop(peer)
+            self._want_to_write(peer, False)  # As above: the end is found by reading.
 
     def _want_to_write(self, peer: _Peer, wanted: bool) -> None:
         peer.writing = wanted
