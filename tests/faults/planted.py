@@ -184,10 +184,10 @@ BUGS = (
         "    Until then nothing that leans on it may become durable: no segment may go, and nothing in previous/ may say that there is a "
         "queue.json.\n    \"\"\"\n    files.sync_folder()\n", "    \"\"\"\n"),
     Bug("the archive is not synced", "states", "storage/archive.py",
-        "                self._files.sync(self._handle)\n                self._files.sync_folder(FOLDER)",
-        "                self._files.sync_folder(FOLDER)"),
+        "            self._files.sync(self._handle)\n            self._files.sync_folder(FOLDER)",
+        "            self._files.sync_folder(FOLDER)"),
     Bug("the archive's name is not synced", "states", "storage/archive.py",
-        "                self._files.sync_folder(FOLDER)\n", ""),
+        "            self._files.sync_folder(FOLDER)\n", ""),
     Bug("the archive is not cut to what is committed of it", "kill", "storage/archive.py",
         "        self._files.truncate(handle, committed)\n        return handle, committed",
         "        return handle, self._files.size(handle)", "H19"),

@@ -233,6 +233,32 @@ def test_a_full_disk_leaves_the_queue_as_it_was(queue: Queue, room: int) -> None
     queue.check()
 
 
+def test_a_checkpoint_without_room_leaves_nothing_behind(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the room ends: no draft and no archived lines that take what there is, and no file that stays open, try after try."""
+    monkeypatch.setattr("jsonqueue.storage.archive.CHUNK", 300)
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    _retire_one(queue, "z", AT_MS)
+    queue.publish("a", "b", "c", size=400)
+    queue.lease("a", "b", "c")
+    queue.complete("a", "b")
+    queue.retire("a", "b")
+    cut, committed = queue.rotate(), read_header(files).archive
+    names, handles, ends_at = files.list(), len(files._handles), set()
+    for room in range(0, 4000, 100):
+        files.room = room
+        try:
+            checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+            break
+        except DiskFull:
+            ends_at.add(next(step for step in reversed(files.trace) if step.startswith("write")).split()[1])
+        assert files.list() == names
+        assert len(files.get(committed.file)) == committed.length
+        assert len(files._handles) == handles
+    assert ends_at == {committed.file, f"{QUEUE}.draft"}, "it was to end in both"
+    queue.check()
+
+
 def test_a_damaged_queue_json_is_not_folded_into_a_sound_one(queue: Queue) -> None:
     """A new checksum over damaged lines would hide the damage for ever."""
     queue.publish("a", "b")

@@ -24,12 +24,12 @@ class Archive:
 
     def __init__(self, files: Files, mark: ArchiveMark, *, at_ms: int) -> None:
         self.mark = mark
-        """How much is committed, once :meth:`finish` has returned."""
+        """How much is committed by the queue.json to be written, once :meth:`finish` has returned."""
         self._files = files
         self._file = max(mark.file, _file_for(at_ms))  # Never back to an older file, whatever the clock says.
         self._handle = -1
         self._lines: list[bytes] = []
-        self._bytes = self._length = 0
+        self._bytes = self._length = self._committed = 0
 
     def add(self, task: StoredTask) -> None:
         """Append one task."""
@@ -41,17 +41,20 @@ class Archive:
 
     def finish(self) -> ArchiveMark:
         """Make durable what was appended; the new mark."""
-        try:
-            self._flush()
-            if self._handle >= 0:
-                self._files.sync(self._handle)
-                self._files.sync_folder(FOLDER)
-                self.mark = ArchiveMark(self._file, self._length)
-        finally:
-            self.close()
+        self._flush()
+        if self._handle >= 0:
+            self._files.sync(self._handle)
+            self._files.sync_folder(FOLDER)
+            self.mark = ArchiveMark(self._file, self._length)
         return self.mark
 
+    def withdraw(self) -> None:
+        """Give back the room of what was appended: without a queue.json that says so it counts for nothing."""
+        if self._handle >= 0:
+            self._files.truncate(self._handle, self._committed)
+
     def close(self) -> None:
+        """Close the file."""
         if self._handle >= 0:
             self._files.close(self._handle)
             self._handle = -1
@@ -60,7 +63,8 @@ class Archive:
         if not self._lines:
             return
         if self._handle < 0:
-            self._handle, self._length = self._open()
+            self._handle, self._committed = self._open()
+            self._length = self._committed
         self._length = write_all(self._files, self._handle, self._length, b"".join(self._lines))
         self._lines.clear()
         self._bytes = 0

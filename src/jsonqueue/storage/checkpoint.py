@@ -21,7 +21,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from jsonqueue.config import Config
-from jsonqueue.errors import CorruptQueue
+from jsonqueue.errors import CorruptQueue, DiskFull
 from jsonqueue.storage.archive import Archive
 from jsonqueue.storage.codec import Position
 from jsonqueue.storage.files import Files
@@ -122,9 +122,16 @@ class _Folding:
 
     def run(self, *, closed: bool) -> None:
         """Leave the new generation in the draft, and the retired tasks in the archive, both durable."""
-        self.stream.fold()
-        mark = self._archive.finish()
-        self.done = self._write(replace(self._header, archive=mark, closed=closed, **self._positions()))
+        try:
+            self.stream.fold()
+            mark = self._archive.finish()
+            self.done = self._write(replace(self._header, archive=mark, closed=closed, **self._positions()))
+        except DiskFull:
+            if self._folders == ("",):  # In a repair, more may be committed than the generation before says.
+                self._archive.withdraw()
+            raise
+        finally:
+            self._archive.close()
 
     def _retire(self, task: StoredTask) -> None:
         self._left[task.id] = task.number
@@ -132,15 +139,9 @@ class _Folding:
             self._archive.add(task)
 
     def _write(self, header: QueueHeader) -> CheckpointDone:
-        with suppress(FileNotFoundError):
-            self._files.unlink(DRAFT)
-        writer = QueueWriter(self._files, DRAFT, header)
-        try:
+        with QueueWriter.drafting(self._files, DRAFT, header) as writer:
             for block, count in self.stream.blocks():
                 writer.add(block, count)
-            writer.finish()
-        finally:
-            writer.close()
         return CheckpointDone(self._left, self.stream.last_task, writer.count, writer.size, self.stream.folded)
 
     def _positions(self) -> dict[str, object]:

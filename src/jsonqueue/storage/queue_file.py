@@ -20,12 +20,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from zlib import crc32
 
 from msgspec import Struct, json
 from msgspec.structs import replace
 
-from jsonqueue.errors import CorruptQueue, StorageError, UnsupportedFormat
+from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, UnsupportedFormat
 from jsonqueue.storage.codec import START, UNREADABLE, Position
 from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.segments import CHUNK, End, LogKind, segments_of
@@ -289,9 +290,24 @@ class QueueWriter:
         self._files = files
         self._handle = files.open(name, create=True)
         self.count = self.size = self._crc = 0
-        self._pending: list[bytes] = []
+        self._pending = [first_line(header)]
         self._pending_bytes = 0
-        self._put(first_line(header))
+
+    @classmethod
+    @contextmanager
+    def drafting(cls, files: Files, name: str, header: QueueHeader) -> Iterator[QueueWriter]:
+        """A writer that is finished at the end of the block. Where there is no room for all of it nothing of it stays."""
+        with suppress(FileNotFoundError):
+            files.unlink(name)
+        writer = cls(files, name, header)
+        try:
+            yield writer
+            writer.finish()
+        except DiskFull:
+            files.unlink(name)  # Until it is tried again it must not take what little room there is.
+            raise
+        finally:
+            writer.close()
 
     def add(self, block: bytes, count: int) -> None:
         """Add a block of ``count`` tasks."""

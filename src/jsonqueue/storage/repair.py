@@ -333,15 +333,9 @@ def _check_edit(tasks: list[StoredTask], header: QueueHeader) -> None:
 
 
 def _write_queue(files: Files, header: QueueHeader, tasks: list[StoredTask]) -> None:
-    with suppress(FileNotFoundError):
-        files.unlink(DRAFT)
-    writer = QueueWriter(files, DRAFT, header)
-    try:
+    with QueueWriter.drafting(files, DRAFT, header) as writer:
         for task in tasks:
             writer.add(encode_task(task), 1)
-        writer.finish()
-    finally:
-        writer.close()
     files.rename(DRAFT, QUEUE)
     files.sync_folder()
 
