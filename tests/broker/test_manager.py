@@ -159,6 +159,20 @@ def test_a_new_queue_can_be_read_from_the_moment_it_is_ready(manager, queue_dir)
     assert manager.status().checkpoints == 0
 
 
+def test_a_draft_that_a_killed_manager_left_is_gone_before_brokers_start(queue_dir, monkeypatch):
+    """On a disk that it filled they would wait for room for ever, and the next checkpoint for them."""
+    queue_dir.mkdir(mode=0o700)
+    (queue_dir / "queue.json.draft").write_bytes(b"half of it")
+
+    def supervisor(*args: object, **named: object) -> None:
+        assert not list(queue_dir.glob("*.draft"))
+        raise BrokerUnavailable(str(queue_dir), cause="enough is seen")
+
+    monkeypatch.setattr("jsonqueue.broker.manager.Supervisor", supervisor)
+    with pytest.raises(BrokerUnavailable, match="enough is seen"):
+        BrokerManager(queue_dir).start()
+
+
 def test_after_a_stop_the_folder_is_free_at_once(queue_dir):
     """The next manager need not wait."""
     first = BrokerManager(queue_dir)

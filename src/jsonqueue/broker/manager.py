@@ -18,6 +18,7 @@ from jsonqueue.channel.registration import Action, ManagerStatus, Report
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config, checked
 from jsonqueue.errors import BrokerUnavailable, StorageError
+from jsonqueue.storage.checkpoint import clear_draft
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.folder import load_config, open_folder
 from jsonqueue.storage.locks import FolderLock, hold
@@ -71,6 +72,7 @@ class BrokerManager:
             raise
         try:
             files.guard(lock.check)
+            clear_draft(files)
             config = self._config or load_config(files)
             self._supervisor = Supervisor(
                 self.queue_dir, files, config, SystemClock(), grace_ms=self._grace_ms, check_lock=lock.check, on_change=self._has_changed

@@ -31,7 +31,7 @@ from jsonqueue.storage.segments import LogKind, Segment, begun_name, begun_of, n
 from jsonqueue.storage.stream import Cut, Generation, Stream, ends_of
 from jsonqueue.task import StoredTask
 
-__all__ = ["DRAFT", "CheckpointDone", "Cut", "checkpoint", "final_checkpoint", "highest_epoch", "log_bytes", "rebuild"]
+__all__ = ["DRAFT", "CheckpointDone", "Cut", "checkpoint", "clear_draft", "final_checkpoint", "highest_epoch", "log_bytes", "rebuild"]
 
 DRAFT = "queue.json.draft"
 
@@ -99,6 +99,12 @@ def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -
         segments = [segment for kind in LogKind for segment in segments_of(files, kind)]
         _put_in_place(files, [segment.name for segment in segments])
         return fold.done
+
+
+def clear_draft(files: Files) -> None:
+    """Remove what a checkpoint that was cut short left of its draft: on a full disk the brokers may want its room before there is another
+    one. The caller holds ``queue.lock``."""
+    _unlink(files, [DRAFT])
 
 
 class _Folding:
