@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from jsonqueue.core.records import encode_records
 from jsonqueue.errors import CorruptQueue
-from jsonqueue.storage.checkpoint import final_checkpoint
+from jsonqueue.storage import looking
+from jsonqueue.storage.checkpoint import Cut, final_checkpoint
 from jsonqueue.storage.folder import open_folder
+from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.looking import View, look_up, view_of
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.queue_file import QUEUE, QueueHeader, QueueWriter, decode_block
@@ -109,6 +112,38 @@ def test_a_checkpoint_that_passes_while_the_files_are_opened_is_no_damage(monkey
     assert list(seen) == ["a", "b", "c", "d"]
     handles = {id(inode) for inode in files._handles.values()}
     assert len(handles) == 2, "only the writers' files are open"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_log_that_goes_on_in_another_file_while_one_looks_is_no_damage(monkeypatch: pytest.MonkeyPatch, restarts: bool) -> None:
+    """The progress log that is held grows by what rests on a published batch that is in no file that is held: verify said DAMAGE then."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a")
+    queue.checkpoint()
+    queue.publish("b")
+    ends_of = looking.ends_of
+
+    def meanwhile(*arguments: Any) -> Cut:
+        monkeypatch.setattr(looking, "ends_of", ends_of)
+        if restarts:
+            queue.pub.close()
+            queue.pub = LogWriter.open(files, LogKind.PUBLISHED)
+        else:
+            queue.pub.rotate()
+        made = f"c{queue.last_task}"
+        queue.publish(made)
+        queue.lease(made)
+        return ends_of(*arguments)
+
+    monkeypatch.setattr(looking, "ends_of", meanwhile)
+    with view_of(files) as view:
+        assert seen_in(view) == contents(queue.load())
+    monkeypatch.setattr(looking, "ends_of", meanwhile)
+    report = examine(files)
+    assert (report.ok, report.tasks) == (True, 4)
+    queue.close()
+    assert not files._handles
 
 
 def test_a_segment_that_vanished_for_good_is_damage() -> None:

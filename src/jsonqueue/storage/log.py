@@ -20,10 +20,10 @@ from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.queue_file import QUEUE, QueueHeader, read_header
 from jsonqueue.storage.segments import CHUNK, End, Link, LogKind, Segment, begun_name, begun_of, chain_of, read_batches, segments_of, walk
 
-__all__ = ["LogKind", "LogReader", "LogWriter", "Position", "consistently", "log_bytes", "log_end", "require_log"]
+__all__ = ["PATIENCE", "LogKind", "LogReader", "LogWriter", "Position", "consistently", "log_bytes", "log_end", "require_log"]
 
 T = TypeVar("T")
-_PATIENCE = 50
+PATIENCE = 50
 """How often a read is begun anew because a checkpoint or a starting writer changed the files meanwhile."""
 PADDING = 32 * 1024
 """Padding ends at multiples of this. Smaller saves fewer commits of the file system's journal, larger no more, and readers read it."""
@@ -38,7 +38,7 @@ def consistently(files: Files, read: Callable[[], T]) -> T:
 
     Without it a reader that saw the old queue.json, and then the segments a checkpoint left, would find a gap and raise a false alarm.
     """
-    for _ in range(_PATIENCE):
+    for _ in range(PATIENCE):
         before = _generation(files)
         try:
             result = read()
@@ -321,7 +321,7 @@ class LogReader:
         """
         if upto.number <= self.position.number:
             return []
-        for _ in range(_PATIENCE):
+        for _ in range(PATIENCE):
             try:
                 # Mostly they stand in the segment that is open: then the folder need not be looked at.
                 batches = self._read(upto)

@@ -17,12 +17,13 @@ from typing import TypeVar, cast
 from msgspec import Struct, json
 
 from jsonqueue.core.taken import TakenIds
+from jsonqueue.errors import CorruptQueue
 from jsonqueue.storage.codec import UNREADABLE
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.folder import open_folder
-from jsonqueue.storage.log import consistently
+from jsonqueue.storage.log import PATIENCE, consistently
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, decode_block
-from jsonqueue.storage.segments import LogKind, begun_name, begun_of, segments_of
+from jsonqueue.storage.segments import LogKind, Segment, begun_name, begun_of, segments_of
 from jsonqueue.storage.stream import Generation, Stream, ends_of
 from jsonqueue.task import StoredTask, TaskStatus
 
@@ -70,11 +71,28 @@ def look_up(queue_dir: str | Path, task_id: str) -> StoredTask | None:
 def view_of(files: Files) -> Iterator[View]:
     """The same, of files that are open."""
     with ExitStack() as stack:
+        yield _view(files, stack)
+
+
+def _view(files: Files, stack: ExitStack) -> View:
+    tries = 0
+    while True:
+        tries += 1
         # All that are taken are given back in the end, those too that a checkpoint made worthless while they were taken.
         held = consistently(files, lambda: stack.enter_context(_Held(files)))
         reading = cast("Files", held)
-        with Generation(reading) as generation:
-            yield View(reading, generation)
+        generation = stack.enter_context(Generation(reading))
+        try:
+            return View(reading, generation)
+        except CorruptQueue:
+            # A segment that is held may still grow by what rests on the other log, which has gone on in a segment that is not held.
+            if tries == PATIENCE or _segments_in(files) == _segments_in(reading):
+                raise
+        stack.close()
+
+
+def _segments_in(files: Files) -> list[Segment]:
+    return [segment for kind in LogKind for segment in segments_of(files, kind)]
 
 
 class View:
@@ -151,7 +169,7 @@ class _Held:
             with suppress(FileNotFoundError):
                 self._handles[QUEUE] = self._files.open(QUEUE)
             self._begun = [begun_name(kind, epoch) for kind in LogKind for epoch in begun_of(self._files, kind)]
-            for segment in (segment for kind in LogKind for segment in segments_of(self._files, kind)):
+            for segment in _segments_in(self._files):
                 self._handles[segment.name] = self._files.open(segment.name)
         except BaseException:
             self.__exit__()
