@@ -19,7 +19,7 @@ from jsonqueue.storage.codec import START, Position
 from jsonqueue.storage.files import Files, RealFiles
 from jsonqueue.storage.log import LogKind, LogReader, LogWriter, consistently, log_bytes
 from jsonqueue.storage.memory import MemoryFiles
-from jsonqueue.storage.queue_file import QUEUE
+from jsonqueue.storage.queue_file import QUEUE, QueueHeader, QueueWriter
 from jsonqueue.storage.recovery import load_ids, load_state
 from storage.history import AT_MS, CONFIG, Queue, contents, tasks_in
 
@@ -76,6 +76,26 @@ def test_a_torn_tail_is_left_behind_as_evidence(files: MemoryFiles) -> None:
     assert files.list() == [name(1, 1), name(1, 2)]
     write(writer, "b")
     assert load_ids(files).numbers == {"a": 1, "b": 2}
+
+
+def test_an_epoch_of_nine_digits_is_one_like_any_other() -> None:
+    """Each publish raises it while no broker runs. The files of such a log were seen by nobody, and what they held was lost."""
+    files = MemoryFiles()
+    with QueueWriter.drafting(files, QUEUE, QueueHeader(epochs=(99_999_998, 99_999_998), closed=True)):
+        pass
+    for life in range(3):
+        queue = Queue(files)
+        assert (queue.pub.epoch, queue.prog.epoch) == (99_999_999 + life, 99_999_999 + life)
+        queue.publish(f"t{life}")
+        queue.lease(f"t{life}")
+        queue.close()
+        assert list(load_state(files).state.tasks) == [f"t{number}" for number in range(life + 1)]
+    final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+    assert files.list() == [QUEUE]
+    queue = Queue(files)
+    queue.publish("last")
+    queue.close()
+    assert len(load_state(files).state.tasks) == 4
 
 
 def test_numbers_go_on_where_queue_json_leaves_off(files: MemoryFiles) -> None:

@@ -23,7 +23,7 @@ __all__ = ["ARCHIVE", "MOUNTS", "load_config", "open_folder"]
 ARCHIVE = "archive"
 _FOLDERS = (ARCHIVE, "previous")
 _OURS = re.compile(
-    r"queue\.json(\..*)?|(queue|published|progress)\.lock|(published|progress)(-\d{12}-\d{8}\.jsonl|\.begun-\d{8})|jsonqueue\.sock"
+    r"queue\.json(\..*)?|(queue|published|progress)\.lock|(published|progress)(-\d{12}-\d{8,10}\.jsonl|\.begun-\d{8,10})|jsonqueue\.sock"
 )
 _MAY_BE_THERE = re.compile(rf"\.|README|{re.escape(CONFIG_FILE)}$|reserve$")
 MOUNTS = Path("/proc/self/mountinfo")

@@ -73,7 +73,8 @@ class Segment(NamedTuple):
         return f"{self.folder}{'/' if self.folder else ''}{self.kind}-{self.first:012d}-{self.epoch:08d}.jsonl"
 
 
-_NAME = re.compile(r"(published|progress)-(\d{12})-(\d{8})\.jsonl")
+_NAME = re.compile(r"(published|progress)-(\d{12})-(\d{8,10})\.jsonl")
+# From 100,000,000 on an epoch has more than 8 digits: each publish raises it while no broker runs.
 
 
 def segments_of(files: Files, kind: LogKind, folders: Sequence[str] = ("",)) -> list[Segment]:
@@ -88,7 +89,7 @@ def segments_of(files: Files, kind: LogKind, folders: Sequence[str] = ("",)) -> 
     return sorted(found.values())
 
 
-_BEGUN = re.compile(r"(published|progress)\.begun-(\d{8})")
+_BEGUN = re.compile(r"(published|progress)\.begun-(\d{8,10})")
 
 
 def begun_name(kind: LogKind, epoch: int) -> str:
