@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from jsonqueue.config import Config
@@ -196,15 +198,53 @@ def test_the_archive_never_goes_back_to_an_older_month(queue: Queue) -> None:
 
 
 def test_an_archive_that_was_taken_away_begins_anew(queue: Queue) -> None:
-    """Old files are the user's to move; one that was cut short is damage."""
+    """The files are the user's to move, as a whole or in part: what is left is gone on from, in a line of its own."""
     assert committed_archive(queue.files) == ArchiveMark()
     _retire_one(queue, "a", AT_MS)
     queue.files.unlink("archive/2025-11.jsonl")
     _retire_one(queue, "b", AT_MS)
     assert archived(queue.files, queue.load()) == ["b"]  # type: ignore[arg-type]
-    queue.files.put("archive/2025-11.jsonl", b"")  # type: ignore[attr-defined]
-    with pytest.raises(CorruptQueue, match="shorter than what was archived"):
-        _retire_one(queue, "c", AT_MS)
+    for left, lines in ((b"", ["c"]), (b"{}\nhalf", ["{}", "half", "d"])):
+        queue.files.put("archive/2025-11.jsonl", left)  # type: ignore[attr-defined]
+        _retire_one(queue, lines[-1], AT_MS)
+        *before, last = queue.files.get("archive/2025-11.jsonl").decode().splitlines()  # type: ignore[attr-defined]
+        assert (before, json.loads(last)["id"]) == (lines[:-1], lines[-1])
+
+
+def test_an_archive_that_was_taken_away_for_room_is_no_damage(queue: Queue) -> None:
+    """The disk is full, somebody deletes the archive, and the first checkpoint that begins it anew still finds too little room: its file
+    was shorter then than what was archived in it, which stopped the manager for good, and nothing could mend it."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    _retire_one(queue, "a", AT_MS)
+    files.unlink("archive/2025-11.jsonl")
+    queue.publish("b")
+    queue.lease("b")
+    queue.complete("b")
+    queue.retire("b")
+    cut, files.room = queue.rotate(), 10
+    with pytest.raises(DiskFull):
+        checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+    files.room = 1 << 20
+    checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+    assert archived(files, queue.load()) == ["b"]
+
+
+def test_a_checkpoint_cut_short_before_a_new_month_leaves_nothing_in_the_old_one(queue: Queue) -> None:
+    """What it had archived there is archived anew, in the new file; it would be there twice, and maybe half of it."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    month = 31 * 86_400_000
+    _retire_one(queue, "a", AT_MS)
+    committed = files.get("archive/2025-11.jsonl")
+    files.put("archive/2025-11.jsonl", committed + b'{"id":"b"}\n{"id":"c')
+    files.put("archive/2025-12.jsonl", b'{"id":"b"}\n')
+    files.put("archive/notes.txt", b"mine")
+    _retire_one(queue, "b", AT_MS + 2 * month)
+    assert files.get("archive/2025-11.jsonl") == committed
+    assert files.get("archive/2025-12.jsonl") == b""
+    assert files.get("archive/notes.txt") == b"mine"
+    assert archived(files, queue.load()) == ["b"]
 
 
 def test_without_an_archive_retired_tasks_are_dropped(queue: Queue) -> None:

@@ -1,14 +1,16 @@
 """``archive/2026-11.jsonl``: tasks past their retention, a line each, as they stood when they left the queue.
 
-``queue.json`` says how much of which file is committed. What lies beyond was appended by a checkpoint that never ended; the next one
-cuts it off before it appends, so that no task is in the archive twice, or in the archive and the queue at once.
+``queue.json`` says how much of which file is committed. What lies beyond, in that file or a newer one, was appended by a checkpoint that
+never ended; the next one cuts it off before it appends, so that no task is in the archive twice, or in the archive and the queue at once.
+
+The files are the user's to read, move, shorten and delete: nothing of the queue rests on them.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
-from jsonqueue.errors import CorruptQueue
 from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.queue_file import ArchiveMark, encode_task
 from jsonqueue.storage.segments import CHUNK
@@ -17,6 +19,7 @@ from jsonqueue.task import StoredTask
 __all__ = ["Archive", "committed_archive"]
 
 FOLDER = "archive"
+_NAME = re.compile(r"\d{4,}-\d{2}\.jsonl")
 
 
 class Archive:
@@ -72,26 +75,47 @@ class Archive:
     def _open(self) -> tuple[int, int]:
         """The file, cut to what is committed of it, and that length."""
         self._files.make_folder(FOLDER)
+        if self.mark.file:
+            for name in archive_files(self._files):
+                if self.mark.file <= name != self._file:
+                    self._cut(name)
         committed = self.mark.length if self.mark.file == self._file else 0
         try:
             handle = self._files.open(self._file)
         except FileNotFoundError:
             handle = self._files.open(self._file, create=True)
-            committed = 0  # Somebody took the old one away; that is theirs to do.
-        if self._files.size(handle) < committed:
-            self._files.close(handle)
-            raise CorruptQueue(self._file, offset=committed, why="it is shorter than what was archived in it")
+        # Somebody may have taken it away, or a part of it.
+        committed = min(committed, self._files.size(handle))
         self._files.truncate(handle, committed)
+        if committed and self._files.read(handle, committed - 1, 1) != b"\n":
+            self._lines.insert(0, b"\n")
         return handle, committed
+
+    def _cut(self, name: str) -> None:
+        """Another month's file, which is never appended to again, cut to what is committed of it."""
+        identity, committed = self._files.identity(name), self.mark.length if name == self.mark.file else 0
+        if identity is None or identity[1] <= committed:
+            return  # It is not opened: it may be elsewhere by now, with a link in its place.
+        handle = self._files.open(name)
+        try:
+            self._files.truncate(handle, committed)
+            self._files.sync(handle)
+        finally:
+            self._files.close(handle)
+
+
+def archive_files(files: Files) -> list[str]:
+    """The names of the archive's files, oldest first."""
+    return [f"{FOLDER}/{name}" for name in files.list(FOLDER) if _NAME.fullmatch(name)]
 
 
 def committed_archive(files: Files) -> ArchiveMark:
     """The newest archive file, all of it: the mark to go on from when the one in queue.json is lost."""
-    names = [name for name in files.list(FOLDER) if name.endswith(".jsonl")]
+    names = archive_files(files)
     if not names:
         return ArchiveMark()
-    identity = files.identity(f"{FOLDER}/{names[-1]}")
-    return ArchiveMark(f"{FOLDER}/{names[-1]}", identity[1] if identity else 0)
+    identity = files.identity(names[-1])
+    return ArchiveMark(names[-1], identity[1] if identity else 0)
 
 
 def _file_for(at_ms: int) -> str:
