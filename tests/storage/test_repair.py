@@ -240,6 +240,7 @@ def test_an_edit_is_undone_when_not_told_otherwise() -> None:
     [
         ('"number":2,', '"number":1,', "two tasks of number 1"),
         ('"id":"b"', '"id":"a"', "two tasks of this id"),
+        ('"id":"b"', '"id":"the \\"b\\""', "that is no id"),
         ('"number":2,', '"number":99,', "not between 1 and last_task"),
         ('"status":"in_progress"', '"status":"asleep"', "asleep"),
         ('"status":"in_progress"', '"status":"dead"', "does not fit"),

@@ -7,6 +7,7 @@ files. Only with ``accept_loss`` is anything given up, and then it is listed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -40,10 +41,11 @@ from jsonqueue.storage.queue_file import (
 from jsonqueue.storage.recovery import fold_logs, load_state
 from jsonqueue.storage.salvage import Salvage, salvage
 from jsonqueue.storage.segments import LogKind, Segment, chain_of, segments_of
-from jsonqueue.task import StoredTask
+from jsonqueue.task import ID_PATTERN, StoredTask
 
 __all__ = ["Finding", "Report", "examine", "mend", "repair", "verify"]
 
+_is_id = re.compile(ID_PATTERN).fullmatch
 _MEND = (
     "`jsonqueue repair` mends what can be mended without loss; "
     "`jsonqueue repair --accept-loss` puts the files as they are aside, and keeps what is whole"
@@ -321,7 +323,8 @@ def _check_edit(tasks: list[StoredTask], header: QueueHeader) -> None:
     numbers: set[int] = set()
     for task in tasks:
         wrong = (
-            "there are two tasks of this id" if task.id in ids
+            "that is no id: 1 to 128 letters, digits and . _ : @ -, beginning with a letter or a digit" if not _is_id(task.id)
+            else "there are two tasks of this id" if task.id in ids
             else f"there are two tasks of number {task.number}" if task.number in numbers
             else f"its number {task.number} is not between 1 and last_task, {header.last_task}" if not 0 < task.number <= header.last_task
             else ""
