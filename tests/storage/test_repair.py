@@ -20,7 +20,7 @@ from jsonqueue.storage.queue_file import PREVIOUS, QUEUE
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.repair import Report, examine, mend, repair, verify
 from jsonqueue.task import TaskStatus
-from storage.history import AT_MS, CONFIG, Queue, contents
+from storage.history import AT_MS, CONFIG, Queue, archived, contents
 
 
 def lived(*, closed: bool = False) -> tuple[MemoryFiles, dict[str, bytes]]:
@@ -614,3 +614,37 @@ def test_a_repair_that_is_cut_short_leaves_nothing_that_it_would_not_know() -> N
     assert left == {finding.file for finding in examine(files).findings if finding.kind == "leftover"}
     assert mended(files).ok
     assert contents(load_state(files)) == expected
+
+
+@pytest.mark.parametrize("base", ["queue.json", "the generation before", "lines alone"])
+def test_what_was_retired_is_in_the_archive_once_whatever_is_given_up(base: str) -> None:
+    """What a checkpoint had archived stays, though the generation before does not know of it; what left the queue since is archived now."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in "abc":
+        queue.publish(task_id)
+        queue.lease(task_id)
+        queue.complete(task_id)
+        queue.retire(task_id)
+        if task_id != "c":
+            queue.checkpoint()
+    queue.publish("x")
+    queue.publish("y")
+    queue.close()
+    name = segment_of(files, "published")
+    files.put(name, files.get(name).replace(b'"x"', b"'x'"))
+    if base != "queue.json":
+        files.put(QUEUE, b"\xff" * 40 + files.get(QUEUE)[40:])
+    if base == "lines alone":
+        files.put(f"{PREVIOUS}/{QUEUE}", b"")
+    for name in [name for name in files.list(PREVIOUS) if base == "lines alone" and name != QUEUE]:
+        files.unlink(f"{PREVIOUS}/{name}")
+    report = mended(files, accept_loss=True)
+    assert (report.ok, list(load_state(files).state.tasks)) == (True, ["y"])
+    queue = Queue(files)
+    queue.lease("y")
+    queue.complete("y")
+    queue.retire("y")
+    queue.checkpoint()
+    assert archived(files, load_state(files)) == ["a", "b", "c", "y"]
+    queue.close()

@@ -9,14 +9,20 @@ The files are the user's to read, move, shorten and delete: nothing of the queue
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 
+from msgspec import Struct, json
+
+from jsonqueue.errors import StorageError
+from jsonqueue.storage.codec import UNREADABLE
 from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.queue_file import ArchiveMark, encode_task
 from jsonqueue.storage.segments import CHUNK
 from jsonqueue.task import StoredTask
 
-__all__ = ["Archive", "committed_archive"]
+__all__ = ["Archive", "archive_files", "archived_since", "committed_archive"]
 
 FOLDER = "archive"
 _NAME = re.compile(r"\d{4,}-\d{2}\.jsonl")
@@ -116,6 +122,33 @@ def committed_archive(files: Files) -> ArchiveMark:
         return ArchiveMark()
     identity = files.identity(names[-1])
     return ArchiveMark(names[-1], identity[1] if identity else 0)
+
+
+class _Archived(Struct):
+    number: int
+
+
+def archived_since(files: Files, mark: ArchiveMark) -> set[int]:
+    """The numbers of the tasks that stand in the archive behind ``mark``."""
+    found: set[int] = set()
+    for name in archive_files(files):
+        if name >= mark.file:
+            with suppress(StorageError, FileNotFoundError):  # it is the user's, and may be anything by now
+                for line in _lines_behind(files, name, mark.length if name == mark.file else 0):
+                    with suppress(*UNREADABLE):
+                        found.add(json.decode(line, type=_Archived).number)
+    return found
+
+
+def _lines_behind(files: Files, name: str, offset: int) -> Iterator[bytes]:
+    handle, rest = files.open(name), b""
+    try:
+        while data := files.read(handle, offset, CHUNK):
+            offset += len(data)
+            *lines, rest = (rest + data).split(b"\n")
+            yield from lines
+    finally:
+        files.close(handle)
 
 
 def _file_for(at_ms: int) -> str:

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.core.state import QueueState
 from jsonqueue.errors import CorruptQueue, StorageError, UnsupportedFormat
+from jsonqueue.storage.archive import Archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, rebuild
 from jsonqueue.storage.codec import UNREADABLE
 from jsonqueue.storage.files import Files, write_all
@@ -29,6 +30,7 @@ from jsonqueue.storage.mending import Flaw, flaw_of, mended
 from jsonqueue.storage.queue_file import (
     PREVIOUS,
     QUEUE,
+    ArchiveMark,
     EditedQueue,
     QueueHeader,
     QueueReader,
@@ -350,9 +352,22 @@ def _give_up(files: Files, aside: _Aside, done: list[str], at_ms: int) -> list[s
     old += [f"{PREVIOUS}/{name}" for name in files.list(PREVIOUS)]
     for name in old:
         aside.keep(name)
-    _write_queue(files, replace(had.header, saved_ms=at_ms), sorted(had.state.tasks.values(), key=lambda task: task.number))
+    header = replace(had.header, archive=_archived(files, had, at_ms), saved_ms=at_ms)
+    _write_queue(files, header, sorted(had.state.tasks.values(), key=lambda task: task.number))
     for name in old[1:]:
         with suppress(FileNotFoundError):
             files.unlink(name)
     done.append(f"{len(had.state.tasks)} tasks were kept in a new {QUEUE}; all files as they were are in {aside.folder}/")
     return had.lost
+
+
+def _archived(files: Files, had: Salvage, at_ms: int) -> ArchiveMark:
+    """The archive with those tasks in it that have left the queue, which no checkpoint will come to see any more."""
+    archive = Archive(files, had.header.archive, at_ms=at_ms)
+    try:
+        if load_config(files).archive:
+            for task in had.retired:
+                archive.add(task)
+        return archive.finish()
+    finally:
+        archive.close()

@@ -8,22 +8,24 @@ could not be kept is listed, one sentence each.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 from zlib import crc32
 
 from msgspec import json
 from msgspec.structs import replace
 
-from jsonqueue.core.records import Completed, Failed, Leased, Progress, RecordName, decode_progress, decode_published
+from jsonqueue.core.records import Completed, Failed, Leased, Progress, RecordName, Retired, decode_progress, decode_published
 from jsonqueue.core.state import BrokenHistory, QueueState, ids_of
 from jsonqueue.core.transitions import TRANSITIONS
 from jsonqueue.errors import CorruptQueue, StorageError
-from jsonqueue.storage.archive import committed_archive
+from jsonqueue.storage.archive import archived_since, committed_archive
 from jsonqueue.storage.codec import HEADER, START, UNREADABLE, Bad, Batch, Head, Position, read_head, read_segment_head
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.log import require_log
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueReader, decode_block
 from jsonqueue.storage.segments import LogKind, Segment, begun_of, segments_of
+from jsonqueue.task import StoredTask
 
 __all__ = ["Salvage", "salvage"]
 
@@ -36,13 +38,15 @@ class Salvage(NamedTuple):
     state: QueueState
     header: QueueHeader
     """For the queue.json to be written: everything is folded, nothing is left in the logs."""
+    retired: list[StoredTask]
+    """Those that left the queue and are not in the archive, of which ``header`` says how much counts."""
     lost: list[str]
 
 
 def salvage(files: Files) -> Salvage:
     """All that can be read. Changes nothing."""
     lost: list[str] = []
-    header, state = _base(files, lost)
+    header, state, archived = _base(files, lost)
     for kind in LogKind:
         try:
             require_log(files, kind, header)
@@ -50,35 +54,35 @@ def salvage(files: Files) -> Salvage:
             lost.append(f"{error.file}: {error.why}")
     published = _whole_batches(files, LogKind.PUBLISHED, header.published_through.number, lost)
     progress = _whole_batches(files, LogKind.PROGRESS, header.progress_through.number, lost)
-    last_task = _fold(state, header, published, progress, lost)
+    retired: list[StoredTask] = []
+    last_task = _fold(state, header, published, progress, retired, lost)
     ends = [batches[-1] if batches else None for batches in (published, progress)]
-    return Salvage(state, _header_after(files, header, ends[0], ends[1], last_task), lost)
+    retired = [task for task in retired if task.number not in archived]
+    return Salvage(state, _header_after(files, header, ends[0], ends[1], last_task), retired, lost)
 
 
 # ── queue.json ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _base(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueState]:
-    """The newest generation that is whole; failing that, the lines of queue.json that can be read."""
-    for name in (QUEUE, f"{PREVIOUS}/{QUEUE}"):
-        try:
-            found = _whole_queue(files, name)
-        except (StorageError, *UNREADABLE):
-            continue
-        if found is not None:
-            return found
-    if files.identity(QUEUE) is None:
-        return QueueHeader(), QueueState()
-    return _lines_of_queue(files, lost)
+def _base(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueState, set[int]]:
+    """The newest generation that is whole; failing that, the lines of queue.json that can be read. And the numbers of tasks that were
+    archived since, as far as it cannot say itself what of the archive counts: then all of it does."""
+    if (found := _whole_queue(files, QUEUE)) is not None:
+        return *found, set()
+    if (found := _whole_queue(files, f"{PREVIOUS}/{QUEUE}")) is None:
+        found = _lines_of_queue(files, lost) if files.identity(QUEUE) is not None else (QueueHeader(), QueueState())
+    header, state = found
+    return replace(header, archive=committed_archive(files)), state, archived_since(files, header.archive)
 
 
 def _whole_queue(files: Files, name: str) -> tuple[QueueHeader, QueueState] | None:
-    reader = QueueReader.open(files, name)
-    if reader is None:
-        return None
-    with reader:
-        state = QueueState(task for block in reader.blocks() for task in decode_block(block))
-        return reader.header, state
+    with suppress(StorageError, *UNREADABLE):
+        reader = QueueReader.open(files, name)
+        if reader is not None:
+            with reader:
+                state = QueueState(task for block in reader.blocks() for task in decode_block(block))
+                return reader.header, state
+    return None
 
 
 def _lines_of_queue(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueState]:
@@ -97,7 +101,7 @@ def _lines_of_queue(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueSt
     header = _header_of(first)
     if header is None:
         lost.append(f"{QUEUE}, line 1: how far the logs were folded in; all that is in them counts")
-        header = QueueHeader(archive=committed_archive(files))
+        header = QueueHeader()
     return header, state
 
 
@@ -204,12 +208,16 @@ def _batch_of(line: bytes, head: Head, kind: LogKind) -> Batch | None:
 # ── the fold ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _fold(state: QueueState, header: QueueHeader, published: list[Batch], progress: list[Batch], lost: list[str]) -> int:
+def _fold(
+    state: QueueState, header: QueueHeader, published: list[Batch], progress: list[Batch], retired: list[StoredTask], lost: list[str]
+) -> int:
     last_task, coming = header.last_task, list(reversed(published))
     for batch in progress:
         while coming and coming[-1].number <= batch.after.number:
             last_task = _publish(state, coming.pop(), last_task)
         for record in decode_progress(batch.records):
+            if isinstance(record, Retired):
+                retired += [state.tasks[task_id] for task_id in record.ids if task_id in state.tasks]
             _apply(state, record, batch, lost)
     while coming:
         last_task = _publish(state, coming.pop(), last_task)
