@@ -16,7 +16,7 @@ from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.locks import hold
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles, PowerCut
-from jsonqueue.storage.queue_file import PREVIOUS, QUEUE
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.repair import Report, examine, mend, repair, verify
 from jsonqueue.task import TaskStatus
@@ -320,19 +320,20 @@ def test_the_lines_of_a_queue_json_that_can_be_read_are_kept() -> None:
     assert contents(load_state(files)) == {task_id: task for task_id, task in expected.items() if task_id != "c"}
 
 
-def test_a_queue_json_without_a_readable_first_line_is_kept_too() -> None:
-    """Then all of the logs counts, and the archive as it is."""
+@pytest.mark.parametrize("tail", [b"", b"\0" * 600, b'{"id":"', b"\0" * 20 + b'"}\n'])
+def test_a_queue_json_without_a_readable_first_line_is_kept_too(tail: bytes) -> None:
+    """Then all of the logs counts, and the archive as it is, but for what a power cut left of a line."""
     files, expected = lived()
     for name in files.list(PREVIOUS):
         files.unlink(f"{PREVIOUS}/{name}")
-    files.put("archive/2025-11.jsonl", b'{"id":"z"}\n')
+    files.put("archive/2025-11.jsonl", b'{"id":"z"}\n' + tail)
     files.put(QUEUE, b"\xff" * 40 + files.get(QUEUE)[40:])
     report = mended(files, accept_loss=True)
     assert report.ok
     assert "queue.json, line 1" in report.lost[0]
     loaded = load_state(files)
     assert set(contents(loaded)) == set(expected)
-    assert loaded.header.archive == ("archive/2025-11.jsonl", 11) or loaded.header.archive.length == 11
+    assert loaded.header.archive == ArchiveMark("archive/2025-11.jsonl", 11)
 
 
 def test_logs_without_a_queue_json_are_kept() -> None:

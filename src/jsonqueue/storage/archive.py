@@ -116,12 +116,17 @@ def archive_files(files: Files) -> list[str]:
 
 
 def committed_archive(files: Files) -> ArchiveMark:
-    """The newest archive file, all of it: the mark to go on from when the one in queue.json is lost."""
+    """The newest archive file up to its last line that can be read: the mark to go on from when the one in queue.json is lost."""
     names = archive_files(files)
     if not names:
         return ArchiveMark()
-    identity = files.identity(names[-1])
-    return ArchiveMark(names[-1], identity[1] if identity else 0)
+    at = length = 0
+    for line in _lines_behind(files, names[-1], 0):
+        at += len(line) + 1
+        with suppress(*UNREADABLE):
+            json.decode(line)
+            length = at
+    return ArchiveMark(names[-1], length)
 
 
 class _Archived(Struct):
