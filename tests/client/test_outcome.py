@@ -110,6 +110,37 @@ def test_an_exception_that_cannot_be_shown_is_still_a_failure() -> None:
     assert "Unprintable" in failed(raising(Unprintable())).error
 
 
+@pytest.mark.parametrize(("reason", "said"), [(ValueError("no such user"), "no such user"), (None, "None"), (404, "404")])
+def test_a_reason_need_not_be_a_string(reason: Any, said: str) -> None:
+    """``raise Cancel(error)`` lies at hand, and must not stop the consumer."""
+    never = failed(raising(Cancel(reason)))
+    assert (never.cancel, never.error) == (True, said)
+
+
+@pytest.mark.parametrize("kind", [Retry, Cancel])
+def test_an_outcome_that_cannot_be_shown_is_a_failure(kind: Any) -> None:
+    """The user may have derived it, or put anything into it."""
+
+    class Broken(kind):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.reason = Unprintable()
+
+        __str__ = Unprintable.__str__
+
+    assert "not even that" in failed(raising(Broken())).error
+
+
+def test_a_result_whose_own_code_fails_is_a_failure() -> None:
+    """To say which part of it is no JSON, it has to be looked at."""
+
+    class Broken:
+        def __repr__(self) -> str:
+            raise RuntimeError("not even that")
+
+    assert "not even that" in failed(lambda task: {Broken(): 1}).error
+
+
 def test_a_bottomless_handler_fails() -> None:
     """The verdict survives a stack overflow, and is short enough to keep."""
 

@@ -164,6 +164,23 @@ def test_a_command_that_is_none_is_the_callers_to_know(command: str, said: str) 
         Program(command)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"retry_after": float("inf")}, "retry_after is inf"),
+        ({"retry_after": "10"}, "retry_after is '10'"),
+        ({"env": {"PORT": 8080}}, "8080 can be no argument, and in no environment"),
+        ({"env": {"A": "b\0c"}}, "give strings without NUL"),
+        ({"command": ["sh", 5]}, "5 can be no argument"),
+    ],
+)
+def test_an_option_that_is_none_is_the_callers_to_know(options: dict[str, Any], said: str) -> None:
+    """And does not stop the consumer with its first task, or the first that exits with 75."""
+    with pytest.raises(InvalidHandler) as refused:
+        Program(**{"command": "sh", **options})
+    assert said in f"{refused.value}, {refused.value.hint}"
+
+
 def test_a_command_is_split_and_not_run_by_a_shell() -> None:
     assert Program("sh -c 'echo a; echo b'").arguments == ["sh", "-c", "echo a; echo b"]
     assert Program("sh $HOME").arguments == ["sh", "$HOME"]

@@ -83,9 +83,10 @@ def _require_wait(after: object) -> None:
 class Cancel(Exception):
     """Never: no further attempt, by the handler's own wish. The task ends as cancelled, for this reason."""
 
-    def __init__(self, reason: str = "cancelled by its handler") -> None:
+    def __init__(self, reason: object = "cancelled by its handler") -> None:
+        """``reason``: a string, or what says it as one: ``raise Cancel(error)``."""
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)
 
 
 # ── who is running ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -133,14 +134,19 @@ def verdict_of(task: Task[Any], value: object, config: Config) -> Verdict:
         return encode_value(value, what="result", config=config)
     except InvalidTask as error:
         return failure(task, f"its handler's result cannot be kept: {error}")
+    except Exception as error:  # noqa: BLE001 - the result's own code, a __repr__ or a property, must not take the consumer along
+        return failure_of(task, error)
 
 
 def failure_of(task: Task[Any], error: BaseException) -> Failure:
     """What a handler raised, as a verdict."""
-    if isinstance(error, Retry):
-        return Failure(task.id, task.token, cut(str(error)), retry_after_ms=error.after_ms)
-    if isinstance(error, Cancel):
-        return Failure(task.id, task.token, cut(error.reason), cancel=True)
+    try:
+        if isinstance(error, Retry):
+            return Failure(task.id, task.token, cut(str(error)), retry_after_ms=error.after_ms)
+        if isinstance(error, Cancel):
+            return Failure(task.id, task.token, cut(str(error.reason)), cancel=True)
+    except Exception as broken:  # noqa: BLE001 - one of a class of the user's own, whose __str__ raises, must not take the consumer along
+        return failure(task, "".join(_traceback(broken)))
     return failure(task, "".join(_traceback(error)))
 
 

@@ -61,10 +61,13 @@ class Program:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
     ) -> None:
-        """``command``: split as a shell would, but run without one; ``shell=True``: by ``/bin/sh``. ``env``: in addition to ours."""
-        self.arguments = _split(command, shell)
-        self.retry_after = retry_after
-        self.env = dict(env or {})
+        """``command``: split as a shell would, but run without one; ``shell=True``: by ``/bin/sh``. ``env``: in addition to ours.
+
+        Raises :class:`InvalidHandler` for what is no command, no environment or no time.
+        """
+        self.arguments = [_text(word) for word in _split(command, shell)]
+        self.retry_after = _wait(retry_after)
+        self.env = {_text(name): _text(value) for name, value in (env or {}).items()}
         self.cwd = cwd
 
     def __repr__(self) -> str:
@@ -87,6 +90,25 @@ def _split(command: str | Sequence[str], shell: bool) -> list[str]:
             )
         raise InvalidHandler(f"there is no program {arguments[0]!r}", hint="give its path, or look at PATH; built-ins need a shell")
     return arguments
+
+
+def _text(given: Any) -> str:
+    """Refuse here what would stop the consumer with its first task."""
+    try:
+        text = os.fsdecode(given)
+    except TypeError:
+        text = "\0"
+    if "\0" in text:
+        raise InvalidHandler(f"{given!r} can be no argument, and in no environment", hint="give strings without NUL")
+    return text
+
+
+def _wait(seconds: float) -> float:
+    try:
+        Retry(seconds)
+    except (TypeError, ValueError):
+        raise InvalidHandler(f"retry_after is {seconds!r}", hint="give seconds") from None
+    return seconds
 
 
 class ProgramRunner:
