@@ -123,6 +123,26 @@ def test_waiting_for_a_frame_ends_with_the_time(ends):
     assert pipe.receive(0.01) == []
 
 
+def test_a_wait_longer_than_the_kernels_longest_goes_on(ends, monkeypatch):
+    """24 days in milliseconds are all that poll() takes."""
+    monkeypatch.setattr("jsonqueue.channel.pipe._POLL_MAX_MS", 1)
+    ours, theirs = ends
+    looks = iter([[], [], [(ours.fileno(), 1)]])
+    asked = []
+
+    class Poll:
+        def register(self, *what):
+            theirs.sendall(framed(b"late"))
+
+        def poll(self, milliseconds):
+            asked.append(milliseconds)
+            return next(looks)
+
+    monkeypatch.setattr("jsonqueue.channel.pipe.select.poll", Poll)
+    assert ours.receive(30 * 86_400) == [b"late"]
+    assert asked == [1, 1, 1]
+
+
 def test_post_never_blocks_and_drops_the_peer_that_does_not_read():
     """A peer that reads nothing costs at most the cap, and no waiting."""
     ours, theirs = Pipe.pair()

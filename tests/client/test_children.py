@@ -95,6 +95,12 @@ def test_one_child_runs_many_tasks(runners: Callable[..., ChildRunner]) -> None:
     assert child_of(runner) == first
 
 
+@pytest.mark.parametrize("timeout", [30 * 86_400.0, float("inf")], ids=["a month", "infinite"])
+def test_a_very_long_time_limit_is_one(runners: Callable[..., ChildRunner], timeout: float) -> None:
+    """The kernel's own waits end at 24 days, and know no infinity."""
+    assert result(runners(handlers.double, timeout=timeout)) == b"42"
+
+
 def test_a_coroutine_runs_in_a_child_as_well(runners: Callable[..., ChildRunner]) -> None:
     assert result(runners(handlers.double_slowly)) == b'[42,"t1"]'
 

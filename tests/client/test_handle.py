@@ -101,6 +101,36 @@ def test_patience_ends_and_the_question_stands(broker: FakeBroker, handle: TaskH
         side.result()
 
 
+@pytest.mark.parametrize("timeout", [30 * 86_400.0, float("inf")], ids=["a month", "for ever"])
+def test_a_very_long_patience_is_one(broker: FakeBroker, handle: TaskHandle, timeout: float) -> None:
+    """The kernel's own waits end at 24 days, and know no infinity."""
+    side = Side(lambda: handle.result(timeout))
+    peer = broker.accept()
+    peer.say(Result(peer.hear(Watch).request, "a", ended(result=Raw(b"7"))))
+    assert side.result() == 7
+
+
+def test_who_has_no_time_at_all_is_given_what_is_there(broker: FakeBroker, handle: TaskHandle) -> None:
+    """So that ``result(timeout=0)`` may be asked again and again."""
+    with pytest.raises(ResultTimeout):
+        handle.result(timeout=0)
+    peer = broker.accept()
+    peer.say(Result(peer.hear(Watch).request, "a", ended(result=Raw(b"7"))))
+    assert handle.result(timeout=0) == 7
+
+
+def test_that_time_ran_out_is_not_that_there_is_no_broker(tmp_path: Path) -> None:
+    """Who gives it no time to answer has not been told that nobody is there."""
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish(1, id="a")
+
+    def connect(timeout: float) -> Any:
+        raise BrokerUnavailable("q", cause="the manager did not answer in time", silent=True)
+
+    with pytest.raises(ResultTimeout):
+        TaskHandle(tmp_path / "q", "a", caller=Caller(tmp_path / "q", connect=connect)).result(timeout=0)
+
+
 def test_many_threads_wait_for_one_task_with_one_question(broker: FakeBroker, handle: TaskHandle) -> None:
     sides = [Side(handle.result) for _ in range(5)]
     peer = broker.accept()

@@ -66,6 +66,17 @@ def test_a_publish_returns_once_it_is_acknowledged(broker: FakeBroker, publisher
     assert (handle.id, handle.duplicate) == ("a", False)
 
 
+@pytest.mark.parametrize("timeout", [30 * 86_400.0, float("inf"), None], ids=["a month", "infinite", "for ever"])
+def test_a_very_long_patience_is_one(broker: FakeBroker, tmp_path: Path, timeout: Any) -> None:
+    """The kernel's own waits end at 24 days, and know no infinity."""
+    publisher = Publisher(tmp_path / "q", connect=broker.connect, timeout=timeout)
+    side = Side(lambda: publisher.publish(1, id="a"))
+    peer = broker.accept()
+    peer.say(Written(peer.hear(Write).request, 1))
+    assert side.result().id == "a"
+    publisher.close()
+
+
 @pytest.mark.parametrize("data", [0, "", [], None, False])
 def test_a_falsy_payload_is_published(broker: FakeBroker, publisher: Publisher, data: Any) -> None:
     side = Side(lambda: publisher.publish(data))

@@ -42,10 +42,17 @@ PENDING_MAX_BYTES = 64 * 1024 * 1024
 _SOCKET_BUFFER_BYTES = 1024 * 1024
 _SCRATCH_BYTES = 1024 * 1024
 _FDS_AT_ONCE = 64
+_POLL_MAX_MS = 2**31 - 1
+"""What the kernel takes: 24 days."""
+_FOR_EVER_S = 1e9
 _HEADER = Struct("!i")
 _CLOSED_HERE = "the Pipe was closed at this end"
 _clock = SystemClock()
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+def _until_ms(timeout: float | None) -> int | None:
+    return None if timeout is None or timeout > _FOR_EVER_S else _clock.monotonic_ms() + round(timeout * 1000)
 
 
 class _Scratch(threading.local):
@@ -122,7 +129,7 @@ class Pipe:
 
     def receive(self, timeout: float | None = None) -> list[bytes]:
         """Wait for at least one frame, at most ``timeout`` seconds (None: for ever); ``[]`` when the time is up."""
-        until_ms = None if timeout is None else _clock.monotonic_ms() + round(timeout * 1000)
+        until_ms = _until_ms(timeout)
         # Wait first: who has just asked has no answer yet, and a recv in vain costs more than a poll.
         if self._readable is None:
             self._readable = self._poll_for(select.POLLIN)
@@ -210,7 +217,7 @@ class Pipe:
                 self._send_now(data)
             if not self._unsent:
                 return
-            until_ms = None if timeout is None else _clock.monotonic_ms() + round(timeout * 1000)
+            until_ms = _until_ms(timeout)
             writable = self._poll_for(select.POLLOUT)
             while self._unsent:
                 if not self._wait(writable, until_ms):
@@ -272,9 +279,14 @@ class Pipe:
 
     def _wait(self, poll: select.poll, until_ms: int | None) -> bool:
         """Whether the fd became ready (or broke) before ``until_ms`` on the monotonic clock."""
-        if self.closed:  # Its number may be another file's by now.
-            raise ConnectionClosed(_CLOSED_HERE)
-        return bool(poll.poll(None if until_ms is None else max(0, until_ms - _clock.monotonic_ms())))
+        while True:
+            if self.closed:  # Its number may be another file's by now.
+                raise ConnectionClosed(_CLOSED_HERE)
+            left_ms = None if until_ms is None else max(0, until_ms - _clock.monotonic_ms())
+            if left_ms is None or left_ms <= _POLL_MAX_MS:
+                return bool(poll.poll(left_ms))
+            if poll.poll(_POLL_MAX_MS):
+                return True
 
     def close(self) -> None:
         """Close both directions. What still waits is dropped; another thread that waits gets :class:`ConnectionClosed`. Idempotent."""

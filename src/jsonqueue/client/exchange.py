@@ -75,6 +75,7 @@ class Line:
 
     def answer(self, request: int, patience: Patience) -> Any:
         """The answer to a question, waited for. Raises :class:`ConnectionClosed`, or :class:`NoAnswer` (it may be asked for again)."""
+        looked = False  # Whose patience is over from the beginning is given what is there.
         while True:
             with self._lock:
                 while self._reading and self._answers.get(request) is None and not self.broken:
@@ -84,9 +85,9 @@ class Line:
                 if self.broken:
                     raise ConnectionClosed("the connection to the broker is lost")
                 left = patience.left
-                if left == 0.0:
+                if looked and left == 0.0:
                     raise NoAnswer
-                self._reading = True
+                self._reading = looked = True
             self._read(left)
 
     def _wait(self, patience: Patience) -> None:

@@ -112,10 +112,12 @@ class TaskHandle:
                 return caller.watch(self.id, patience)
             except NoAnswer:
                 raise ResultTimeout(self.id, timeout=timeout or 0, queue_dir=str(self.queue_dir)) from None
-            except BrokerUnavailable:
+            except BrokerUnavailable as error:
                 task = self._filed()
                 if task is None or task.status.ended:
                     return task
+                if error.silent and patience.over:  # Nobody said that there is no broker: it was not waited for.
+                    raise ResultTimeout(self.id, timeout=timeout or 0, queue_dir=str(self.queue_dir)) from None
                 if timeout is None and grace is None:
                     # It was there a moment ago: somebody is restarting it.
                     grace = Patience(_GRACE_S if caller.connected else 0, caller.clock)

@@ -8,11 +8,15 @@ from jsonqueue.errors import BrokerUnavailable
 __all__ = ["Patience"]
 
 
+_FOR_EVER_S = 1e9
+"""Thirty years; the system's own waits take little more, and no infinity."""
+
+
 class Patience:
-    """A timeout that runs through several waits. ``seconds`` None: for ever."""
+    """A timeout that runs through several waits. ``seconds`` None (or more than a machine lives): for ever."""
 
     def __init__(self, seconds: float | None, clock: Clock) -> None:
-        self.seconds = seconds
+        self.seconds = None if seconds is not None and seconds > _FOR_EVER_S else seconds
         self._clock = clock
         self._until_ms: float | None = None
         self._told: BrokerUnavailable | None = None
