@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -491,6 +492,27 @@ def test_an_error_that_waiting_does_not_mend_is_raised() -> None:
 
     with pytest.raises(FolderRefused):
         Consumer("queue_data", double, connect=connect).run()
+
+
+def test_it_works_beside_more_than_a_thousand_open_files(broker: FakeBroker) -> None:
+    """select() takes no fd above 1023, and the keeper is to outlive a broker, there too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("no room for so many")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]
+    try:
+        consumer = Consumer("queue_data", double, connect=broker.connect)
+        side = Side(consumer.run)
+        for _ in range(3):
+            broker.accept().hang_up()  # the third is called after a pause
+        welcome(broker)
+        consumer.stop()
+        side.result()
+    finally:
+        for fd in others:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_consumer_works_once(broker: FakeBroker) -> None:

@@ -105,8 +105,10 @@ class Consumer:
         """
         with self._bell.hung() as ear, self._bell.rung_by_signals():
             self.start()
+            rings = select.poll()  # select() takes no fd above 1023, of which a server may have many
+            rings.register(ear, select.POLLIN)
             try:
-                select.select([ear], [], [])
+                rings.poll()
             finally:
                 self._finish(drain_timeout)
         self._raise_failure()

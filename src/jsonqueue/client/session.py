@@ -310,7 +310,9 @@ class Session:
             self._post(pipe, [event])
 
     def _pause(self, seconds: float) -> None:
-        if seconds and select.select([self._bell], [], [], seconds)[0]:
+        bell = select.poll()  # select() takes no fd above 1023, of which a server may have many
+        bell.register(self._bell, select.POLLIN)
+        if seconds and bell.poll(seconds * 1000):
             self._silence()
 
     def _ring(self) -> None:
