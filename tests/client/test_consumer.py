@@ -18,7 +18,7 @@ from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.outcome import Cancel, Retry
 from jsonqueue.config import Config
 from jsonqueue.errors import FolderRefused, InvalidHandler, InvalidTask
-from jsonqueue.event import Assign, Complete, EventOwner, Fail, Heartbeat, Join, Return, Revoke, Welcome
+from jsonqueue.event import Assign, Complete, Event, EventOwner, Fail, Heartbeat, Join, Return, Revoke, Welcome
 from jsonqueue.task import AnyTask
 
 
@@ -482,6 +482,52 @@ def test_another_thread_ends_run(broker: FakeBroker) -> None:
     settle(peer, peer.hear(Return))
     assert stopper.result() is True
     side.result()
+
+
+def test_a_handler_may_stop_its_consumer(broker: FakeBroker) -> None:
+    """It does not wait for itself: what it returns still counts, and run() returns."""
+    told: list[bool] = []
+
+    def handler(task: AnyTask) -> Any:
+        told.append(consumer.stop(PATIENCE_S))
+        return task.data
+
+    consumer = Consumer("queue_data", handler, connect=broker.connect)
+    side = Side(consumer.run)
+    peer, _ = welcome(broker)
+    peer.say(assign(1))
+    heard = {type(event): event for event in (hear_any(peer) for _ in range(2))}
+    for event in heard.values():
+        settle(peer, event)
+    assert heard.keys() == {Complete, Return}
+    side.result()
+    assert told == [False]
+    assert consumer.stop() is True
+
+
+def hear_any(peer: Peer) -> Any:
+    """The next event that is no heartbeat."""
+    while True:
+        event = peer.hear(Event)
+        if not isinstance(event, Heartbeat):
+            return event
+
+
+def test_who_stops_it_second_waits_as_well(broker: FakeBroker) -> None:
+    """The handler is still at work: it is not said that all was finished, nor is the end of the process let come."""
+    gate = Gate()
+    consumer = Consumer("queue_data", gate, connect=broker.connect)
+    consumer.start()
+    peer, _ = welcome(broker)
+    peer.say(assign(1))
+    gate.await_start()
+    first = Side(lambda: consumer.stop(None))
+    settle(peer, peer.hear(Return))
+    assert consumer.stop(0) is False
+    assert first.running
+    gate.let_on()
+    first.result()
+    assert consumer.stop() is False
 
 
 def test_an_error_that_waiting_does_not_mend_is_raised() -> None:

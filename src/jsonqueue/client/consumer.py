@@ -36,6 +36,7 @@ from jsonqueue.client.handlers import address_of, is_async, resolve, title_of
 from jsonqueue.client.holdings import ConsumerStats, Holdings
 from jsonqueue.client.intake import check_id
 from jsonqueue.client.limits import Limits
+from jsonqueue.client.outcome import run_here
 from jsonqueue.client.program import Program, ProgramRunner
 from jsonqueue.client.publisher import ServesFolder
 from jsonqueue.client.session import Session
@@ -93,6 +94,7 @@ class Consumer:
         self._limits = limits
         self._crew = self._hire(handler, isolate=isolate or timeout is not None or limits is not None)
         self._state = "new"
+        self._drained = True
         self._bell = _Bell()
 
     # ── blocking ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -141,13 +143,18 @@ class Consumer:
         """Drain for at most ``timeout`` seconds (None: as long as handlers take), then leave; whether all that ran was finished in time.
 
         What was still running then goes on in its thread if it cannot be killed, but counts no more: the task is delivered again.
+        Several may call it: each returns when it is over, or its own time is. A handler of this consumer, for which it would wait in vain,
+        is told False at once, and the consumer stops beside it.
         """
         if self._state != "started":
-            return True
-        self._state = "stopped"
+            return self._drained
+        if any(slot is run_here() for slot in self._holdings.slots):
+            threading.Thread(target=self.stop, args=(timeout,), name="jsonqueue-stop", daemon=True).start()
+            return False
         drained = self._session.drain(timeout)
         self._session.close()
         self._crew.stop()
+        self._state, self._drained = "stopped", drained
         self._bell.ring()
         return drained
 

@@ -35,6 +35,7 @@ __all__ = [
     "failure",
     "failure_of",
     "inline",
+    "run_here",
     "running_in",
     "verdict_of",
 ]
@@ -114,6 +115,11 @@ def current() -> Current:
             "no task is running here", hint="jsonqueue.current() is for handlers, in the thread or coroutine they were called in"
         )
     return run
+
+
+def run_here() -> Current | None:
+    """The run that this code may be part of."""
+    return _current.get(None)
 
 
 def running_in(run: Current) -> None:

@@ -332,7 +332,8 @@ class Session:
         """Start nothing more, wait until what runs has ended and the broker knows it; whether that came to pass in time."""
         timeout = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         with self._changed:
-            self._membership.drain(self._timer(), connected=self._pipe is not None)
+            if not self._holdings.draining:  # else another thread waits already
+                self._membership.drain(self._timer(), connected=self._pipe is not None)
             self._changed.notify_all()
         self.flush()
         self._ring()
