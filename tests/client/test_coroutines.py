@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 import jsonqueue
-from client.fakes import PATIENCE_S, FakeBroker, Side, assign, settle, welcome
+from client.fakes import PATIENCE_S, FakeBroker, Side, assign, delivered, settle, welcome
 from client.test_consumer import at_work, await_beat, completed
 from jsonqueue.client.consumer import Consumer
+from jsonqueue.client.coroutines import Coroutines
+from jsonqueue.client.holdings import Slot
 from jsonqueue.client.outcome import Retry
+from jsonqueue.config import Config
 from jsonqueue.event import Complete, EventOwner, Fail, Return, Revoke
 from jsonqueue.task import AnyTask
 
@@ -111,6 +114,34 @@ def test_a_revoked_coroutine_is_cancelled(broker: FakeBroker) -> None:
         assert peer.hear(Complete).ids == ["t2"]
         assert gate.ended == ["t1 cancelled: True"]
         assert consumer.stats.stale == 1
+
+
+def test_a_task_that_is_revoked_while_it_is_taken_keeps_no_slot() -> None:
+    """Its coroutine never takes its first step, and the slot is for others then."""
+    slot, handed_out, ended, ran = Slot(), [delivered(2), delivered(1)], threading.Event(), []
+
+    class Taken:
+        """A session whose first task is revoked between its being taken and its being begun."""
+
+        config = Config()
+
+        def try_next(self, slot: Slot, verdict: Any = None) -> Any:
+            if not handed_out:
+                ended.set()
+                return None
+            slot.task, slot.cancelled = handed_out.pop(), len(handed_out) == 1
+            return slot.task
+
+    async def handler(task: AnyTask) -> None:
+        ran.append(task.id)
+
+    crew = Coroutines(handler, [slot])
+    crew.session = Taken()  # type: ignore[assignment]
+    crew.start()
+    crew.on_tasks()
+    assert ended.wait(PATIENCE_S)
+    crew.stop()
+    assert ran == ["t2"]
 
 
 def test_a_handler_that_cancels_itself_has_failed(broker: FakeBroker) -> None:

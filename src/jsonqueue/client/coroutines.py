@@ -85,9 +85,8 @@ class Coroutines:
         run = asyncio.create_task(self._run(slot, task))
         self._runs.add(run)  # the loop itself holds its tasks but weakly
         run.add_done_callback(self._runs.discard)
+        # If it was revoked before this line, it sees so itself: cancelled before its first step it would never take it, nor free its slot.
         slot.kill = lambda token: self._call(run.cancel) if token == task.token else None
-        if slot.cancelled:  # revoked between its taking and this line
-            run.cancel()
 
     async def _run(self, slot: Slot, task: Task[Any]) -> None:
         running_in(slot)
