@@ -204,6 +204,24 @@ def test_a_run_that_cannot_be_told_is_killed(
     await_that(lambda: all(gone(pid) for pid in pids))
 
 
+def test_a_task_that_is_revoked_while_its_child_starts_never_runs(
+    runners: Callable[..., ChildRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To load a handler may take a minute, and the handler an hour. The child is there for the next task."""
+    runner = runners(handlers.double)
+    greet = runner._greet
+
+    def greet_late() -> None:
+        runner.kill(101)
+        greet()
+
+    monkeypatch.setattr(runner, "_greet", greet_late)
+    assert error(runner) == "it was revoked before it began"
+    verdict = runner.run(delivered(2, b"4"))
+    assert isinstance(verdict, Raw)
+    assert bytes(verdict) == b"8"
+
+
 def test_a_kill_for_another_task_harms_nobody(runners: Callable[..., ChildRunner]) -> None:
     """By the time it comes, the next task may be running."""
     runner = runners(handlers.double)

@@ -229,6 +229,22 @@ def test_with_no_thread_to_be_had_a_kill_is_without_grace(tmp_path: Path, monkey
     assert side.result().error == "killed by SIGKILL"
 
 
+@pytest.mark.parametrize("end", [lambda runner: runner.kill(101), lambda runner: runner.close()], ids=["revoked", "closed"])
+def test_a_program_that_is_only_just_started_is_ended_too(monkeypatch: pytest.MonkeyPatch, end: Any) -> None:
+    """Before it is there to be killed, it was said that it should be."""
+    runner = runner_for("import time; time.sleep(60)", timeout=30)
+    start = runner._start
+
+    def start_late(task: Any) -> Any:
+        end(runner)
+        return start(task)
+
+    monkeypatch.setattr(runner, "_start", start_late)
+    verdict = runner.run(delivered(1))
+    assert isinstance(verdict, Failure)
+    assert verdict.error == "killed by SIGKILL"
+
+
 def test_closing_kills_at_once(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     runner = runner_for(f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(ready)!r}, 'w'); time.sleep(600)")

@@ -56,6 +56,8 @@ class ChildRunner:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Pipe | None = None
         self._token = 0
+        self._doomed = 0
+        """The token of a task that was revoked before it ran: its child may take a minute to load the handler."""
         self._revoked = False
         self._closed = False
 
@@ -71,7 +73,10 @@ class ChildRunner:
             self.prepare()
         except (InvalidHandler, OSError) as error:
             return failure(task, f"its handler's process did not start: {error}")
-        self._token = task.token
+        with self._lock:
+            if self._doomed == task.token:
+                return failure(task, "it was revoked before it began")  # which nobody hears of
+            self._token = task.token
         try:
             return self._answer(task)
         finally:
@@ -83,6 +88,8 @@ class ChildRunner:
     def kill(self, token: int) -> None:
         """End the child's run, if this is what it runs, as at a time limit. Never blocks: who calls it reads for all slots."""
         with self._lock:
+            if token != self._token:
+                self._doomed = token
             if self._process is None or token != self._token or self._revoked:
                 return
             self._revoked = True

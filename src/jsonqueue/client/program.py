@@ -131,6 +131,9 @@ class ProgramRunner:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._token = 0
+        self._doomed = 0
+        """The token of a task that was revoked before its program was there to be killed."""
+        self._closed = False
 
     def prepare(self) -> None: ...
 
@@ -142,6 +145,8 @@ class ProgramRunner:
             return failure(task, f"{self._program.arguments[0]} could not be started: {error}")
         with self._lock:
             self._process, self._token = process, task.token
+            if self._closed or self._doomed == task.token:
+                kill_group(process)
         try:
             return self._watch(process, task)
         finally:
@@ -151,6 +156,7 @@ class ProgramRunner:
 
     def kill(self, token: int) -> None:
         """End the program if this is what it works on, as at a time limit: SIGTERM, a second later SIGKILL. Never blocks."""
+        self._doomed = token
         if self._signal(token, signal.SIGTERM):
             timer = threading.Timer(GRACE_S, self._signal, (token, signal.SIGKILL))
             timer.daemon = True
@@ -160,7 +166,8 @@ class ProgramRunner:
                 self._signal(token, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill the program, if it runs."""
+        """Kill the program, if it runs, or is being started."""
+        self._closed = True
         self._signal(self._token, signal.SIGKILL)
 
     def _signal(self, token: int, number: signal.Signals) -> bool:
