@@ -16,6 +16,7 @@ import jsonqueue
 from client.fakes import PATIENCE_S, FakeBroker, Peer, Side, assign, delivered, settle, welcome
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.outcome import Cancel, Retry
+from jsonqueue.client.session import Session
 from jsonqueue.config import Config
 from jsonqueue.errors import FolderRefused, InvalidHandler, InvalidTask
 from jsonqueue.event import Assign, Complete, Event, EventOwner, Fail, Heartbeat, Join, Return, Revoke, Welcome
@@ -528,6 +529,33 @@ def test_who_stops_it_second_waits_as_well(broker: FakeBroker) -> None:
     gate.let_on()
     first.result()
     assert consumer.stop() is False
+
+
+def test_a_consumer_that_has_failed_gives_back_what_it_holds(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if nobody looks after it: its heartbeats would keep the leases for as long as its process lives."""
+    hurdle, told = threading.Event(), threading.Event()
+
+    def next_task(self: Session, slot: Any, verdict: Any = None) -> None:
+        hurdle.wait()
+        raise OSError("no more threads")
+
+    monkeypatch.setattr(Session, "next_task", next_task)
+    consumer = Consumer("queue_data", double, connect=broker.connect)
+    monkeypatch.setattr(consumer._session, "_on_failure", told.set)
+    consumer.start()
+    peer, _ = welcome(broker)
+    peer.say(assign(1, 2))
+    hurdle.set()
+    assert told.wait(PATIENCE_S)
+    returned: list[str] = []
+    while len(returned) < 2:  # what comes later goes straight back
+        event = peer.hear(Return)
+        returned += event.ids
+        assert event.want == 0
+        settle(peer, event)
+    assert returned == ["t1", "t2"]
+    with pytest.raises(OSError, match="no more threads"):
+        consumer.__exit__(None, None, None)
 
 
 def test_an_error_that_waiting_does_not_mend_is_raised() -> None:

@@ -233,11 +233,13 @@ class Session:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Nothing works any more: end, and let the consumer raise this."""
+        """Nothing works any more: give back what nobody has started, take no more, and let the consumer raise this."""
+        _log.error("the consumer takes no more tasks: %s: %s", type(error).__name__, error)
         with self._changed:
             self.failure = error
-            self._membership.stopping = True
+            self._membership.drain(self._timer(), connected=self._pipe is not None)
             self._changed.notify_all()
+        self._ring()
         if self._on_failure is not None:
             self._on_failure()
 
