@@ -105,6 +105,14 @@ def test_a_coroutine_runs_in_a_child_as_well(runners: Callable[..., ChildRunner]
     assert result(runners(handlers.double_slowly)) == b'[42,"t1"]'
 
 
+def test_a_path_among_the_places_of_modules_harms_nobody(
+    runners: Callable[..., ChildRunner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Python passes over what is no string, and takes one that is no UTF-8."""
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path, "/not/\udcff"])
+    assert result(runners(handlers.double)) == b"42"
+
+
 def test_a_static_method_is_found_by_its_name(runners: Callable[..., ChildRunner]) -> None:
     assert result(runners(handlers.Tools.halve)) == b"10.5"
 

@@ -7,6 +7,7 @@ A child stays for many tasks; it is replaced when it was killed or has died. See
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -135,7 +136,9 @@ class ChildRunner:
 
     def _spawn(self) -> None:
         ours, theirs = Pipe.pair()
-        given = [msgspec.json.encode(part).decode() for part in (self._address, self._limits, sys.path)]
+        given = [msgspec.json.encode(part).decode() for part in (self._address, self._limits)]
+        places: list[object] = [*sys.path]  # strings, and what somebody put there that Python passes over
+        given.append(json.dumps([place for place in places if isinstance(place, str)]))
         command = [sys.executable, "-c", _BOOT, str(theirs), *given]
         try:
             with self._lock:
