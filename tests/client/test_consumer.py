@@ -15,7 +15,7 @@ import pytest
 import jsonqueue
 from client.fakes import PATIENCE_S, FakeBroker, Peer, Side, assign, delivered, settle, welcome
 from jsonqueue.client.consumer import Consumer
-from jsonqueue.client.outcome import Cancel, Retry
+from jsonqueue.client.outcome import Cancel, Retry, forks
 from jsonqueue.client.session import Session
 from jsonqueue.config import Config
 from jsonqueue.errors import FolderRefused, InvalidHandler, InvalidTask
@@ -483,6 +483,18 @@ def test_another_thread_ends_run(broker: FakeBroker) -> None:
     settle(peer, peer.hear(Return))
     assert stopper.result() is True
     side.result()
+
+
+def test_a_forked_child_that_stops_it_does_nothing(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the end of a ``with`` block that both leave: it has none of the threads, and its Pipe is its parent's."""
+    with at_work(broker, double) as consumer:
+        peer, _ = welcome(broker)
+        with monkeypatch.context() as forked:
+            forked.setattr("jsonqueue.client.consumer.forks", lambda: forks() + 1)
+            assert consumer.stop()
+        assert peer.silent()
+        peer.say(assign(1))
+        settle(peer, peer.hear(Complete))
 
 
 def test_a_handler_may_stop_its_consumer(broker: FakeBroker) -> None:

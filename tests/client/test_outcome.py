@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from typing import Any
@@ -99,6 +100,28 @@ def test_the_wait_of_a_retry(after: Any, ms: int | None) -> None:
 def test_a_handler_that_wants_to_end_the_process_only_fails(error: BaseException) -> None:
     """sys.exit() in a handler is that task's failure, not the consumer's end."""
     assert type(error).__name__ in failed(raising(error)).error
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of a thread that another test left behind
+@pytest.mark.parametrize(("end", "status"), [(None, 0), (SystemExit(3), 3), (SystemExit("no"), 1), (ValueError("no"), 1)])
+def test_a_child_that_a_handler_forks_does_not_come_back_out_of_it(end: BaseException | None, status: int) -> None:
+    """It would tell of the task as well, over a Pipe that is its parent's, and run its parent's tasks."""
+    parent, children = os.getpid(), []
+
+    def handler(task: Any) -> str:
+        child = os.fork()
+        if child == 0 and end is not None:
+            raise end
+        children.append(child)
+        return "done"
+
+    try:
+        verdict = inline(handler, Config)(TASK)
+    finally:
+        if os.getpid() != parent:
+            os._exit(99)
+    assert isinstance(verdict, Raw)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == status
 
 
 class Unprintable(Exception):

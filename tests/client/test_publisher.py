@@ -170,6 +170,19 @@ def test_a_forked_child_makes_other_ids_on_a_connection_of_its_own(broker: FakeB
     publisher.close()
 
 
+def test_a_forked_child_that_closes_does_not_hang_up_on_its_parent(broker: FakeBroker, tmp_path: Path) -> None:
+    """As at the end of a ``with`` block that both leave."""
+    publisher = Publisher(tmp_path / "q", connect=broker.connect)
+    side = Side(lambda: publisher.publish(1))
+    peer = broker.accept()
+    acknowledge(peer)
+    side.result()
+    publisher._pid = os.getpid() + 1  # as a child sees it
+    publisher.close()
+    assert peer.silent()  # hung up, it would say so
+    publisher._inherited.close()
+
+
 # ── many ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

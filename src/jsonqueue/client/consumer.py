@@ -36,7 +36,7 @@ from jsonqueue.client.handlers import address_of, is_async, resolve, title_of
 from jsonqueue.client.holdings import ConsumerStats, Holdings
 from jsonqueue.client.intake import check_id
 from jsonqueue.client.limits import Limits
-from jsonqueue.client.outcome import run_here
+from jsonqueue.client.outcome import forks, run_here
 from jsonqueue.client.program import Program, ProgramRunner
 from jsonqueue.client.publisher import ServesFolder
 from jsonqueue.client.session import Session
@@ -130,7 +130,7 @@ class Consumer:
         """Begin to work, in threads of its own; returns at once. Raises :class:`InvalidHandler` if a child cannot load the handler."""
         if self._state != "new":
             raise RuntimeError(f"this consumer was {self._state} before; make a new one")
-        self._state = "started"
+        self._state, self._forks = "started", forks()
         try:
             self._crew.start()
         except BaseException:
@@ -146,7 +146,7 @@ class Consumer:
         Several may call it: each returns when it is over, or its own time is. A handler of this consumer, for which it would wait in vain,
         is told False at once, and the consumer stops beside it.
         """
-        if self._state != "started":
+        if self._state != "started" or self._forks != forks():  # a child has none of its threads, and its Pipe is its parent's
             return self._drained
         if any(slot is run_here() for slot in self._holdings.slots):
             threading.Thread(target=self.stop, args=(timeout,), name="jsonqueue-stop", daemon=True).start()

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from jsonqueue.client.holdings import Slot
-from jsonqueue.client.outcome import Verdict, failure, failure_of, running_in, verdict_of
+from jsonqueue.client.outcome import Verdict, end_fork, failure, failure_of, forks, running_in, verdict_of
 from jsonqueue.client.payload import NULL
 from jsonqueue.client.session import Session
 from jsonqueue.config import Config
@@ -109,9 +109,13 @@ class Coroutines:
 
 async def acall(handler: Callable[[Task[Any]], Awaitable[object]], task: Task[Any], config: Config) -> Verdict:
     """Await the handler to its verdict. Only a cancellation passes through."""
+    born = forks()
     try:
-        return verdict_of(task, await handler(task), config)
+        value = await handler(task)
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001 - sys.exit() in a handler is a failure of that task, not of the loop
+        end_fork(born, error)
         return failure_of(task, error)
+    end_fork(born)
+    return verdict_of(task, value, config)

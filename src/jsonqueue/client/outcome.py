@@ -7,8 +7,11 @@ raises anything else (failed). Retry and Cancel may be returned as well. ``verdi
 from __future__ import annotations
 
 import math
+import os
+import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from numbers import Real
@@ -32,8 +35,10 @@ __all__ = [
     "Verdict",
     "current",
     "cut",
+    "end_fork",
     "failure",
     "failure_of",
+    "forks",
     "inline",
     "run_here",
     "running_in",
@@ -184,14 +189,51 @@ def cut(text: str, most: int = ERROR_MAX_BYTES) -> str:
     return data[:head].decode("utf-8", "ignore") + left_out + data[-tail:].decode("utf-8", "ignore")
 
 
+_forks = 0
+"""How many forks there are between this process and the first."""
+
+
+def _forked() -> None:
+    global _forks  # noqa: PLW0603 - it belongs to the process
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def forks() -> int:
+    """Tells a process from those that it forks."""
+    return _forks
+
+
+def end_fork(born: int, error: BaseException | None = None) -> None:
+    """A handler that began where :func:`forks` was ``born`` has ended. If it forked, and this is the child that came back out of it, this
+    process ends here, as it would at the end of its program: it must not tell of the task, over a Pipe that is its parent's."""
+    if born == _forks:
+        return
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(error)
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status & 0xFF)
+
+
 def inline(handler: Callable[[AnyTask], object], config: Callable[[], Config]) -> Callable[[AnyTask], Verdict]:
     """A sync handler as a function that never raises."""
 
     def run(task: AnyTask) -> Verdict:
+        born = _forks
         try:
             value = handler(task)
         except BaseException as error:  # noqa: BLE001 - sys.exit() in a handler is a failure of that task, not of the consumer
+            end_fork(born, error)
             return failure_of(task, error)
+        end_fork(born)
         return NULL if value is None else verdict_of(task, value, config())
 
     return run

@@ -189,6 +189,7 @@ class Publisher:
 
     def close(self) -> None:
         """Close the connection. Everything published is durable already; the next publish would connect again."""
+        self._notice_fork()
         self._exchange.close()
 
     def __enter__(self) -> Publisher:
