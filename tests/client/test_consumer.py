@@ -623,9 +623,10 @@ def test_a_consumer_works_once(broker: FakeBroker) -> None:
         ("jsonqueue.no_such:f", "no module 'jsonqueue.no_such'"),
         ("json:no_such", "has no 'no_such'"),
         ("json:__name__", "not a function"),
+        (None, "None is no handler"),
     ],
 )
-def test_a_handler_that_is_not_found_is_the_callers_to_know(handler: str, said: str) -> None:
+def test_a_handler_that_is_not_found_is_the_callers_to_know(handler: Any, said: str) -> None:
     with pytest.raises(InvalidHandler, match=said):
         Consumer("queue_data", handler)
 

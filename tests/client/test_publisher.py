@@ -124,6 +124,34 @@ def test_a_fragment_that_is_no_json_never_reaches_the_broker(broker: FakeBroker,
     assert broker.accept().silent()
 
 
+def test_the_folder_stays_the_same_when_the_program_goes_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon goes to ``/``; what it then published would be acknowledged, and lie in a queue there that nobody serves."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    with Publisher("q") as publisher:
+        monkeypatch.chdir(there)
+        handle = publisher.publish(1)
+    assert handle.status() == "pending"
+    assert (list(here.iterdir()), list(there.iterdir())) == ([here / "q"], [])
+
+
+def test_a_tilde_is_a_folder_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is to a BrokerManager, and to whoever looks for one: what is appended without one must not go elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with Publisher("~/q") as publisher:
+        publisher.publish(1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "~"]
+
+
+@pytest.mark.parametrize("queue", [None, b"q", 5])
+def test_what_is_no_folder_is_refused_by_name(queue: Any) -> None:
+    with pytest.raises(TypeError, match=f"{queue!r} is no queue folder: give its path"):
+        Publisher(queue)
+
+
 def test_a_lost_connection_is_bridged_under_the_same_id(broker: FakeBroker, publisher: Publisher) -> None:
     """Whether the first write was stored nobody knows; the second one settles it. An id of our own cannot be somebody else's duplicate."""
     side = Side(lambda: publisher.publish(1))

@@ -38,7 +38,7 @@ from jsonqueue.client.intake import check_id
 from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import forks, run_here
 from jsonqueue.client.program import Program, ProgramRunner
-from jsonqueue.client.publisher import ServesFolder
+from jsonqueue.client.publisher import ServesFolder, folder_of
 from jsonqueue.client.session import Session
 from jsonqueue.client.threads import InlineRunner, Runner, Threads
 from jsonqueue.clock import stopwatch
@@ -85,7 +85,7 @@ class Consumer:
             raise ValueError(f"concurrency is {concurrency}, and must be at least 1")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout is {timeout!r}, and must be more than 0 seconds")
-        self.queue_dir = Path(queue_dir if isinstance(queue_dir, (str, os.PathLike)) else queue_dir.queue_dir)
+        self.queue_dir = folder_of(queue_dir)
         self.name = check_id(name) if name is not None else _name_for(handler)
         self._holdings = Holdings(concurrency)
         self._connect = connect or self._register

@@ -36,6 +36,8 @@ def resolve(handler: str | Callable[..., Any]) -> Callable[..., Any]:
     """The function itself. Raises :class:`InvalidHandler` that says what was not found."""
     if callable(handler):
         return handler
+    if not isinstance(handler, str):
+        raise InvalidHandler(f"{handler!r} is no handler", hint="give a function, its name as module:function, or a Program")
     module, colon, function = handler.partition(":")
     if not colon or not module or not function:
         raise InvalidHandler(f"{handler!r} names no handler", hint="write it as module:function, for example tasks:resize")

@@ -33,7 +33,7 @@ from jsonqueue.event import EventOwner, Write, Written, decoder_for
 from jsonqueue.retry import RetryPolicy
 from jsonqueue.task import StoredTaskIn, TaskIn
 
-__all__ = ["PublishSummary", "Publisher", "ServesFolder"]
+__all__ = ["PublishSummary", "Publisher", "ServesFolder", "folder_of"]
 
 _BATCH_MAX_BYTES = 1024 * 1024
 _BATCH_MAX_MS = 50
@@ -46,6 +46,15 @@ class ServesFolder(Protocol):
 
     @property
     def queue_dir(self) -> str | os.PathLike[str]: ...
+
+
+def folder_of(queue: str | os.PathLike[str] | ServesFolder) -> Path:
+    """The folder, from the root: it stays the same one when the program changes its directory, and ``~`` means nothing in it, as with a
+    BrokerManager."""
+    path = queue if isinstance(queue, (str, os.PathLike)) else getattr(queue, "queue_dir", None)
+    if path is None:
+        raise TypeError(f"{queue!r} is no queue folder: give its path (a str or a Path), or a BrokerManager")
+    return Path(os.path.abspath(path))
 
 
 class PublishSummary(NamedTuple):
@@ -76,7 +85,7 @@ class Publisher:
         connect: Connect | None = None,
     ) -> None:
         """``clock``, ``chance`` and ``connect`` are the doors by which time, chance and the wire come in; a user needs none of them."""
-        self.queue_dir = Path(queue_dir if isinstance(queue_dir, (str, os.PathLike)) else queue_dir.queue_dir)
+        self.queue_dir = folder_of(queue_dir)
         self.timeout = timeout
         self._clock = clock or SystemClock()
         self._chance = chance
