@@ -131,6 +131,53 @@ def test_that_time_ran_out_is_not_that_there_is_no_broker(tmp_path: Path) -> Non
         TaskHandle(tmp_path / "q", "a", caller=Caller(tmp_path / "q", connect=connect)).result(timeout=0)
 
 
+def test_an_interrupted_wait_leaves_nobody_else_waiting(broker: FakeBroker, caller: Caller) -> None:
+    """Ctrl-C hits the thread that reads for all, with another's answer in its hand: that one asks again."""
+    ctrl_c = [KeyboardInterrupt()]
+    decode = caller._exchange._decode
+
+    def interrupted(frame: bytes) -> Any:
+        if ctrl_c:
+            raise ctrl_c.pop()
+        return decode(frame)
+
+    caller._exchange._decode = interrupted
+    first = Side(TaskHandle(caller.queue_dir, "a", caller=caller).result)
+    peer = broker.accept()
+    watch = peer.hear(Watch)
+    second = Side(TaskHandle(caller.queue_dir, "b", caller=caller).result)
+    other = peer.hear(Watch)
+    peer.say(Result(other.request, "b", ended()), Result(watch.request, "a", ended()))
+    peer = broker.accept()
+    again = peer.hear(Watch)
+    peer.say(Result(again.request, "b", ended(result=Raw(b"7"))))
+    assert sorted(str(outcome(side)) for side in (first, second)) == ["7", "KeyboardInterrupt()"]
+
+
+def outcome(side: Side) -> Any:
+    try:
+        return side.result()
+    except KeyboardInterrupt as error:
+        return repr(error)
+
+
+def test_a_question_that_was_not_asked_is_asked_the_next_time(broker: FakeBroker, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C hit the thread before it was out: who asks again would wait for ever for its answer."""
+    handle = TaskHandle(caller.queue_dir, "a", caller=caller)
+    with monkeypatch.context() as hit:
+
+        def encode(event: Any) -> bytes:
+            raise KeyboardInterrupt
+
+        hit.setattr("jsonqueue.client.exchange.encode", encode)
+        with pytest.raises(KeyboardInterrupt):
+            handle.result()
+    side = Side(handle.result)
+    peer = broker.accept()
+    peer.say(Result(peer.hear(Watch).request, "a", ended(result=Raw(b"7"))))
+    assert side.result() == 7
+
+
 def test_many_threads_wait_for_one_task_with_one_question(broker: FakeBroker, handle: TaskHandle) -> None:
     sides = [Side(handle.result) for _ in range(5)]
     peer = broker.accept()

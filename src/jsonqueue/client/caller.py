@@ -76,8 +76,9 @@ class Caller:
             try:
                 with watched.asking:
                     if watched.line is not line:
-                        watched.line, watched.request = line, self._exchange.number()
-                        line.ask(watched.request, Watch(watched.request, [task_id]), patience)
+                        request = self._exchange.number()
+                        line.ask(request, Watch(request, [task_id]), patience)
+                        watched.line, watched.request = line, request  # now it is asked, and not before
                 return self._ended(watched, patience)
             except ConnectionClosed:
                 continue

@@ -69,12 +69,22 @@ class Line:
             self._answers[request] = None
         try:
             self._pipe.send(frame, timeout=patience.left)
-        except ConnectionClosed:
+        except BaseException:  # also of a signal: how much of it is sent, nobody knows
             self.close()
             raise
 
     def answer(self, request: int, patience: Patience) -> Any:
         """The answer to a question, waited for. Raises :class:`ConnectionClosed`, or :class:`NoAnswer` (it may be asked for again)."""
+        try:
+            return self._awaited(request, patience)
+        except (ConnectionClosed, NoAnswer):
+            raise
+        except BaseException:
+            # Of a signal, Ctrl-C for one: what was read may be lost, and others wait for it. They ask again on another line.
+            self.close()
+            raise
+
+    def _awaited(self, request: int, patience: Patience) -> Any:
         looked = False  # Whose patience is over from the beginning is given what is there.
         while True:
             with self._lock:
