@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,6 +15,26 @@ import jsonqueue
 
 def double(task: Any) -> Any:
     return task.data * 2
+
+
+def tell(path: str, words: str) -> None:
+    with open(path, "w") as file:
+        file.write(words)
+
+
+async def tidy_slowly(task: Any) -> None:
+    """Hang, and clear up when told to, which takes an ``await``."""
+    tell(task.data, f"{os.getpid()}\n")
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0)
+        tell(task.data + ".cleared", "0\n")
+
+
+async def cancel_itself(task: Any) -> None:
+    """As a handler does that awaits what was cancelled."""
+    raise asyncio.CancelledError
 
 
 async def double_slowly(task: Any) -> Any:

@@ -171,6 +171,28 @@ def test_a_revoked_run_may_clear_up(tmp_path: Path) -> None:
     broker.close()
 
 
+def test_a_coroutine_may_clear_up_in_a_child_too(tmp_path: Path) -> None:
+    """It is told while its loop waits, and not it; its own `finally`, with what it awaits, runs all the same."""
+    broker = FakeBroker(EventOwner.CONSUMER)
+    with at_work(broker, handlers.tidy_slowly, isolate=True):
+        peer, _ = welcome(broker)
+        path = tmp_path / "pid"
+        peer.say(Assign([delivered(1, f'"{path}"'.encode())]))
+        told(path)
+        peer.say(Revoke(["t1"], [101]))
+        assert told(path.with_name("pid.cleared")) == [0]
+    broker.close()
+
+
+def test_a_coroutine_that_cancels_itself_in_a_child_has_failed(runners: Callable[..., ChildRunner]) -> None:
+    """And no reason for a new child."""
+    runner = runners(handlers.cancel_itself)
+    assert error(runner) == "the handler was cancelled"
+    first = child_of(runner)
+    error(runner)
+    assert child_of(runner) == first
+
+
 def test_a_handler_that_clears_up_is_not_told_again() -> None:
     """SIGTERM may come twice, from within and from the parent: the second one does nothing."""
     here = _Run(delivered(1), cancelled=True)

@@ -27,7 +27,7 @@ import msgspec
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.handlers import Address, is_async, load
 from jsonqueue.client.limits import Limits, apply, renew_cpu
-from jsonqueue.client.outcome import Current, Verdict, cut, inline, running_in
+from jsonqueue.client.outcome import Current, Verdict, cut, failure, inline, running_in
 from jsonqueue.config import Config
 from jsonqueue.errors import ConnectionClosed, JsonQueueError
 from jsonqueue.event import Complete, Event, EventOwner, Fail, Failure, Join, Revoke, decoder_for, encode
@@ -95,7 +95,17 @@ def _awaiting(handler: Callable[[Task[Any]], Any]) -> Callable[[Task[Any]], Verd
     from jsonqueue.client.coroutines import acall  # noqa: PLC0415 - the same
 
     runner = asyncio.Runner()
-    return lambda task: runner.run(acall(handler, task, _LIMITS))
+
+    def run(task: Task[Any]) -> Verdict:
+        try:
+            return runner.run(acall(handler, task, _LIMITS))
+        except asyncio.CancelledError:  # the handler's own doing
+            return failure(task, "the handler was cancelled")
+        except _TimeIsUp as error:  # It came while the loop waited, where no handler is: each is cancelled, and awaited as it clears up.
+            runner.close()
+            return failure(task, str(error))
+
+    return run
 
 
 def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict], limits: Limits | None) -> None:
