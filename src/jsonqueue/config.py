@@ -8,7 +8,7 @@ name.
 from __future__ import annotations
 
 import tomllib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -23,6 +23,8 @@ CONFIG_FILE = "jsonqueue.toml"
 _Count = Annotated[int, Meta(ge=1)]
 _Ms = Annotated[int, Meta(ge=1)]
 _Bytes = Annotated[int, Meta(ge=1)]
+_WAIT_MAX_MS = 2_000_000_000
+"""23 days. What the brokers wait for: no system call waits longer than 2³¹ ms at a time."""
 
 _FRAME_ROOM_BYTES = 4 * 1024 * 1024
 
@@ -36,10 +38,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """Attempts a task gets if it does not say otherwise."""
     retry: RetryPolicy = Exponential()
     """The wait between attempts, if the task does not say otherwise."""
-    lease_ms: Annotated[int, Meta(ge=100)] = 30_000
-    """A consumer that has not been heard of for this long loses its tasks. It sends a heartbeat each third of it."""
-    flush_interval_ms: Annotated[int, Meta(ge=10)] = 2_000
-    """How far queue.json may lie behind the logs while the queue is small (256 KiB for each second of it)."""
+    lease_ms: Annotated[int, Meta(ge=100, le=_WAIT_MAX_MS)] = 30_000
+    """A consumer that has not been heard of for this long loses its tasks. It sends a heartbeat each third of it. At most 23 days."""
+    flush_interval_ms: Annotated[int, Meta(ge=10, le=_WAIT_MAX_MS)] = 2_000
+    """How far queue.json may lie behind the logs while the queue is small (256 KiB for each second of it). At most 23 days."""
     finished_keep_ms: Annotated[int, Meta(ge=0)] = 24 * 3_600_000
     """How long an ended task stays in the queue, with its result; after that it moves to the archive. Its id is refused as long."""
     finished_keep_max: Annotated[int, Meta(ge=0)] = 100_000
@@ -84,8 +86,55 @@ def config_from(settings: dict[str, Any], *, source: str = "settings", base: Con
         )
     try:
         return msgspec.convert({**known, **settings}, Config)
-    except msgspec.ValidationError as error:
-        raise InvalidConfig(f"{source}: {error}") from None
+    except msgspec.ValidationError:
+        raise InvalidConfig(f"{source}: {_wrong(settings, Config)}") from None
+
+
+def _wrong(given: dict[str, Any], kind: type[Struct], at: str = "") -> str:
+    """Which of the members given is not as ``kind`` wants it, and what it may be."""
+    from msgspec import inspect  # noqa: PLC0415 - only needed where something is wrong
+
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)
+    members = {field.name: field.type for field in info.fields}
+    for name, value in given.items():
+        if name not in members:
+            if name != info.tag_field:
+                return f"{at}{name} is none of the members of {info.tag}: these are {', '.join(members) or 'none'}"
+        elif not _fits({name: value}, kind):
+            return _wrong_value(f"{at}{name}", value, members[name])
+    raise AssertionError("one of them is wrong")
+
+
+def _fits(given: dict[str, Any], kind: type[Struct]) -> bool:
+    tag = {kind.__struct_config__.tag_field: kind.__struct_config__.tag} if kind.__struct_config__.tag_field else {}
+    try:
+        msgspec.convert(given | tag, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _wrong_value(name: str, value: Any, wanted: Any) -> str:
+    from msgspec import inspect  # noqa: PLC0415 - as above
+
+    match wanted:
+        case inspect.IntType() | inspect.FloatType():
+            number = "a whole number" if isinstance(wanted, inspect.IntType) else "a number"
+            may = f"{number} " + (f"of {wanted.ge:,} or more" if wanted.le is None else f"from {wanted.ge:,} to {wanted.le:,}")
+        case inspect.BoolType():
+            may = "true or false"
+        case inspect.LiteralType():
+            may = " or ".join(f'"{value}"' for value in wanted.values)
+        case _:
+            kinds = get_args(RetryPolicy)
+            for kind in kinds if isinstance(value, dict) else ():
+                if kind.__struct_config__.tag == value.get("kind"):
+                    return _wrong(value, kind, f"{name}.")
+            names = ", ".join(kind.__struct_config__.tag for kind in kinds)
+            may = f"""a table with a kind ({names}), such as {{ kind = "linear", step_ms = 1_000 }}"""
+    said = f"{value!r}".lower() if isinstance(value, bool) else f"{value!r}"
+    return f"{name} is {said[:80]}, and must be {may}"
 
 
 def checked(config: Config) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -514,6 +515,15 @@ def test_stopping_waits_for_no_broker_that_is_gone_already(queue_dir):
     manager._thread.join(10)
     assert not manager.running
     manager.stop()
+
+
+@pytest.mark.parametrize("grace", [3_000_000, math.inf])
+def test_a_grace_without_end_is_no_error(queue_dir, grace):
+    """Longer than a system call can wait: with it, the manager died when it was told to stop, and its brokers were killed."""
+    with BrokerManager(queue_dir, grace=grace) as manager:
+        brokers = pids(manager)
+    assert not (queue_dir / SOCKET_NAME).exists()
+    assert all(has_ended(pid) for pid in brokers)
 
 
 def test_a_broker_that_hangs_is_killed_when_its_time_is_up(queue_dir):

@@ -30,6 +30,13 @@ def framed(*bodies: bytes) -> bytes:
     return b"".join(struct.pack("!i", len(body)) + body for body in bodies)
 
 
+def test_patience_may_be_longer_than_one_wait_of_the_system(ends):
+    """A month, which is more than poll() takes, is no error."""
+    pipe, raw = ends
+    raw.sendall(framed(b"{}"))
+    assert pipe.receive(30 * 24 * 3600) == [b"{}"]
+
+
 def test_a_multiprocessing_connection_understands_our_frames_and_we_understand_its():
     """The framing is that of Connection.send_bytes, in both directions, short and long."""
     ours, theirs = Pipe.pair()
