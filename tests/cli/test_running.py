@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -19,10 +20,11 @@ from jsonqueue.channel.registration import BrokerStatus, ManagerStatus, Report
 from jsonqueue.cli.live import LiveLine, bar
 from jsonqueue.cli.options import SIZE
 from jsonqueue.cli.serving import Rates, settings_of
+from jsonqueue.cli.working import UntilEmpty
 from jsonqueue.client.holdings import ConsumerStats
 from jsonqueue.client.limits import Limits
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerUnavailable, FolderRefused, InvalidConfig, InvalidHandler, ManagerRunning
+from jsonqueue.errors import BrokerUnavailable, CorruptQueue, FolderRefused, InvalidConfig, InvalidHandler, ManagerRunning
 from jsonqueue.storage import repair
 from jsonqueue.storage.locks import hold
 from jsonqueue.task import TaskStatus
@@ -179,6 +181,18 @@ def test_a_summary_counts_what_a_handler_cancelled_as_such(tmp_path: Path) -> No
     assert "failed" not in alone
 
 
+def test_work_until_empty_ends_when_it_cannot_look(tmp_path: Path) -> None:
+    """Files that are damaged meanwhile: else it would work on for ever, with nothing to do."""
+    consumer = mock.Mock(queue_dir=tmp_path)
+    ending = UntilEmpty(consumer)
+    broken = CorruptQueue("queue.json", offset=7, why="a task there cannot be read")
+    with mock.patch.object(ending, "_idle", return_value=True), mock.patch.object(ending, "_empty", side_effect=broken):
+        ending.start()
+        ending._thread.join(10)
+    assert ending.error is broken
+    consumer.stop.assert_called_once_with(None)
+
+
 @pytest.mark.parametrize("command", ["stop", "cancel x", "dead replay --all"])
 def test_what_needs_a_broker_says_how_to_start_one(tmp_path: Path, command: str) -> None:
     call("publish", "1", "--queue", str(tmp_path))
@@ -314,3 +328,22 @@ def test_a_warning_does_not_run_into_the_line_that_changes_in_place(capsys):
     logging.getLogger("jsonqueue.manager").info("not of interest")
     assert capsys.readouterr().err.startswith("\r\x1b[K" + "waiting for \\x1b[31mred\n")
     assert not logging.getLogger("jsonqueue").handlers
+
+
+def test_a_line_that_changes_in_place_outlives_a_moment_without_news(capsys: pytest.CaptureFixture[str]) -> None:
+    """A manager that does not answer, or has just stopped, is no traceback in the middle of a terminal."""
+    looks: list[str] = []
+    seen = threading.Event()
+
+    def text() -> str:
+        looks.append("")
+        if len(looks) == 1:
+            raise BrokerUnavailable("q", cause="this BrokerManager has stopped")
+        seen.set()
+        return "2 ready"
+
+    with LiveLine(text, watched=True, every_s=0.001):
+        assert seen.wait(10)
+    said = capsys.readouterr().err
+    assert "2 ready" in said
+    assert "Traceback" not in said

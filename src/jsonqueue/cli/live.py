@@ -11,12 +11,14 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 import click
 
 from jsonqueue.cli.text import clip, printable
+from jsonqueue.errors import JsonQueueError
 
 __all__ = ["LiveLine", "bar"]
 
@@ -46,7 +48,8 @@ class LiveLine:
     def _run(self) -> None:
         # The first look comes after a moment: what is over at once needs no progress.
         while not self._over.wait(self._every_s):
-            _put(clip(printable(self._text()), shutil.get_terminal_size().columns - 1))
+            with suppress(JsonQueueError):  # nothing to be told at this moment: the next look may tell something
+                _put(clip(printable(self._text()), shutil.get_terminal_size().columns - 1))
         _put("")
 
 

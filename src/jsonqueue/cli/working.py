@@ -151,7 +151,8 @@ class UntilEmpty:
     """
 
     def __init__(self, consumer: Consumer) -> None:
-        self.error: BrokerUnavailable | None = None
+        self.error: Exception | None = None
+        """Why it looks no more, if that is not because all is done."""
         self._consumer = consumer
         self._thread = threading.Thread(target=self._run, name="until-empty", daemon=True)
 
@@ -160,6 +161,14 @@ class UntilEmpty:
         self._thread.start()
 
     def _run(self) -> None:
+        try:
+            self._look()
+        except Exception as error:  # whatever it is: a consumer that nobody stops would work on for ever
+            self.error = error
+        self._consumer.stop(None)
+
+    def _look(self) -> None:
+        """Return when nothing is left to do."""
         silent_since = time.monotonic()
         pause = 0.1
         while True:
@@ -167,18 +176,16 @@ class UntilEmpty:
             try:
                 idle = self._idle()
                 silent_since = time.monotonic()
-            except BrokerUnavailable as error:
+            except BrokerUnavailable:
                 idle = False
                 if time.monotonic() - silent_since > _PATIENCE_S:
-                    self.error = error
-                    break
+                    raise
             if idle:
                 began = time.monotonic()
                 if self._empty():
-                    break
+                    return
                 # Looking into the files of a large queue takes its time: at most a tenth of it goes into looking.
                 pause = max(0.2, 10 * (time.monotonic() - began))
-        self._consumer.stop(None)
 
     def _idle(self) -> bool:
         from jsonqueue.channel.registration import operate
