@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cli.calls import call
 from jsonqueue.cli import lines
 from jsonqueue.cli.lines import Line, LineGroups
 from jsonqueue.cli.options import MOMENT, RETRY, WAIT, WAIT_OR_MOMENT
+from jsonqueue.client.publisher import Publisher
 from jsonqueue.errors import InvalidTask, Rejection, TasksRejected
 from jsonqueue.retry import Exponential, Linear
 from jsonqueue.storage.recovery import inspect
@@ -183,6 +184,62 @@ def test_whole_tasks_bring_their_own_options(queue: Path, feed: Feed) -> None:
     assert called.err.splitlines()[0].startswith("line 4: not a task")
     assert "2 tasks published" in called.err
     assert "1 duplicate left out" in called.err
+
+
+@pytest.mark.parametrize("whole", [[], ["--tasks"]])
+def test_a_line_that_is_nested_too_deep_is_a_bad_line(queue: Path, feed: Feed, whole: list[str]) -> None:
+    """Deeper than its reader goes: it is named and left out like any other, and is no bug of ours."""
+    deep = b"[" * 100_000 + b"]" * 100_000
+    if whole:
+        feed(b'{"data":1}\n{"data":%b}\n{"data":2}\n' % deep)
+    else:
+        feed(b"1\n%b\n2\n" % deep)
+    called = call("publish", *whole, "--queue", str(queue))
+    assert (called.status, len(called.out.split())) == (65, 2)
+    assert called.err.startswith("line 2: nested deeper than any queue takes")
+    assert "1 bad line left out" in called.err
+    assert [bytes(task.data) for task in stored(queue).values()] == [b"1", b"2"]
+
+
+def test_data_that_is_nested_too_deep_is_refused(queue: Path) -> None:
+    called = call("publish", "[" * 100_000 + "]" * 100_000, "--queue", str(queue))
+    assert (called.status, called.err) == (65, "Error: DATA is nested deeper than any queue takes (depth_max is at most 200)\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--priority", "0"], '--priority does not go with --tasks, whose lines bring their own options: write "priority" into the lines'),
+        (["--run-at", "2026-11-30T14:00Z"], 'write "run_at_ms"'),
+        (["--delay", "5"], 'write "run_at_ms"'),
+        (["--deadline", "5"], 'write "deadline_ms"'),
+        (["--attempts-max", "5"], 'write "attempts_max"'),
+        (["--retry", "never"], 'write "retry"'),
+        (["--after", "a"], 'write "after"'),
+    ],
+)
+def test_an_option_that_would_count_for_nothing_is_refused(queue: Path, feed: Feed, option: list[str], said: str) -> None:
+    """Beside --tasks; nothing is published."""
+    feed(b'{"data":1}\n')
+    called = call("publish", "--tasks", *option, "--queue", str(queue))
+    assert (called.status, called.out) == (2, "")
+    assert said in called.err
+    assert not queue.exists()
+
+
+def test_a_stream_that_is_cut_off_counts_what_was_answered(queue: Path, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the midst of a million lines: those that are stored must not be called none, or they are published again."""
+
+    def cut_off(_: Publisher, tasks: Iterable[Any], *, on_progress: Callable[[int], None]) -> None:
+        on_progress(sum(1 for _ in tasks))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Publisher, "publish_many", cut_off)
+    feed(b"1\n" * 3)
+    called = call("publish", "--queue", str(queue))
+    assert called.status == 130
+    assert called.err.startswith("0 tasks published in ")
+    assert ", 3 more answered before it was cut off (published, unless refused or known)" in called.err
 
 
 def test_an_id_is_for_one_task(queue: Path, feed: Feed) -> None:

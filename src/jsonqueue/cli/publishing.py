@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 import orjson
+from click.core import ParameterSource
 from msgspec import Raw
 
 from jsonqueue.cli.app import command
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Stream", "publish"]
 
 _COMPLAINTS_MAX = 20
+_TOO_DEEP = "nested deeper than any queue takes (depth_max is at most 200)"
 
 _as_raw = msgspec.json.Decoder(Raw).decode
 _as_task = msgspec.json.Decoder(StoredTaskIn).decode
@@ -56,7 +58,7 @@ def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_
 
     With --tasks each line is an object with the task's data, and whichever of these it has: id, priority, run_at_ms and deadline_ms
     (milliseconds since 1970, UTC), attempts_max, retry (such as {"kind":"linear","step_ms":1000,"cap_ms":60000}), after (a list of ids).
-    The options of the command line do not apply to such lines.
+    Each line brings its own options; those of the command line are refused beside --tasks.
 
     \b
     jsonqueue publish '{"url": "https://example.org"}' --priority 5
@@ -66,6 +68,8 @@ def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_
     from jsonqueue.client.publisher import Publisher
 
     given = Options(**options)
+    if tasks:
+        _refuse_options()
     if task_id is not None:
         _check_id(task_id)
     with Publisher(settings.queue_dir) as publisher:
@@ -78,6 +82,22 @@ def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_
         if sys.stdin is None or (sys.stdin.isatty() and data is None):
             raise click.UsageError("nothing to publish: give DATA, pipe JSON Lines in, or use - to type them")
         return Stream(settings.console, publisher, given, whole_tasks=tasks, quiet=quiet).run(LineGroups(sys.stdin.fileno()))
+
+
+_IN_A_LINE = {
+    "priority": "priority", "delay": "run_at_ms", "run_at": "run_at_ms", "deadline": "deadline_ms", "attempts_max": "attempts_max",
+    "retry": "retry", "after": "after",
+}  # fmt: skip
+"""Option → what says it in a line of ``--tasks``."""
+
+
+def _refuse_options() -> None:
+    """Beside ``--tasks`` they would count for nothing."""
+    context = click.get_current_context()
+    for option, name in _IN_A_LINE.items():
+        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            typed = "--" + option.replace("_", "-")
+            raise click.UsageError(f'{typed} does not go with --tasks, whose lines bring their own options: write "{name}" into the lines')
 
 
 def _check_id(task_id: str) -> None:
@@ -114,6 +134,8 @@ def _payload(data: str, *, text: bool) -> orjson.Fragment:
         return orjson.Fragment(orjson.dumps(data))
     try:
         return _compact(data.encode())
+    except RecursionError:
+        raise InvalidTask(f"DATA is {_TOO_DEEP}") from None
     except (msgspec.DecodeError, UnicodeEncodeError):
         shown = printable(clip(data, 60)).replace("'", "'\\''")
         raise InvalidTask(
@@ -165,6 +187,8 @@ class Stream:
     bad: int = 0
     _answered: int = 0
     """Of the group that is on its way."""
+    _cut_off: int = 0
+    """Of the group that was cut off: answered, and not known how."""
     _began: float = field(default_factory=time.monotonic)
     _error: Exception | None = None
 
@@ -174,7 +198,7 @@ class Stream:
             try:
                 for group in groups:
                     self._publish(group)
-            except (JsonQueueError, KeyboardInterrupt):
+            except (JsonQueueError, OSError, KeyboardInterrupt):
                 self._summary()
                 raise
         self._summary()
@@ -192,6 +216,9 @@ class Stream:
             refused = self._refused(error, numbers)
         except PublishUnknown as error:
             self.published += error.published
+            raise
+        except BaseException:
+            self._cut_off = self._answered
             raise
         finally:
             self._answered = 0
@@ -224,6 +251,9 @@ class Stream:
         except msgspec.MsgspecError as error:
             fields = f"; a task has {', '.join(TaskIn.__struct_fields__)}" if "unknown field" in str(error) else ""
             self._complain(line.number, f"not {'a task' if self.whole_tasks else 'JSON'}: {error}{fields}")
+            return None
+        except RecursionError:
+            self._complain(line.number, _TOO_DEEP)
             return None
 
     def _on_progress(self, answered: int) -> None:
@@ -265,6 +295,8 @@ class Stream:
     def _summary(self) -> None:
         took = time.monotonic() - self._began
         parts = [f"{plural(self.published, 'task')} published in {duration(took * 1000)} ({rate(self.published / max(took, 0.001))})"]
+        if self._cut_off:
+            parts.append(f"{count(self._cut_off)} more answered before it was cut off (published, unless refused or known)")
         if self.duplicates:
             parts.append(f"{plural(self.duplicates, 'duplicate')} left out")
         if self.bad:

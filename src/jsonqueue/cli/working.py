@@ -163,7 +163,7 @@ class UntilEmpty:
     def _run(self) -> None:
         try:
             self._look()
-        except Exception as error:  # whatever it is: a consumer that nobody stops would work on for ever
+        except Exception as error:  # noqa: BLE001 - whatever it is: a consumer that nobody stops would work on for ever
             self.error = error
         self._consumer.stop(None)
 
