@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -23,6 +24,7 @@ from jsonqueue.cli.serving import Rates, settings_of
 from jsonqueue.cli.working import UntilEmpty
 from jsonqueue.client.holdings import ConsumerStats
 from jsonqueue.client.limits import Limits
+from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
 from jsonqueue.errors import BrokerUnavailable, CorruptQueue, FolderRefused, InvalidConfig, InvalidHandler, ManagerRunning
 from jsonqueue.storage import repair
@@ -166,6 +168,81 @@ def test_stop_has_only_so_much_patience_with_a_manager_that_does_not_answer(tmp_
         assert asked.call_args.kwargs["timeout"] > 0
     assert called.status == 75
     assert f"process {os.getpid()} (the first one) was told to stop, but has not answered after 2 s" in called.err
+
+
+SILENT = BrokerUnavailable("q", cause="the manager did not answer in time", silent=True)
+STOPPING = BrokerUnavailable("q")
+"""As it comes where there is no socket (any more)."""
+BUSY = BrokerUnavailable("q", cause="the consumer broker is not up: no room \x1b[2J")
+
+
+@pytest.mark.parametrize("command", ["publish 1", "cancel x", "result x --wait", "dead replay --all", "checkpoint"])
+@pytest.mark.parametrize(
+    ("error", "what", "said"),
+    [
+        (SILENT, "BrokerManager", "does not answer (is it suspended?)"),
+        (STOPPING, "BrokerManager", "is stopping"),
+        (STOPPING, "jsonqueue repair", "is not done yet"),
+        (BUSY, "BrokerManager", "answers: the consumer broker is not up: no room \\x1b[2J"),
+    ],
+)
+def test_a_manager_that_does_not_answer_is_not_called_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, error: BrokerUnavailable, what: str, said: str
+) -> None:
+    """To start another one would lead nowhere. Who it is, what it does, and that it is worth another try."""
+    call("publish", "--id", "x", "1", "--queue", str(tmp_path))
+    for name in ("connect", "operate"):
+        monkeypatch.setattr(f"jsonqueue.channel.registration.{name}", mock.Mock(side_effect=error))
+    monkeypatch.setattr(Publisher.__init__, "__kwdefaults__", {**(Publisher.__init__.__kwdefaults__ or {}), "timeout": 0.0})
+    monkeypatch.setattr("jsonqueue.storage.locks.time", SimpleNamespace(monotonic=count(step=5).__next__))
+    with hold(tmp_path, "queue", what=what), hold(tmp_path, "published", what=what):
+        called = call("--queue", str(tmp_path), *command.split())
+    assert (called.status, called.out) == (75, "")
+    assert called.err.startswith(f"Error: process {os.getpid()} ({what}) holds {tmp_path}, and {said}\nHint:  wait until")
+
+
+@pytest.mark.parametrize(("error", "said"), [(SILENT, "does not answer (is it suspended?)"), (STOPPING, "is stopping")])
+def test_status_tells_a_manager_that_is_stopping_from_none(tmp_path: Path, error: BrokerUnavailable, said: str) -> None:
+    call("publish", "1", "--queue", str(tmp_path))
+    with mock.patch("jsonqueue.channel.registration.operate", side_effect=error):
+        assert "brokers         not running\n" in call("status", "--queue", str(tmp_path)).out
+        with hold(tmp_path, "queue", what="BrokerManager"):
+            assert f"held by process {os.getpid()} (BrokerManager), which {said}\n" in call("status", "--queue", str(tmp_path)).out
+            told = json.loads(call("status", "--json", "--queue", str(tmp_path)).out)
+    assert (told["running"], told["held_by"]) == (False, f"process {os.getpid()} (BrokerManager)")
+
+
+def test_a_second_stop_waits_for_the_end_of_the_first(tmp_path: Path) -> None:
+    """While it drains, the manager takes no calls any more; that is no reason to say that none is running."""
+    call("publish", "1", "--queue", str(tmp_path))
+    held = hold(tmp_path, "queue", what="BrokerManager")
+    looks = iter([STOPPING, STOPPING])
+
+    def refuse(*_: object, **__: object) -> None:
+        if (error := next(looks, None)) is None:
+            held.release()
+        raise error or STOPPING
+
+    with mock.patch("jsonqueue.channel.registration.operate", side_effect=refuse):
+        called = call("stop", "--queue", str(tmp_path))
+    assert (called.status, called.out) == (0, f"stopped manager {os.getpid()} of {tmp_path}\n")
+    with mock.patch("jsonqueue.channel.registration.operate", side_effect=STOPPING), hold(tmp_path, "queue", what="BrokerManager"):
+        called = call("stop", "--timeout", "0", "--queue", str(tmp_path))
+    assert called.status == 75
+    assert "but is still draining after 0 s" in called.err
+    with mock.patch("jsonqueue.channel.registration.operate", side_effect=STOPPING), hold(tmp_path, "queue", what="jsonqueue repair"):
+        called = call("stop", "--queue", str(tmp_path))
+    assert (called.status, "(jsonqueue repair) holds" in called.err) == (75, True)
+
+
+def test_a_farewell_says_what_queue_json_holds(tmp_path: Path) -> None:
+    """Not everything, where it was stopped at once, or the last checkpoint could not be: then the logs belong to it."""
+    call("publish", "1", "--queue", str(tmp_path))
+    with mock.patch("jsonqueue.broker.manager.BrokerManager"):
+        assert "holds everything" not in (said := call("serve", "--queue", str(tmp_path)).err)
+        assert said.startswith(f"Stopped. What {tmp_path}/queue.json does not hold yet is in the logs beside it (")
+        call("checkpoint", "--queue", str(tmp_path))
+        assert call("serve", "--queue", str(tmp_path)).err.startswith(f"Stopped. {tmp_path}/queue.json holds everything (")
 
 
 def test_a_summary_counts_what_a_handler_cancelled_as_such(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import click
 
 from jsonqueue.cli.console import Settings
 from jsonqueue.cli.text import printable
-from jsonqueue.errors import FolderRefused, JsonQueueError, StorageError
+from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError
 
 __all__ = ["COMMANDS", "cli", "command", "queue_options", "run"]
 
@@ -254,6 +254,10 @@ def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
             if refused is None:
                 raise
             raise refused from error
+        except BrokerUnavailable as error:
+            from jsonqueue.cli.presence import told_better
+
+            raise told_better(settings.queue_dir, error) from error.__cause__
 
     return call
 

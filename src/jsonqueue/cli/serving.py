@@ -15,11 +15,11 @@ from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.live import LiveLine
 from jsonqueue.cli.reading import NoQueue, require_queue
 from jsonqueue.cli.text import count, duration, plural, printable, rate, size
-from jsonqueue.errors import BrokerUnavailable, JsonQueueError, command_for
+from jsonqueue.errors import BrokerUnavailable, JsonQueueError, ManagerRunning, command_for
 
 if TYPE_CHECKING:
     from jsonqueue.broker.manager import BrokerManager
-    from jsonqueue.channel.registration import ManagerStatus, Report
+    from jsonqueue.channel.registration import ManagerStatus
     from jsonqueue.config import Config
 
 __all__ = ["Rates", "checkpoint", "serve", "settings_of", "stop"]
@@ -188,8 +188,13 @@ _SHOWN = {"ready": "ready", "in_progress": "in progress", "scheduled": "schedule
 def _farewell(console: Console, queue_dir: Path) -> None:
     from jsonqueue.cli.status import sizes
 
-    if not console.as_json:
-        console.note(f"Stopped. {printable(str(queue_dir / 'queue.json'))} holds everything ({size(sizes(queue_dir).queue_json)}).")
+    if console.as_json:
+        return
+    left, file = sizes(queue_dir), printable(str(queue_dir / "queue.json"))
+    if left.log_files:  # It was stopped at once, or the last checkpoint could not be.
+        console.note(f"Stopped. What {file} does not hold yet is in the logs beside it ({size(left.logs)}); the next start reads both.")
+    else:
+        console.note(f"Stopped. {file} holds everything ({size(left.queue_json)}).")
 
 
 @command("checkpoint", short_help="Bring queue.json up to date now.")
@@ -201,8 +206,8 @@ def checkpoint(settings: Settings) -> None:
     require_queue(settings.queue_dir)
     try:
         report = operate(settings.queue_dir, "checkpoint")
-    except BrokerUnavailable:
-        tasks = _checkpoint_alone(settings.queue_dir)
+    except BrokerUnavailable as error:
+        tasks = _checkpoint_unless_held(settings.queue_dir, error)
         told = f"{plural(tasks, 'task')}, by this command: no broker is running"
     else:
         if not report.ok:
@@ -222,6 +227,20 @@ class CheckpointFailed(JsonQueueError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"the checkpoint failed: {why}", hint="nothing is lost: the previous queue.json and the logs hold everything")
+
+
+def _checkpoint_unless_held(queue_dir: Path, unavailable: BrokerUnavailable) -> int:
+    """By this command. A manager that is stopping is waited for, a moment; if it is still there then, the error says so."""
+    from jsonqueue.storage.locks import holder
+
+    if unavailable.silent and holder(queue_dir, "queue"):
+        raise unavailable
+    try:
+        return _checkpoint_alone(queue_dir)
+    except ManagerRunning:
+        if holder(queue_dir, "queue"):
+            raise unavailable from None
+        raise
 
 
 def _checkpoint_alone(queue_dir: Path) -> int:
@@ -244,30 +263,42 @@ def stop(settings: Settings, timeout: float) -> None:
     if not settings.queue_dir.is_dir():
         raise NoQueue(settings.queue_dir)
     until = time.monotonic() + timeout
-    report = _tell_to_stop(settings.queue_dir, timeout)
+    pid = _tell_to_stop(settings.queue_dir, timeout, until)
     _wait_until_free(settings.queue_dir, timeout, until)
     if settings.as_json:
-        settings.console.json({"stopped": report.status.pid})
+        settings.console.json({"stopped": pid})
     else:
-        settings.console.line(f"stopped manager {report.status.pid} of {printable(str(settings.queue_dir))}")
+        settings.console.line(f"stopped manager {pid} of {printable(str(settings.queue_dir))}")
 
 
 _ANSWER_LEAST_S = 1.0
 """However little time is given for the end: a manager that is well answers within it."""
+_LOOK_EVERY_S = 0.05
 
 
-def _tell_to_stop(queue_dir: Path, timeout: float) -> Report:
+def _tell_to_stop(queue_dir: Path, timeout: float, until: float) -> int:
+    """The pid of the manager that is stopping now, because of this or already."""
     from jsonqueue.channel.registration import operate
+    from jsonqueue.cli.presence import is_manager
     from jsonqueue.storage.locks import holder
 
-    try:
-        return operate(queue_dir, "stop", timeout=max(timeout, _ANSWER_LEAST_S))
-    except BrokerUnavailable as error:
-        who = holder(queue_dir, "queue")
-        if not error.silent or not who:
-            raise
-        # It is there, suspended perhaps, and finds the question when it goes on.
-        raise StillRunning(queue_dir, who, timeout, does="has not answered") from error
+    stopping = ""
+    while True:
+        try:
+            return operate(queue_dir, "stop", timeout=max(timeout, _ANSWER_LEAST_S)).status.pid
+        except BrokerUnavailable as error:
+            who = holder(queue_dir, "queue")
+            if error.silent and who:
+                # It is there, suspended perhaps, and finds the question when it goes on.
+                raise StillRunning(queue_dir, who, timeout, does="has not answered") from error
+            if not is_manager(who):
+                if stopping and not who:
+                    return int(stopping.split()[1])
+                raise
+            stopping = who  # It takes no calls any more, or (for a moment) not yet.
+            if time.monotonic() > until:
+                raise StillRunning(queue_dir, who, timeout) from error
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _wait_until_free(queue_dir: Path, timeout: float, until: float) -> None:
@@ -276,7 +307,7 @@ def _wait_until_free(queue_dir: Path, timeout: float, until: float) -> None:
     while who := holder(queue_dir, "queue"):
         if time.monotonic() > until:
             raise StillRunning(queue_dir, who, timeout)
-        time.sleep(0.05)
+        time.sleep(_LOOK_EVERY_S)
 
 
 class StillRunning(JsonQueueError):

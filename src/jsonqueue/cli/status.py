@@ -79,7 +79,8 @@ class Overview:
     sizes: Sizes = Sizes()
     manager: ManagerStatus | None = None
     held_by: str = ""
-    """Who holds the queue, when it does not answer."""
+    """Who holds the queue, when it does not answer as a manager."""
+    held_why: str = ""
 
     def count(self, tasks: Iterable[Glance]) -> None:
         """Look at each task once."""
@@ -102,7 +103,7 @@ def overview(queue_dir: Path, *, now_ms: int) -> Overview:
     with looking(queue_dir) as view:
         seen = Overview(queue_dir, now_ms, last_task=view.last_task, sizes=sizes(queue_dir))
         seen.count(view.glances())
-    seen.manager, seen.held_by = _manager(queue_dir)
+    _ask_manager(seen)
     return seen
 
 
@@ -130,15 +131,17 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _manager(queue_dir: Path) -> tuple[ManagerStatus | None, str]:
+def _ask_manager(seen: Overview) -> None:
     from jsonqueue.channel.registration import operate
+    from jsonqueue.cli.presence import why_silent
     from jsonqueue.errors import BrokerUnavailable
     from jsonqueue.storage.locks import holder
 
     try:
-        return operate(queue_dir, "status", timeout=2.0).status, ""
-    except BrokerUnavailable:
-        return None, holder(queue_dir, "queue")
+        seen.manager = operate(seen.queue_dir, "status", timeout=2.0).status
+    except BrokerUnavailable as error:
+        seen.held_by = holder(seen.queue_dir, "queue")
+        seen.held_why = why_silent(seen.held_by, error)
 
 
 def _print(console: Console, seen: Overview) -> None:
@@ -158,6 +161,7 @@ def as_json(seen: Overview) -> dict[str, Any]:
         "queue_dir": str(seen.queue_dir.resolve()),
         "at_ms": seen.now_ms,
         "running": seen.manager is not None,
+        "held_by": seen.held_by,
         "tasks": seen.tasks,
         "by_status": {str(status): seen.by_status[status] for status in TaskStatus},
         "published_ever": seen.last_task,
@@ -237,7 +241,7 @@ def _queue_json(seen: Overview) -> str:
 
 def _brokers(seen: Overview) -> Iterator[tuple[str, str]]:
     if seen.manager is None:
-        yield "brokers", f"held by {printable(seen.held_by)}, which does not answer" if seen.held_by else "not running"
+        yield "brokers", printable(f"held by {seen.held_by}, which {seen.held_why}") if seen.held_by else "not running"
         return
     yield "brokers", f"running for {duration(seen.manager.up_ms)}, manager pid {seen.manager.pid}"
     for broker in seen.manager.brokers:
