@@ -174,7 +174,8 @@ def test_a_task_past_its_retention_is_found_in_the_archive(tmp_path: Path) -> No
         (queue / "archive").mkdir()
         (queue / "archive" / "2026-10.jsonl").write_bytes(encode_task(old) + b"\n" + encode_task(task("torn", TaskStatus.DEAD)))
         assert "completed, in archive/2026-10.jsonl" in call("show", "old", "--queue", str(queue)).out
-        assert call("result", "old", "--queue", str(queue)).out == '"kept"\n'
+        for waiting in ([], ["--wait"], ["--timeout", "5"]):  # a broker, which is asked of others, knows nothing of it
+            assert call("result", "old", *waiting, "--queue", str(queue)).out == '"kept"\n'
         missing = call("show", "torn", "--queue", str(queue))
         assert call("show", "\udcff", "--queue", str(queue)).status == 66, "bytes that are no text are an id that is not there"
     assert (missing.status, missing.out) == (66, "")

@@ -116,10 +116,13 @@ def test_a_queue_json_that_is_gone_is_made_anew(closed: bool) -> None:
     assert not examine(files).ok
     report = mended(files)
     assert report.ok
-    assert "made anew" in report.done[0]
+    assert report.done == [f"{QUEUE} was made anew from the generation before it and the logs, since there was none"]
+    assert not files.list("damaged-1"), "there was nothing to put there"
     assert contents(load_state(files)) == expected
     files.put(QUEUE, b"")  # and the generation it was made from is kept
-    assert mended(files).ok
+    report = mended(files)
+    assert report.ok
+    assert report.done[0].endswith("; the one before is in damaged-1/")
     assert contents(load_state(files)) == expected
 
 

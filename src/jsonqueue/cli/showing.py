@@ -153,10 +153,11 @@ def result(settings: Settings, task_id: str, wait: bool, timeout: float | None) 
 
     Exit status 1 if the task is dead or cancelled, 66 if there is no such task, 75 if it has not ended (in time).
     """
-    if wait or timeout is not None:
-        value = _wait_for(settings.queue_dir, task_id, timeout)
+    task = find(settings.queue_dir, task_id).task  # an id that was never published is told at once
+    if task.status.ended or not (wait or timeout is not None):
+        value: object = _ended(task, settings.queue_dir)  # from the archive, perhaps, of which no broker knows
     else:
-        value = _ended(find(settings.queue_dir, task_id).task, settings.queue_dir)
+        value = _wait_for(settings.queue_dir, task_id, timeout)
     settings.console.line(json_text(value))
 
 
@@ -181,5 +182,4 @@ class NotEnded(JsonQueueError):
 def _wait_for(queue_dir: Path, task_id: str, timeout: float | None) -> object:
     from jsonqueue.client.handle import TaskHandle
 
-    find(queue_dir, task_id)  # an id that was never published is told at once, and so is one in the archive
     return TaskHandle(queue_dir, task_id).result(timeout=timeout)

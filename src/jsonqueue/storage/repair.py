@@ -230,7 +230,10 @@ class _Aside:
         self._files = files
         self.folder = ""
 
-    def keep(self, name: str) -> None:
+    def keep(self, name: str) -> bool:
+        """Whether there was anything to keep."""
+        if self._files.identity(name) is None:
+            return False
         if not self.folder:
             self.folder = next(folder for folder in (f"damaged-{n}" for n in range(1, 10_000)) if not self._files.list(folder))
             self._files.make_folder(self.folder)
@@ -238,6 +241,7 @@ class _Aside:
         with suppress(FileExistsError, FileNotFoundError):
             self._files.link(name, f"{self.folder}/{name.replace('/', '-')}")
         self._files.sync_folder(self.folder)
+        return True
 
 
 def _mend_segments(files: Files, aside: _Aside, done: list[str]) -> None:
@@ -275,9 +279,9 @@ def _mend_queue(files: Files, aside: _Aside, done: list[str], *, accept_edit: bo
         if accept_edit and wrong.kind == "edited":
             _accept_edit(files, aside, done)
         else:
-            aside.keep(QUEUE)
+            kept = f"; the one before is in {aside.folder}/" if aside.keep(QUEUE) else ", since there was none"
             rebuild(files, config=load_config(files), at_ms=at_ms, at_least=_told_through(files))
-            done.append(f"{QUEUE} was made anew from the generation before it and the logs; the one before is in {aside.folder}/")
+            done.append(f"{QUEUE} was made anew from the generation before it and the logs{kept}")
     except StorageError as error:
         second = _finding(error)
         return report._replace(findings=[*report.findings, second._replace(what=f"while mending {QUEUE}: {second.what}")])
