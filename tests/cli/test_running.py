@@ -63,6 +63,17 @@ def test_sizes_read_as_people_write_them(typed: str | int, meant: int) -> None:
     assert SIZE.convert(typed, None, None) == meant
 
 
+@pytest.mark.parametrize("seconds", ["inf", "nan", "1e30", "3000000", "-1"])
+@pytest.mark.parametrize("command", ["serve --grace", "stop --timeout", "result x --timeout", "status --watch --interval"])
+def test_seconds_that_cannot_be_waited_for_are_refused(tmp_path: Path, command: str, seconds: str) -> None:
+    """They ended as a bug of ours, of serve when it was told to stop."""
+    queue_dir = tmp_path / "queue"
+    called = call(*command.split(), seconds, "--queue", str(queue_dir))
+    assert (called.status, called.out) == (2, "")
+    assert "Invalid value for '--" in called.err
+    assert not queue_dir.exists()
+
+
 @pytest.mark.parametrize("typed", ["much", "1X", "-5M", "", "M"])
 def test_a_size_that_is_none_is_refused(typed: str) -> None:
     with pytest.raises(click.BadParameter, match="give bytes"):

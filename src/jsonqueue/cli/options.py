@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from jsonqueue.retry import RetryPolicy
 
-__all__ = ["MOMENT", "RETRY", "SIZE", "WAIT", "Wait"]
+__all__ = ["MOMENT", "RETRY", "SIZE", "WAIT", "Seconds", "Wait"]
 
 _UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _UNITS_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
@@ -31,6 +32,19 @@ class Wait(click.ParamType[float]):
         if not parts or "".join(figure + unit for figure, unit in parts) != value.replace(" ", ""):
             self.fail(f"{value!r} is no wait: give seconds, or a figure with ms, s, m, h or d, such as 90, 1.5h or 1h30m", param, ctx)
         return float(sum(float(figure) * _UNITS_S[unit] for figure, unit in parts))
+
+
+class Seconds(click.FloatRange):
+    """Seconds that can be waited for: at most 23 days, which no system call exceeds at a time; no ``inf``, no ``nan``."""
+
+    def __init__(self, least: float = 0) -> None:
+        super().__init__(least, 2_000_000)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):  # which no comparison finds out of any range
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
 
 
 class _Size(click.ParamType[int]):

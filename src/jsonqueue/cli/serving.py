@@ -13,6 +13,7 @@ import click
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.live import LiveLine
+from jsonqueue.cli.options import Seconds
 from jsonqueue.cli.reading import NoQueue, require_queue
 from jsonqueue.cli.text import count, duration, plural, printable, rate, size
 from jsonqueue.errors import BrokerUnavailable, JsonQueueError, ManagerRunning, command_for
@@ -27,9 +28,7 @@ __all__ = ["Rates", "checkpoint", "serve", "settings_of", "stop"]
 
 @command("serve", short_help="Start the brokers of a queue and serve until stopped.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override a setting for this run (repeatable).")
-@click.option(
-    "--grace", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds to wait at the end for what consumers hold."
-)
+@click.option("--grace", type=Seconds(), default=10.0, show_default=True, help="Seconds to wait at the end for what consumers hold.")
 def serve(settings: Settings, assignments: tuple[str, ...], grace: float) -> None:
     """Start the brokers of a queue and serve until SIGINT, SIGTERM or `jsonqueue stop`.
 
@@ -257,7 +256,7 @@ def _checkpoint_alone(queue_dir: Path) -> int:
 
 
 @command("stop", short_help="Ask the running brokers to drain and stop.")
-@click.option("--timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Wait at most so many seconds for the end.")
+@click.option("--timeout", type=Seconds(), default=30.0, show_default=True, help="Wait at most so many seconds for the end.")
 def stop(settings: Settings, timeout: float) -> None:
     """Ask the running brokers to drain, to fold everything into queue.json, and to stop. Returns when they are gone."""
     if not settings.queue_dir.is_dir():

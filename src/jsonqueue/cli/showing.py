@@ -13,6 +13,7 @@ from msgspec import Raw
 
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
+from jsonqueue.cli.options import Seconds
 from jsonqueue.cli.reading import Found, find
 from jsonqueue.cli.text import clip, duration, json_text, moment, printable, printable_lines
 from jsonqueue.errors import JsonQueueError, ResultTimeout, TaskFailed
@@ -147,7 +148,7 @@ def _coloured(console: Console, text: str, tone: str) -> str:
 @command("result", short_help="Print the result of a task, or wait for it.")
 @click.argument("task_id", metavar="ID")
 @click.option("--wait", is_flag=True, help="Wait until the task has ended (a broker must be running).")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Wait at most so many seconds (implies --wait).")
+@click.option("--timeout", type=Seconds(), help="Wait at most so many seconds (implies --wait).")
 def result(settings: Settings, task_id: str, wait: bool, timeout: float | None) -> None:
     """Print the result of a task as JSON.
 

@@ -13,6 +13,7 @@ import click
 
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import STATUS_STYLE, Console, Settings
+from jsonqueue.cli.options import Seconds
 from jsonqueue.cli.text import count, duration, moment, plural, printable, rate, size
 from jsonqueue.task import TaskStatus
 
@@ -27,7 +28,7 @@ _RATE_WINDOW_MS = 60_000
 
 @command("status", short_help="How the queue stands.")
 @click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds between two looks of --watch.")
+@click.option("--interval", type=Seconds(0.1), default=1.0, show_default=True, help="Seconds between two looks of --watch.")
 def status(settings: Settings, watch: bool, interval: float) -> None:
     """How the queue stands: brokers, tasks by status, rates of the last minute, files.
 
