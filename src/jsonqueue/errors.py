@@ -103,7 +103,7 @@ class BrokerUnavailable(JsonQueueError, ConnectionError):
         why = f" ({cause})" if cause else ""
         super().__init__(
             f"no broker is running on {queue_dir}{why}{', needed to ' + doing if doing else ''}",
-            hint=f"start one with: jsonqueue serve --queue {queue_dir}",
+            hint=f"start one with: jsonqueue serve --queue {shlex.quote(queue_dir)}",
         )
         self.queue_dir, self.cause, self.silent = queue_dir, cause, silent
 

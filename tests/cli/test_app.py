@@ -204,6 +204,17 @@ def test_closed_streams_are_nowhere(tmp_path: Path, redirected: str, arguments: 
     assert call("verify", "--queue", str(tmp_path / "queue_data")).status == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize("arguments", [["--help"], ["publish", "-h"], ["dead", "--help"], ["dead", "list", "-h"], ["--version"]])
+def test_help_that_cannot_be_printed_names_standard_output(arguments: list[str]) -> None:
+    """As any other result does: "no space left" by itself would be taken for the queue's disk."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "jsonqueue", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=_environment()
+        )
+    assert (done.returncode, done.stderr) == (74, "Error: standard output cannot be written to: no space left on device\n")
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_no_file_takes_the_number_of_a_closed_stream(number: int) -> None:
     """A log under the number of standard error would get every warning."""

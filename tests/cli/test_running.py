@@ -289,6 +289,17 @@ def test_what_needs_a_broker_says_how_to_start_one(tmp_path: Path, command: str)
     assert f"jsonqueue serve --queue {tmp_path}" in called.err
 
 
+def test_hints_can_be_typed_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    """A name with a space in it is one word to the shell."""
+    queue_dir = tmp_path / "my queue"
+    call("publish", "1", "--queue", str(queue_dir))
+    assert call("stop", "--queue", str(queue_dir)).err.endswith(f"jsonqueue serve --queue '{queue_dir}'\n")
+    queue_dir.chmod(0o770)
+    assert call("publish", "1", "--queue", str(queue_dir)).status == 0, "its group is put right"
+    queue_dir.chmod(0o707)
+    assert call("publish", "1", "--queue", str(queue_dir)).err.endswith(f"chmod go-w '{queue_dir}'\n")
+
+
 def test_verify_finds_nothing_in_a_whole_queue(tmp_path: Path) -> None:
     call("publish", "1", "--queue", str(tmp_path))
     called = call("verify", "--queue", str(tmp_path))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Sequence
@@ -20,11 +21,11 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-from jsonqueue.cli.console import Settings
+from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.text import printable
 from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError
 
-__all__ = ["COMMANDS", "cli", "command", "queue_options", "run"]
+__all__ = ["COMMANDS", "Group", "cli", "command", "queue_options", "run"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo.command:demo", "Watch real work go through a queue (what happens without a command)."),
@@ -146,7 +147,31 @@ def complain(message: str, hint: str = "") -> None:
             click.echo(click.style("Hint:  ", dim=True) + printable(hint), err=True, color=colour)
 
 
-class LazyGroup(click.Group):
+class _Helpful:
+    """Its ``--help`` is printed as every result is: a standard output that takes nothing is named."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option: click.Option | None = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.callback = _show_help
+        return option
+
+
+def _show_help(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        Console().line(ctx.get_help())
+        ctx.exit()
+
+
+class _Command(_Helpful, click.Command):
+    """One command."""
+
+
+class Group(_Helpful, click.Group):
+    """Commands under a name."""
+
+
+class LazyGroup(Group):
     """Commands that are imported when they are called. Options without a command belong to the demo."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -233,7 +258,7 @@ def command(name: str, **options: Any) -> Callable[[Callable[..., Any]], click.C
     """A command of jsonqueue: with the shared options, and :class:`Settings` as its first argument."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
-        made: Callable[..., click.Command] = click.command(name, context_settings=_CONTEXT, **options)
+        made: Callable[..., click.Command] = click.command(name, cls=_Command, context_settings=_CONTEXT, **options)
         return made(queue_options(_with_settings(function)))
 
     return decorate
@@ -273,7 +298,8 @@ def _denied_by(queue_dir: Path, error: Exception) -> FolderRefused | None:
     if found.st_uid != os.geteuid() or found.st_mode & stat.S_IRWXU == stat.S_IRWXU:
         return None
     return FolderRefused(
-        f"{queue_dir} cannot be used: permission denied, its mode is {stat.S_IMODE(found.st_mode):04o}", hint=f"chmod u+rwx {queue_dir}"
+        f"{queue_dir} cannot be used: permission denied, its mode is {stat.S_IMODE(found.st_mode):04o}",
+        hint=f"chmod u+rwx {shlex.quote(str(queue_dir))}",
     )
 
 
@@ -283,9 +309,9 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        click.echo(f"jsonqueue {version('jsonqueue')}")
+        Console().line(f"jsonqueue {version('jsonqueue')}")
     except PackageNotFoundError:  # run from a source tree that is not installed
-        click.echo("jsonqueue, not installed")
+        Console().line("jsonqueue, not installed")
     ctx.exit()
 
 

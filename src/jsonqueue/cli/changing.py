@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jsonqueue.cli.app import command, queue_options
+from jsonqueue.cli.app import Group, command, queue_options
 from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.reading import find, require_queue
 from jsonqueue.cli.text import plural, printable
@@ -56,7 +56,7 @@ def print_changed(console: Console, changed: Changed, done: str) -> int:
     return 1 if changed.refused else 0
 
 
-@click.group("dead", short_help="Dead letters: list, show, replay.", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("dead", cls=Group, short_help="Dead letters: list, show, replay.", context_settings={"help_option_names": ["-h", "--help"]})
 @queue_options
 def dead() -> None:
     """Dead letters: tasks that ran out of attempts, of time, or of hope."""

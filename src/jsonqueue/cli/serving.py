@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -134,7 +135,7 @@ def _typed(queue_dir: str) -> str:
     relative = os.path.relpath(queue_dir)
     if relative == os.environ.get("JSONQUEUE_DIR", "queue_data"):
         return ""
-    return f" --queue {relative if not relative.startswith('..') else queue_dir}"
+    return f" --queue {shlex.quote(relative if not relative.startswith('..') else queue_dir)}"
 
 
 def _durability(name: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from pathlib import Path
 
@@ -119,7 +120,9 @@ def _check(root: Path) -> None:
         )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         who = "everybody" if found.st_mode & stat.S_IWOTH else "its group"
-        raise FolderRefused(f"{root} can be written to by {who}", hint=f"whoever can write to it can change what runs: chmod go-w {root}")
+        raise FolderRefused(
+            f"{root} can be written to by {who}", hint=f"whoever can write to it can change what runs: chmod go-w {shlex.quote(str(root))}"
+        )
 
 
 def _check_local(root: Path) -> None:
