@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ from jsonqueue.errors import FolderRefused, InvalidConfig
 from jsonqueue.storage import folder
 from jsonqueue.storage.folder import load_config, open_folder
 from jsonqueue.storage.memory import MemoryFiles
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="all names are UTF-8 there")
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Before anything is stored in it: no broker could serve it, since the name does not go into JSON."""
+    for path in (tmp_path / "q\udcff", tmp_path / "q\udcff" / "queue"):
+        with pytest.raises(FolderRefused, match="has a name that is not UTF-8"):
+            open_folder(path, create=True)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_folder_is_made_with_what_belongs_in_it(tmp_path: Path) -> None:

@@ -97,6 +97,12 @@ def load_config(files: Files) -> Config:
 
 def _make(root: Path) -> None:
     try:
+        str(root).encode()
+    except UnicodeEncodeError:  # The brokers are told the name as JSON.
+        raise FolderRefused(
+            f"the queue folder {root} has a name that is not UTF-8", hint="name a folder whose whole path is UTF-8"
+        ) from None
+    try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise FolderRefused(f"the queue folder {root} cannot be made: {error.strerror}") from error
