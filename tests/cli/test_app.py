@@ -215,6 +215,16 @@ def test_help_that_cannot_be_printed_names_standard_output(arguments: list[str])
     assert (done.returncode, done.stderr) == (74, "Error: standard output cannot be written to: no space left on device\n")
 
 
+@pytest.mark.parametrize("command", ["list", "list --json", "show one", "show one --json"])
+def test_what_a_locale_has_no_sign_for_is_an_escape(tmp_path: Path, command: str) -> None:
+    """And not a bug of ours."""
+    call("publish", '"gr\u00fcn \u2026"', "--id", "one", "--queue", str(tmp_path))
+    line = [sys.executable, "-m", "jsonqueue", "--queue", str(tmp_path), *command.split()]
+    done = subprocess.run(line, capture_output=True, check=False, env={**_environment(), "PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b'"gr\xfcn \\u2026"' in done.stdout
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_no_file_takes_the_number_of_a_closed_stream(number: int) -> None:
     """A log under the number of standard error would get every warning."""

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -61,6 +62,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     debug = os.environ.get("JSONQUEUE_DEBUG") == "1"
     _open_closed_streams()
+    if isinstance(sys.stdout, TextIOWrapper):  # in a locale other than UTF-8 what it has no sign for is an escape, as on standard error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _finished(cli.main(args=arguments, prog_name="jsonqueue", standalone_mode=False))
     except click.ClickException as error:
