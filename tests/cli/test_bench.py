@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree.ElementTree import fromstring
 
@@ -96,3 +99,23 @@ def test_what_a_start_and_a_task_cost_is_measured(tmp_path: Path, capsys: pytest
     assert figures["written", "in batches, to the task's own line in the end"]["value"] > 1
     assert figures["drain", "2 consumers"]["unit"] == "tasks/s"
     assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_benchmark_that_is_terminated_clears_up() -> None:
+    """SIGTERM unwinds as Ctrl-C does: else its publisher went on, and its queue stayed on the disk."""
+    code = (
+        "import os, signal, sys\n"
+        "from jsonqueue.cli.bench import report\n"
+        "def measure(*_, **__):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "    finally:\n"
+        "        print('cleared', flush=True)\n"
+        "report.measure_all = measure\n"
+        "from jsonqueue.cli.app import run\n"
+        "sys.exit(run(['bench']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=False, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "cleared\n", "")

@@ -11,13 +11,15 @@ import functools
 import importlib
 import os
 import shlex
+import signal
 import stat
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO, TypeVar
 
 import click
@@ -26,7 +28,7 @@ from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.text import printable
 from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError
 
-__all__ = ["COMMANDS", "Group", "cli", "command", "queue_options", "run"]
+__all__ = ["COMMANDS", "Group", "cli", "command", "queue_options", "run", "terminated_as_interrupted"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo.command:demo", "Watch real work go through a queue (what happens without a command)."),
@@ -316,6 +318,20 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
     except PackageNotFoundError:  # run from a source tree that is not installed
         Console().line("jsonqueue, not installed")
     ctx.exit()
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C does, so that no process is left behind, and exits with 143 as the shell expects."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH}

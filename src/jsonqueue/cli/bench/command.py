@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from jsonqueue.cli.app import command
+from jsonqueue.cli.app import command, terminated_as_interrupted
 from jsonqueue.cli.console import Settings
 
 __all__ = ["bench"]
@@ -58,7 +58,8 @@ def bench(
     names = ["matrix", *what] if matrix else list(what or _QUICK)
     batches = (True, False) if batch is None else (batch,)
     run = Measuring(folder, tasks=tasks, workers=workers, batches=batches)
-    figures = measure_all(run, names, runs=runs, watched=settings.console.watched)
+    with terminated_as_interrupted():
+        figures = measure_all(run, names, runs=runs, watched=settings.console.watched)
     print_figures(settings.console, figures)
     if plot is not None:
         draw(figures, plot)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 
-from jsonqueue.cli.app import command
+from jsonqueue.cli.app import command, terminated_as_interrupted
 from jsonqueue.cli.console import Settings
 
 __all__ = ["demo"]
@@ -43,19 +39,5 @@ def demo(settings: Settings, given: Path | None, workers: int, publishers: int, 
     from jsonqueue.cli.demo.performance import Performance
 
     queue_dir = settings.queue_dir if settings.queue_given else settings.queue_dir / "demo"
-    with _terminated_as_interrupted():
+    with terminated_as_interrupted():
         return Performance(settings.console, queue_dir, workers=workers, publishers=publishers).run(given, keep=keep)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C does, so that no process is left behind, and exits with 143 as the shell expects."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
