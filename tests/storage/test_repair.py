@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from jsonqueue.config import CONFIG_FILE
 from jsonqueue.core.records import Failed
 from jsonqueue.errors import CorruptQueue, ManagerRunning
 from jsonqueue.storage.checkpoint import final_checkpoint
@@ -624,6 +625,7 @@ def test_a_repair_that_is_cut_short_leaves_nothing_that_it_would_not_know() -> N
 def test_what_was_retired_is_in_the_archive_once_whatever_is_given_up(base: str) -> None:
     """What a checkpoint had archived stays, though the generation before does not know of it; what left the queue since is archived now."""
     files = MemoryFiles()
+    files.put("archive/2024-01.jsonl", b'{"number":99}\n')
     queue = Queue(files)
     for task_id in "abc":
         queue.publish(task_id)
@@ -651,4 +653,22 @@ def test_what_was_retired_is_in_the_archive_once_whatever_is_given_up(base: str)
     queue.retire("y")
     queue.checkpoint()
     assert archived(files, load_state(files)) == ["a", "b", "c", "y"]
+    assert files.get("archive/2024-01.jsonl") == b'{"number":99}\n'
     queue.close()
+
+
+def test_what_was_retired_is_dropped_by_a_repair_too_where_no_archive_is_kept() -> None:
+    """``archive = false`` says so."""
+    files = MemoryFiles()
+    files.put(CONFIG_FILE, b"archive = false\n")
+    queue = Queue(files)
+    queue.publish("a")
+    queue.lease("a")
+    queue.complete("a")
+    queue.retire("a")
+    queue.publish("x")
+    queue.close()
+    name = segment_of(files, "published")
+    files.put(name, files.get(name).replace(b'"x"', b"'x'"))
+    assert mended(files, accept_loss=True).ok
+    assert files.list("archive") == []

@@ -57,7 +57,7 @@ class ChildRunner:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Pipe | None = None
         self._token = 0
-        self._doomed = 0
+        self._doomed: int | None = None
         """The token of a task that was revoked before it ran: its child may take a minute to load the handler."""
         self._revoked = False
         self._closed = False

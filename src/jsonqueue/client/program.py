@@ -131,7 +131,7 @@ class ProgramRunner:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._token = 0
-        self._doomed = 0
+        self._doomed: int | None = None
         """The token of a task that was revoked before its program was there to be killed."""
         self._closed = False
 

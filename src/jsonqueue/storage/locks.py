@@ -83,7 +83,7 @@ class FolderLock:
     def _introduce(self, descriptor: int) -> None:
         found = os.fstat(descriptor)
         self._descriptor, self._inode = descriptor, (found.st_dev, found.st_ino)
-        if _inode_of(self._name) != self._inode:
+        if not self.intact():
             self._inode = None
             raise _Replaced
         told = json.encode(_Holder(os.getpid(), _started(os.getpid()), self._what)) + b"\n"
@@ -141,14 +141,6 @@ def _read(path: Path) -> bytes:
 
 def _path_of(queue_dir: str | Path, name: LockName) -> Path:
     return Path(queue_dir).resolve() / f"{name}.lock"
-
-
-def _inode_of(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _is_alive(told: _Holder) -> bool:
