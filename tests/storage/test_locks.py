@@ -69,9 +69,8 @@ def test_a_lock_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
 
 def test_a_lock_file_that_is_replaced_while_it_is_locked_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name is looked at once more after the lock: it is tried again on the file that has the name now."""
-    looks = iter([None])
-    look = locks._inode_of
-    monkeypatch.setattr(locks, "_inode_of", lambda path: next(looks, look(path)))
+    looks, look = iter([False]), locks.FolderLock.intact
+    monkeypatch.setattr(locks.FolderLock, "intact", lambda lock: next(looks, look(lock)))
     with hold(tmp_path, "queue") as lock:
         assert lock.intact()
         assert holder(tmp_path, "queue")
