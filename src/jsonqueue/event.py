@@ -162,10 +162,11 @@ class Mark(Event, tag="mark"):
     epoch: int
 
 
-def _in_parallel(*lists: list[Any]) -> None:
+def _in_parallel(first: list[Any], *others: list[Any]) -> None:
     """What a sender lists side by side is of one length, or it is no event: a ValueError in here becomes a :class:`BadFrame`."""
-    if len({len(items) for items in lists}) > 1:
-        raise ValueError("lists that run in parallel are of different lengths")
+    for other in others:
+        if len(other) != len(first):
+            raise ValueError("lists that run in parallel are of different lengths")
 
 
 # ── consumer and ConsumerBroker ──────────────────────────────────────────────────────────────────────────────────────

@@ -17,6 +17,7 @@ from jsonqueue.clock import Clock
 from jsonqueue.config import Config
 from jsonqueue.core.dispatching import Dispatcher
 from jsonqueue.core.records import decode_published, encode_records
+from jsonqueue.core.timetable import earliest
 from jsonqueue.core.turn import Now, Turn
 from jsonqueue.errors import DiskFull
 from jsonqueue.event import (
@@ -190,13 +191,12 @@ class ConsumerBroker:
             return None
         if self._gone:
             return 0
-        times = [dispatcher.next_monotonic_ms()]
-        if dispatcher.orphan_holders:
-            times.append(self._orphans_due_ms)
         wall_ms = dispatcher.next_wall_ms()
-        if wall_ms is not None:
-            times.append(self._clock.monotonic_ms() + min(max(wall_ms - self._clock.wall_ms(), 0), self._wall_look_ms))
-        return min((time for time in times if time is not None), default=None)
+        return earliest(
+            dispatcher.next_monotonic_ms(),
+            self._orphans_due_ms if dispatcher.orphan_holders else None,
+            None if wall_ms is None else self._clock.monotonic_ms() + min(max(wall_ms - self._clock.wall_ms(), 0), self._wall_look_ms),
+        )
 
     # ── a turn's parts ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -271,7 +271,10 @@ class ConsumerBroker:
 
 
 def _latest_mark(arrivals: Sequence[tuple[int, Event]]) -> Mark | None:
-    return next((event for _, event in reversed(arrivals) if isinstance(event, Mark)), None)
+    for _, event in reversed(arrivals):
+        if type(event) is Mark:
+            return event
+    return None
 
 
 _HANDLE: dict[type[Event], Callable[..., None]] = {

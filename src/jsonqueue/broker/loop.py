@@ -189,10 +189,10 @@ class BrokerLoop:
         if self._left_unread or self._afterwards or wait_max_ms == 0:
             return 0
         due_ms = self.next_due_ms()
-        waits = [] if wait_max_ms is None else [wait_max_ms]
-        if due_ms is not None:
-            waits.append(max(0, due_ms - self._clock.monotonic_ms()))
-        return min(waits) / 1000 if waits else None
+        if due_ms is None:
+            return None if wait_max_ms is None else wait_max_ms / 1000
+        left_ms = max(0, due_ms - self._clock.monotonic_ms())
+        return (left_ms if wait_max_ms is None else min(left_ms, wait_max_ms)) / 1000
 
     def _finish_turn(self) -> None:
         for peer in self._broken:

@@ -34,7 +34,7 @@ from jsonqueue.core.records import (
 from jsonqueue.core.retention import Retention
 from jsonqueue.core.settling import decide_failure, decide_loss, decide_return
 from jsonqueue.core.state import QueueState, ids_of
-from jsonqueue.core.timetable import Timetable
+from jsonqueue.core.timetable import Timetable, earliest
 from jsonqueue.core.turn import Now, Turn
 from jsonqueue.core.waiting import Seat, WaitingQueue
 from jsonqueue.core.watching import Watchers
@@ -323,15 +323,12 @@ class Dispatcher:
 
     def next_wall_ms(self) -> int | None:
         """The next moment of the wall clock at which something is due."""
-        times = [self._scheduled.next_ms(), self._deadlines.next_ms(), self._retention.next_ms()]
-        return min((time for time in times if time is not None), default=None)
+        return earliest(self._scheduled.next_ms(), self._deadlines.next_ms(), self._retention.next_ms())
 
     def next_monotonic_ms(self) -> int | None:
         """The next moment of the monotonic clock at which something is due."""
-        times = [seat.next_expiry_ms() for seat in self._seats.values()]
-        if self._orphans:
-            times.append(self._orphans.until_ms)
-        return min((time for time in times if time is not None), default=None)
+        expiries = [seat.next_expiry_ms() for seat in self._seats.values()]
+        return earliest(self._orphans.until_ms if self._orphans else None, *expiries)
 
     # ── handing out ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from jsonqueue.config import Config
 from jsonqueue.core.payload import size_of
+from jsonqueue.core.timetable import earliest
 from jsonqueue.task import StoredTask, TaskStatus
 
 __all__ = ["Retention"]
@@ -47,12 +48,10 @@ class Retention:
 
     def next_ms(self) -> int | None:
         """When the next task gets too old."""
-        times = []
-        if self._ended:
-            times.append(self._ended[0][0] + self._config.finished_keep_ms)
-        if self._dead:
-            times.append(self._dead[0][0] + self._config.dead_keep_ms)
-        return min(times, default=None)
+        return earliest(
+            self._ended[0][0] + self._config.finished_keep_ms if self._ended else None,
+            self._dead[0][0] + self._config.dead_keep_ms if self._dead else None,
+        )
 
 
 def _is_that_death(task: StoredTask | None, finished_ms: int) -> bool:

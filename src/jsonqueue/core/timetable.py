@@ -7,11 +7,20 @@ from collections.abc import Callable
 
 from jsonqueue.task import StoredTask
 
-__all__ = ["Timetable"]
+__all__ = ["Timetable", "earliest"]
 
 
 _FEW = 1_024
 """To hold so many stale entries is no burden."""
+
+
+def earliest(*moments: int | None) -> int | None:
+    """The first of these moments, None among them aside. Asked for in every turn."""
+    first = None
+    for moment in moments:
+        if moment is not None and (first is None or moment < first):
+            first = moment
+    return first
 
 
 class Timetable:
