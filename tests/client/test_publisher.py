@@ -445,6 +445,20 @@ def test_a_held_log_and_no_broker_is_said_when_the_time_is_up(broker: FakeBroker
     assert len(inspect(tmp_path / "q").state.tasks) == 1
 
 
+def test_what_could_not_be_sent_as_a_whole_is_certainly_not_stored(broker: FakeBroker, tmp_path: Path) -> None:
+    """The broker went before the question: the outcome is not unknown."""
+    publisher = Publisher(tmp_path / "q", connect=broker.connect, timeout=0.05)
+    side = Side(lambda: publisher.publish(1))
+    peer = broker.accept()
+    acknowledge(peer)
+    side.result()
+    broker.up = False
+    peer.hang_up()
+    with hold(tmp_path / "q", "published"), pytest.raises(BrokerUnavailable):
+        publisher.publish(2)
+    publisher.close()
+
+
 def test_while_somebody_holds_the_log_it_looks_for_a_broker_in_turn(broker: FakeBroker, publisher: Publisher) -> None:
     """Brokers that are just starting hold the log before they answer."""
     broker.up = False

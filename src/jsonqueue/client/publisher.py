@@ -153,11 +153,10 @@ class Publisher:
             request = self._exchange.number()
             try:
                 line.ask(request, Write(request, [task]), patience)
+                doubtful = True  # What could not be sent as a whole is certainly not stored.
                 answer: Written = line.answer(request, patience)
-            except TooLarge:
+            except (TooLarge, ConnectionClosed):
                 pass
-            except ConnectionClosed:
-                doubtful = True
             except NoAnswer:
                 raise unanswered(line, (task.id,), patience) from None
             else:
