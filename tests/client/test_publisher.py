@@ -172,6 +172,31 @@ def test_a_broker_that_does_not_answer_leaves_the_outcome_unknown(broker: FakeBr
     assert broker.accept().hear(Write).tasks[0].id == "a"
 
 
+def test_a_connection_that_breaks_late_begins_no_second_patience(broker: FakeBroker, tmp_path: Path) -> None:
+    """Seconds without an answer are counted from the first question on: a publish took up to twice as long to give up."""
+
+    class Hand(SystemClock):
+        now_ms = 0
+
+        def monotonic_ms(self) -> int:
+            return self.now_ms
+
+    clock = Hand()
+    with Publisher(tmp_path / "q", connect=broker.connect, timeout=5, clock=clock) as publisher:
+        side = Side(lambda: publisher.publish(0))
+        peer = broker.accept()
+        acknowledge(peer)
+        side.result()
+        side = Side(lambda: publisher.publish(1, id="a"))
+        peer.hear(Write)
+        clock.now_ms, broker.up = 5_001, False
+        with hold(tmp_path / "q", "published"):
+            peer.hang_up()
+            with pytest.raises(PublishUnknown) as unknown:
+                side.result()
+        assert unknown.value.task_ids == ("a",)
+
+
 def test_threads_share_one_connection_and_get_their_own_answers(broker: FakeBroker, publisher: Publisher) -> None:
     """Several writes are in flight at once, answered in any order."""
     sides = {name: Side(lambda name=name: publisher.publish(1, id=name)) for name in "abcdefgh"}  # type: ignore[misc]

@@ -59,22 +59,25 @@ class Flow:
         """Take a batch; blocks while too many are unanswered."""
         window = self._window
         window.push(batch)
+        self._patience.renew()
         if self._exchange.connected:
             self._advance(lambda: window.has_room)
         else:
             self._advance(lambda: window.burst_has_room)
 
     def finish(self, last: Batch | None = None, *, doubtful: bool = False) -> None:
-        """Return when everything is answered, ``last`` included. ``doubtful``: it was on its way already when a connection broke.
+        """Return when everything is answered, ``last`` included. ``doubtful``: it was on its way already when a connection broke, and the
+        patience has begun with that.
 
         Raises :class:`PublishUnknown` or :class:`BrokerUnavailable` when the patience is over.
         """
         if last is not None:
             self._window.push(last, doubtful=doubtful)
+        if not doubtful:
+            self._patience.renew()
         self._advance(lambda: self._window.empty)
 
     def _advance(self, enough: Callable[[], bool]) -> None:
-        self._patience.renew()
         while not enough():
             try:
                 self._over_the_line(enough)
