@@ -169,9 +169,17 @@ def test_a_command_that_is_none_is_the_callers_to_know(command: str, said: str) 
     [
         ({"retry_after": float("inf")}, "retry_after is inf"),
         ({"retry_after": "10"}, "retry_after is '10'"),
-        ({"env": {"PORT": 8080}}, "8080 can be no argument, and in no environment"),
+        ({"env": {"PORT": 8080}}, "8080 can be in no environment"),
         ({"env": {"A": "b\0c"}}, "give strings without NUL"),
+        ({"env": {"A": "\ud800"}}, "can be in no environment"),
+        ({"env": {"A=B": "c"}}, "'A=B' can be no name in an environment"),
+        ({"env": ["A"]}, "env is ['A']"),
         ({"command": ["sh", 5]}, "5 can be no argument"),
+        ({"command": ["sh", "\ud800"]}, "can be no argument"),
+        ({"command": [5]}, "5 can be no argument"),
+        ({"command": 5}, "5 is no command"),
+        ({"cwd": 5}, "5 can be no folder"),
+        ({"cwd": "a\0b"}, "can be no folder"),
     ],
 )
 def test_an_option_that_is_none_is_the_callers_to_know(options: dict[str, Any], said: str) -> None:

@@ -65,22 +65,23 @@ class Program:
 
         Raises :class:`InvalidHandler` for what is no command, no environment or no time.
         """
-        self.arguments = [_text(word) for word in _split(command, shell)]
+        self.arguments = _split(command, shell)
         self.retry_after = _wait(retry_after)
-        self.env = {_text(name): _text(value) for name, value in (env or {}).items()}
-        self.cwd = cwd
+        self.env = _environment(env or {})
+        self.cwd = None if cwd is None else _text(cwd, "no folder")
 
     def __repr__(self) -> str:
         return f"Program({shlex.join(self.arguments)!r})"
 
 
 def _split(command: str | Sequence[str], shell: bool) -> list[str]:
-    if shell:
-        return ["/bin/sh", "-c", command if isinstance(command, str) else shlex.join(command)]
     try:
-        arguments = shlex.split(command) if isinstance(command, str) else list(command)
-    except ValueError as error:
+        if shell:
+            return ["/bin/sh", "-c", _text(command if isinstance(command, str) else shlex.join(command), "no argument")]
+        words = shlex.split(command) if isinstance(command, str) else list(command)
+    except (TypeError, ValueError) as error:
         raise InvalidHandler(f"{command!r} is no command: {error}") from None
+    arguments = [_text(word, "no argument") for word in words]
     if not arguments:
         raise InvalidHandler("an empty command")
     if shutil.which(arguments[0]) is None:
@@ -92,14 +93,26 @@ def _split(command: str | Sequence[str], shell: bool) -> list[str]:
     return arguments
 
 
-def _text(given: Any) -> str:
+def _environment(given: Mapping[str, str]) -> dict[str, str]:
+    try:
+        named = dict(given)
+    except (TypeError, ValueError):
+        raise InvalidHandler(f"env is {given!r}", hint="give a dict of strings") from None
+    environment = {_text(name, "in no environment"): _text(value, "in no environment") for name, value in named.items()}
+    if wrong := next((name for name in environment if "=" in name), None):
+        raise InvalidHandler(f"{wrong!r} can be no name in an environment", hint="give a name without =")
+    return environment
+
+
+def _text(given: Any, what: str) -> str:
     """Refuse here what would stop the consumer with its first task."""
     try:
         text = os.fsdecode(given)
-    except TypeError:
+        os.fsencode(text)
+    except (TypeError, UnicodeError):
         text = "\0"
     if "\0" in text:
-        raise InvalidHandler(f"{given!r} can be no argument, and in no environment", hint="give strings without NUL")
+        raise InvalidHandler(f"{given!r} can be {what}", hint="give strings without NUL")
     return text
 
 
