@@ -218,11 +218,14 @@ def test_help_that_cannot_be_printed_names_standard_output(arguments: list[str])
 @pytest.mark.parametrize("command", ["list", "list --json", "show one", "show one --json"])
 def test_what_a_locale_has_no_sign_for_is_an_escape(tmp_path: Path, command: str) -> None:
     """And not a bug of ours."""
-    call("publish", '"gr\u00fcn \u2026"', "--id", "one", "--queue", str(tmp_path))
+    payload = "gr\u00fcn \u0142 \u2026 \U0001f600"
+    call("publish", f'"{payload}"', "--id", "one", "--queue", str(tmp_path))
     line = [sys.executable, "-m", "jsonqueue", "--queue", str(tmp_path), *command.split()]
     done = subprocess.run(line, capture_output=True, check=False, env={**_environment(), "PYTHONIOENCODING": "latin-1"})
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b'"gr\xfcn \\u2026"' in done.stdout
+    assert b'"gr\xfcn \\u0142 \\u2026 \\ud83d\\ude00"' in done.stdout
+    if "--json" in command:
+        assert json.loads(done.stdout.decode("latin-1"))["data"] == payload, "it is JSON all the same"
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -25,7 +25,7 @@ from typing import Any, TextIO, TypeVar
 import click
 
 from jsonqueue.cli.console import Console, Settings
-from jsonqueue.cli.text import printable
+from jsonqueue.cli.text import ESCAPES, printable
 from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError
 
 __all__ = ["COMMANDS", "Group", "cli", "command", "queue_options", "run", "terminated_as_interrupted"]
@@ -64,8 +64,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     debug = os.environ.get("JSONQUEUE_DEBUG") == "1"
     _open_closed_streams()
-    if isinstance(sys.stdout, TextIOWrapper):  # in a locale other than UTF-8 what it has no sign for is an escape, as on standard error
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, TextIOWrapper):  # in a locale other than UTF-8 what it has no sign for is an escape
+        sys.stdout.reconfigure(errors=ESCAPES)
     try:
         return _finished(cli.main(args=arguments, prog_name="jsonqueue", standalone_mode=False))
     except click.ClickException as error:

@@ -8,6 +8,7 @@ shown as escapes. Nothing here imports rich, asyncio or any other heavy module.
 
 from __future__ import annotations
 
+import codecs
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,7 @@ import orjson
 from msgspec import Raw
 
 __all__ = [
+    "ESCAPES",
     "clip",
     "count",
     "duration",
@@ -48,6 +50,20 @@ def _escaped(found: re.Match[str]) -> str:
 def printable_lines(text: str) -> list[str]:
     """A text of several lines, such as a traceback, each line made printable. Only ``\\n`` ends a line; tabs become spaces."""
     return [printable(line.replace("\t", "    ")) for line in text.replace("\r\n", "\n").rstrip("\n").split("\n")]
+
+
+ESCAPES = "jsonqueue.escapes"
+"""How a stream encodes what its locale has no sign for: as an escape, one that JSON knows too."""
+
+
+def _escapes(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")  # beyond U+FFFF JSON has two for a character
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)), error.end
+
+
+codecs.register_error(ESCAPES, _escapes)
 
 
 def json_text(value: Any, *, indent: bool = False) -> str:
