@@ -493,6 +493,31 @@ def test_on_a_real_folder(tmp_path: Path) -> None:
     files.shut()
 
 
+def test_an_archive_that_was_moved_with_a_link_in_its_place_is_no_obstacle(tmp_path: Path) -> None:
+    """Its files are the user's to move: what is given up elsewhere does not rest on them."""
+    root = tmp_path / "q"
+    files = open_folder(root, create=True)
+    queue = Queue(files)
+    for number in range(3):
+        queue.publish(f"t{number}")
+        queue.checkpoint()
+    queue.close()
+    moved = root / "archive" / "2025-01.jsonl"
+    moved.symlink_to(tmp_path / "elsewhere.jsonl")
+    for name in (QUEUE, f"{PREVIOUS}/{QUEUE}"):
+        (root / name).write_bytes(b"\xff" * 40 + (root / name).read_bytes()[40:])
+    assert repair(root, accept_loss=True).ok
+    queue = Queue(files)
+    queue.lease("t0")
+    queue.complete("t0")
+    queue.retire("t0")
+    queue.checkpoint()
+    assert (root / load_state(files).header.archive.file).read_bytes().startswith(b'{"id":"t0"')
+    assert moved.is_symlink()
+    queue.close()
+    files.shut()
+
+
 def test_a_name_that_was_changed_is_named() -> None:
     """It cannot be told which of the two is right."""
     files, _ = lived()

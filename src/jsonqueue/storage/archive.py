@@ -121,11 +121,15 @@ def committed_archive(files: Files) -> ArchiveMark:
     if not names:
         return ArchiveMark()
     at = length = 0
-    for line in _lines_behind(files, names[-1], 0):
-        at += len(line) + 1
-        with suppress(*UNREADABLE):
-            json.decode(line)
-            length = at
+    try:
+        for line in _lines_behind(files, names[-1], 0):
+            at += len(line) + 1
+            with suppress(*UNREADABLE):
+                json.decode(line)
+                length = at
+    except StorageError:  # It is elsewhere, with a link in its place: nothing of that is to be cut off.
+        identity = files.identity(names[-1])
+        length = identity[1] if identity else 0
     return ArchiveMark(names[-1], length)
 
 
