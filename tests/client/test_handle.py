@@ -335,11 +335,13 @@ def test_a_result_waits_for_a_broker_to_start(broker: FakeBroker, tmp_path: Path
     caller.close()
 
 
-def test_handles_are_values(tmp_path: Path) -> None:
-    """Equal by queue and id; only a valid id makes one."""
+def test_handles_are_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal by queue and id, however its path is written; only a valid id makes one."""
     assert TaskHandle(tmp_path, "a") == TaskHandle(str(tmp_path), "a", duplicate=True)
     assert len({TaskHandle(tmp_path, "a"), TaskHandle(tmp_path, "a"), TaskHandle(tmp_path, "b")}) == 2
-    assert repr(TaskHandle("q", "a")) == "TaskHandle('q', 'a')"
+    assert repr(TaskHandle("/q", "a")) == "TaskHandle('/q', 'a')"
+    monkeypatch.chdir(tmp_path)
+    assert TaskHandle("q", "a") == TaskHandle(Path("q"), "a") == Publisher("q").publish(1, id="a")
     with pytest.raises(InvalidTask):
         TaskHandle(tmp_path, "../a")
 

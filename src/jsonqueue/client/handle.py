@@ -29,8 +29,8 @@ class TaskHandle:
 
     def __init__(self, queue_dir: str | os.PathLike[str], id: str, *, duplicate: bool = False, caller: Caller | None = None) -> None:  # noqa: A002 - the word that users type
         """``duplicate``: the queue knew the id before this publish (which, after a lost connection, may have been its own first try)."""
-        # Taken apart and put together again, a path costs a tenth of what a publish costs.
-        self.queue_dir = queue_dir if isinstance(queue_dir, Path) else Path(queue_dir)
+        # Kept from the root on, as a Publisher does. Taken apart and put together again, a path costs a tenth of what a publish costs.
+        self.queue_dir = queue_dir if isinstance(queue_dir, Path) and queue_dir.is_absolute() else Path(os.path.abspath(queue_dir))
         self.id = check_id(id)
         self.duplicate = duplicate
         self._caller = caller
