@@ -194,7 +194,7 @@ BUSY = BrokerUnavailable("q", cause="the consumer broker is not up: no room \x1b
         (SILENT, "BrokerManager", "does not answer (is it suspended?)"),
         (STOPPING, "BrokerManager", "is stopping"),
         (STOPPING, "jsonqueue repair", "is not done yet"),
-        (BUSY, "BrokerManager", "answers: the consumer broker is not up: no room \\x1b[2J"),
+        (BUSY, "BrokerManager", "cannot serve this: the consumer broker is not up: no room \\x1b[2J"),
     ],
 )
 def test_a_manager_that_does_not_answer_is_not_called_absent(

@@ -244,6 +244,14 @@ def test_a_cancel_tells_whether_it_did(broker: FakeBroker, handle: TaskHandle) -
         side.result()
 
 
+def test_a_broker_that_gives_no_answer_has_told_no_reason(broker: FakeBroker, handle: TaskHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It only came of time running out, as with a manager that gives none: the command said that the manager answers, and what."""
+    monkeypatch.setattr("jsonqueue.client.caller._ANSWER_S", 0.0)
+    with pytest.raises(BrokerUnavailable, match="it did not answer within 0 s") as unavailable:
+        handle.cancel()
+    assert unavailable.value.silent
+
+
 def test_a_cancel_whose_answer_got_lost_was_ours(broker: FakeBroker, handle: TaskHandle) -> None:
     """The second try finds the task cancelled already: by the first one."""
     side = Side(handle.cancel)

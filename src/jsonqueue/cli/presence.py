@@ -36,7 +36,7 @@ def why_silent(who: str, error: BrokerUnavailable) -> str:
     if error.silent:
         return "does not answer (is it suspended?)"
     if error.cause:
-        return f"answers: {error.cause}"
+        return f"cannot serve this: {error.cause}"  # the manager's own words, or what became of the call
     # It takes no calls: there was no socket, or nobody behind it.
     return "is stopping" if is_manager(who) else "is not done yet"
 

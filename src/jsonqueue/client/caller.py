@@ -112,7 +112,7 @@ class Caller:
                 again = True
             except NoAnswer:
                 line.close()
-                raise BrokerUnavailable(str(self.queue_dir), cause=f"it did not answer within {_ANSWER_S:g} s") from None
+                raise BrokerUnavailable(str(self.queue_dir), cause=f"it did not answer within {_ANSWER_S:g} s", silent=True) from None
 
     @property
     def connected(self) -> bool:
