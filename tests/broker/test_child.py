@@ -77,11 +77,11 @@ def test_last_words_are_heard_though_something_waits_for_who_said_them(started: 
     child.post(Attach(1, EventOwner.PUBLISHER, "", 1), brokers_end)
     os.close(clients_end)
     assert child.control.pending
-    supervisor._serve(child)
+    while child.state is not ChildState.DYING:
+        supervisor._serve(child)
     supervisor.abandon()
     assert child.last_words is not None
     assert child.last_words.message == "it is damaged"
-    assert child.state is ChildState.DYING
 
 
 def test_a_broker_whose_exit_status_somebody_else_took_is_judged_by_its_last_words(started: Callable[[], tuple[Child, FdPipe]]) -> None:
@@ -90,3 +90,28 @@ def test_a_broker_whose_exit_status_somebody_else_took_is_judged_by_its_last_wor
     assert child.reap() == 0
     child.last_words = Failed("SyncFailed", "fsync failed", "")
     assert child.reap() == 74
+
+
+def test_last_words_are_heard_that_come_between_hearing_and_telling(
+    started: Callable[[], tuple[Child, FdPipe]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it cannot be told any more says nothing of what there is still to be read."""
+    child, broker = started()
+    supervisor = Supervisor("/nowhere", MemoryFiles(), Config(), SystemClock(), grace_ms=0, check_lock=lambda: None, on_change=lambda: None)
+    supervisor._selector.register(child.control, selectors.EVENT_READ)
+    child.post(Forget({f"{number:0128}": number for number in range(50_000)}, 1))
+    assert child.control.pending
+    hear = child.hear
+
+    def hear_and_it_dies() -> Any:
+        news = hear()
+        broker.post(encode(Failed("CorruptQueue", "it is damaged", "look at it")))
+        broker.close()
+        monkeypatch.undo()
+        return news
+
+    monkeypatch.setattr(child, "hear", hear_and_it_dies)
+    while child.state is not ChildState.DYING:
+        supervisor._serve(child)
+    supervisor.abandon()
+    assert child.last_words is not None

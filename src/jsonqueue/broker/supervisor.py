@@ -212,12 +212,13 @@ class Supervisor:
         try:
             for news in child.hear():
                 self._learn(child, news)
-            child.control.flush()  # After its last words: what waits for a dead one finds nobody.
         except ConnectionClosed:
             self._selector.unregister(child.control)
             child.hung_up(self._clock.monotonic_ms())
             self._checkpointing.abandon(_died(child.role))
             return
+        with contextlib.suppress(ConnectionClosed):  # It has ended. What it said last is still to be read, and then the end of its Pipe.
+            child.control.flush()
         if child.state is not ChildState.DYING and not child.control.closed:
             self._crew.mind_backlog(child)
 
