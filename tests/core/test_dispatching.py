@@ -546,6 +546,22 @@ def test_far_times_do_not_hold_what_ended_long_before() -> None:
     stage.check()
 
 
+def test_many_that_end_at_once_are_let_go_though_nothing_comes_after_them() -> None:
+    """A year's plan, cancelled as a whole, behind one task that is due before all of it."""
+    stage = Stage()
+    stage.publish(given("soon", run_at_ms=START_MS + 1_000, deadline_ms=START_MS + 2_000))
+    ids = [f"t{number}" for number in range(3_000)]
+    stage.publish(*(given(task_id, run_at_ms=FAR_MS, deadline_ms=FAR_MS + 1) for task_id in ids))
+    stage.cancel(*ids)
+    assert stage.dispatcher.counters()["scheduled"] <= 1_025
+    assert len(stage.dispatcher._deadlines) <= 1_025
+    ids = [f"d{number}" for number in range(3_000)]
+    stage.publish(*(given(task_id, deadline_ms=FAR_MS) for task_id in ids))
+    stage.complete(1, *assigned(stage.join(1, 3_000)), want=0)
+    assert len(stage.dispatcher._deadlines) <= 1_025
+    stage.check()
+
+
 def test_whoever_waited_and_ended_is_no_longer_counted_in(stage: Stage) -> None:
     """And the next task of that id is none of its business."""
     stage.publish("a", "x", given("b", after=("a", "x")), given("c", after=("a",)))

@@ -405,11 +405,12 @@ class Dispatcher:
         while ends:
             record = ends.popleft()
             self._note_end(record)
+            self._deadlines.ended(len(record.ids))
             if isinstance(record, Completed):
                 self._unblock(record, now)
                 continue
-            self._ready.ended(len(record.ids))
-            self._suspects.ended(len(record.ids))
+            for waiting in (self._ready, self._suspects, self._scheduled):
+                waiting.ended(len(record.ids))
             for died in self._dependencies.died_with(record.ids, self.state.tasks):
                 self.turn.records.append(died)
                 self.state.apply(died, at_ms=now.wall_ms)

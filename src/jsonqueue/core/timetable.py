@@ -31,6 +31,7 @@ class Timetable:
         self._still = still
         self._entries = 0
         self._most = _FEW
+        self._ended = 0
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -42,11 +43,18 @@ class Timetable:
         if len(self._heap) > self._most:
             self._clear_out()
 
+    def ended(self, count: int) -> None:
+        """So many tasks have ended, some of which may be noted here."""
+        self._ended += count
+        if self._ended > _FEW and 2 * self._ended > len(self._heap):
+            self._clear_out()
+
     def _clear_out(self) -> None:
         """Of a time that is far off, a task that ended long ago would be held until then, once for each time that it was noted."""
         self._heap = list({entry[:2]: entry for entry in self._heap if self._still(entry[3], entry[0])}.values())
         heapq.heapify(self._heap)
         self._most = max(_FEW, 2 * len(self._heap))
+        self._ended = 0
 
     def due(self, now_ms: int) -> list[StoredTask]:
         """Remove and return what is due, earliest first."""
