@@ -375,17 +375,6 @@ def test_who_has_left_is_told_whenever_an_attempt_ends_midway():
     assert operation > 10
 
 
-def test_files_that_run_out_while_it_is_judged_worth_it_are_no_end(stage, monkeypatch):
-    """The folder is listed twice for that. What the second one raised ended the manager."""
-
-    def log_bytes(files: object) -> int:
-        raise OSError(errno.EMFILE, "too many open files")
-
-    monkeypatch.setattr(checkpointing, "log_bytes", log_bytes)
-    stage.after(100)
-    assert stage.posted == [(PUBLISHER, Rotate(1))]
-
-
 def test_a_failed_sync_while_a_broker_restarts_is_no_matter_of_looking_again(stage):
     """Whatever a starting broker does to its segment, no sync fails of it; and a second one would succeed and mean nothing."""
     stage.outcome = SyncFailed("no")
