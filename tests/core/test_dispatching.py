@@ -562,6 +562,20 @@ def test_many_that_end_at_once_are_let_go_though_nothing_comes_after_them() -> N
     stage.check()
 
 
+def test_what_is_long_in_coming_does_not_hold_those_that_waited_for_it(stage: Stage) -> None:
+    """Cancelled, or dead of something else they waited for, they are let go, and not when it ends; replayed, they wait again."""
+    stage.publish(given("late", run_at_ms=FAR_MS), "other", *(given(f"t{number}", after=("late",)) for number in range(50)))
+    stage.publish(given("dead", after=("other", "late")), given("waits", after=("late",)))
+    stage.cancel("other", *(f"t{number}" for number in range(50)))
+    assert stage.task("dead").status == "dead"
+    assert list(stage.dispatcher._dependencies._waiting) == ["late"]
+    assert list(stage.dispatcher._dependencies._waiting["late"]) == ["waits"]
+    stage.cancel("waits")
+    assert not stage.dispatcher._dependencies
+    assert not stage.dispatcher._dependencies._missing
+    stage.check()
+
+
 def test_whoever_waited_and_ended_is_no_longer_counted_in(stage: Stage) -> None:
     """And the next task of that id is none of its business."""
     stage.publish("a", "x", given("b", after=("a", "x")), given("c", after=("a",)))
@@ -619,6 +633,14 @@ def test_one_that_waits_for_two_which_end_at_once_dies_once(stage: Stage) -> Non
     soon = START_MS + 5
     stage.publish(given("a", deadline_ms=soon), given("b", deadline_ms=soon), given("c", after=("a", "b")), given("d", after=("b", "c")))
     assert whats(stage.later(5)) == ["died", "died", "died"]
+    assert set(stage.statuses().values()) == {"dead"}
+    stage.check()
+
+
+def test_one_that_ends_at_once_with_what_it_waits_for_ends_once(stage: Stage) -> None:
+    soon = START_MS + 5
+    stage.publish(given("a", deadline_ms=soon), given("b", after=("a",), deadline_ms=soon), given("c", after=("b",)))
+    assert whats(stage.later(5)) == ["died", "died"]
     assert set(stage.statuses().values()) == {"dead"}
     stage.check()
 

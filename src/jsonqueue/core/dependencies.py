@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from jsonqueue.core.records import Died
 from jsonqueue.task import StoredTask, TaskStatus
@@ -54,8 +54,11 @@ class Dependencies:
                 ready.append(task)
         return ready
 
-    def died_with(self, task_ids: Iterable[str], tasks: Mapping[str, StoredTask]) -> list[Died]:
+    def died_with(self, task_ids: Sequence[str], tasks: Mapping[str, StoredTask]) -> list[Died]:
         """What becomes of the tasks that waited for these, which ended in any way but completion."""
+        for task_id in task_ids:
+            if tasks[task_id].after:
+                self._leave(tasks[task_id])
         deaths = []
         for task_id in task_ids:
             if hopeless := self._still_blocked(task_id):
@@ -64,11 +67,15 @@ class Dependencies:
                 deaths.append(Died([task.id for task in hopeless], f"waits for {task_id}, which is {tasks[task_id].status}"))
         return deaths
 
+    def _leave(self, task: StoredTask) -> None:
+        """It waits no more. What it waited for may be a year in coming, and must not hold it until then."""
+        self._missing.pop(task.number, None)
+        for needed in task.after:
+            waiting = self._waiting.get(needed, {})
+            if waiting.get(task.id) is task:
+                del waiting[task.id]
+                if not waiting:
+                    del self._waiting[needed]
+
     def _still_blocked(self, task_id: str) -> list[StoredTask]:
-        blocked = []
-        for task in self._waiting.pop(task_id, {}).values():
-            if task.status is not TaskStatus.BLOCKED:
-                self._missing.pop(task.number, None)
-            elif task.number in self._missing:
-                blocked.append(task)
-        return blocked
+        return [task for task in self._waiting.pop(task_id, {}).values() if task.number in self._missing]
