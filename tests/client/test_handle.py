@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from client.fakes import FakeBroker, Side
+from client.fakes import PATIENCE_S, FakeBroker, Side
 from jsonqueue.client.caller import Caller, caller_of
 from jsonqueue.client.handle import TaskHandle
+from jsonqueue.client.patience import Patience
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
 from jsonqueue.errors import BrokerUnavailable, InvalidTask, ResultTimeout, TaskFailed, TaskNotFound
@@ -99,6 +100,66 @@ def test_patience_ends_and_the_question_stands(broker: FakeBroker, handle: TaskH
     peer.hang_up()
     with pytest.raises(TaskNotFound):  # the folder holds nothing
         side.result()
+
+
+def test_what_nobody_waits_for_any_more_is_not_kept(broker: FakeBroker, caller: Caller, handle: TaskHandle) -> None:
+    """Its answer has the whole task in it, and would stay for the life of the connection. Who asks again asks anew."""
+    with pytest.raises(ResultTimeout):
+        handle.result(timeout=0)
+    peer = broker.accept()
+    watch = peer.hear(Watch)
+    assert not caller._watches
+    side = Side(TaskHandle(caller.queue_dir, "b", caller=caller).status)
+    look = peer.hear(Look)
+    peer.say(Result(watch.request, "a", ended(result=Raw(b"7"))), Result(look.request, "b", ended()))
+    side.result()
+    line = caller._exchange.line_at_hand
+    assert line is not None
+    assert (line._answers, line._left, line._left_about) == ({}, {}, {})
+    side = Side(handle.result)
+    again = peer.hear(Watch)
+    assert again.request != watch.request
+    peer.say(Result(again.request, "a", ended(result=Raw(b"8"))))
+    assert side.result() == 8
+    assert (line._answers, caller._watches) == ({}, {})
+
+
+def test_an_answer_that_was_there_when_its_asker_gave_up_is_not_kept(broker: FakeBroker, caller: Caller) -> None:
+    """It came in the last moment, read by another thread."""
+    line = caller._exchange.line(Patience(5, caller.clock))
+    line.ask(1, Watch(1, ["a"]), Patience(5, caller.clock))
+    line.ask(2, Look(2, "b"), Patience(5, caller.clock))
+    broker.accept().say(Result(1, "a", ended()), Result(2, "b", ended()))
+    line.answer(2, Patience(5, caller.clock))
+    line.abandon(1, "a")
+    assert (line._answers, line._left, line.take_up("a")) == ({}, {}, None)
+
+
+def test_who_gives_up_takes_nothing_from_those_who_wait_on(broker: FakeBroker, caller: Caller, handle: TaskHandle) -> None:
+    """One question for all of them, and its answer for those who are left; whoever of them reads for the others."""
+    first = Side(lambda: handle.result(timeout=PATIENCE_S))
+    peer = broker.accept()
+    watch = peer.hear(Watch)
+    for _ in range(3):
+        with pytest.raises(ResultTimeout):
+            handle.result(timeout=0.001)
+    assert [watched.waiters for watched in caller._watches.values()] == [1]
+    assert peer.silent()
+    peer.say(Result(watch.request, "a", ended(result=Raw(b"7"))))
+    assert first.result() == 7
+    assert not caller._watches
+
+
+def test_a_question_taken_up_again_is_asked_of_the_next_broker(broker: FakeBroker, handle: TaskHandle) -> None:
+    with pytest.raises(ResultTimeout):
+        handle.result(timeout=0)
+    peer = broker.accept()
+    peer.hear(Watch)
+    side = Side(handle.result)
+    peer.hang_up()
+    peer = broker.accept()
+    peer.say(Result(peer.hear(Watch).request, "a", ended(result=Raw(b"7"))))
+    assert side.result() == 7
 
 
 @pytest.mark.parametrize("timeout", [30 * 86_400.0, float("inf")], ids=["a month", "for ever"])

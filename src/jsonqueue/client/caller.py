@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonqueue.channel import registration
-from jsonqueue.client.exchange import Connect, Exchange, NoAnswer
+from jsonqueue.client.exchange import Connect, Exchange, Line, NoAnswer
 from jsonqueue.client.outcome import cut
 from jsonqueue.client.patience import Patience
 from jsonqueue.clock import Clock, SystemClock
@@ -70,33 +70,64 @@ class Caller:
 
         Raises :class:`NoAnswer` when the patience is over, :class:`BrokerUnavailable` when there is no broker to ask.
         """
+        watched = self._join(task_id)
+        try:
+            return self._ended(watched, patience)
+        finally:
+            self._leave(watched)
+
+    def _ended(self, watched: _Watched, patience: Patience) -> StoredTask | None:
         while True:
             line = self._exchange.line(patience)
-            watched = self._watched(task_id)
             try:
                 with watched.asking:
-                    if watched.line is not line:
-                        request = self._exchange.number()
-                        line.ask(request, Watch(request, [task_id]), patience)
-                        watched.line, watched.request = line, request  # now it is asked, and not before
-                return self._ended(watched, patience)
+                    if watched.line is not line and watched.answer is None:
+                        watched.request = self._asked(line, watched.task_id, patience)
+                        watched.line = line  # now it is asked, and not before
+                return self._answered(watched, patience)
             except ConnectionClosed:
                 continue
 
-    def _ended(self, watched: _Watched, patience: Patience) -> StoredTask | None:
+    def _asked(self, line: Line, task_id: str, patience: Patience) -> int:
+        """The number of the question. One asked before, whose asker lost patience, still stands; asking it again would make the broker keep
+        both."""
+        request = line.take_up(task_id)
+        if request is None:
+            request = self._exchange.number()
+            line.ask(request, Watch(request, [task_id]), patience)
+        return request
+
+    def _answered(self, watched: _Watched, patience: Patience) -> StoredTask | None:
         """One thread waits at the line for all that wait for the same task."""
         with watched.waiting if patience.seconds is None else _Acquired(watched.waiting, patience):
             if watched.answer is None:
                 assert watched.line is not None
                 watched.answer = watched.line.answer(watched.request, patience)
-                with self._lock:
-                    self._watches.pop(watched.task_id, None)
+                self._forget(watched)  # Who comes from now on asks anew: a task that was dead may live again.
             return watched.answer.task
 
-    def _watched(self, task_id: str) -> _Watched:
-        """A question asked before, whose asker lost patience, still stands; asking it again would make the broker keep both."""
+    def _join(self, task_id: str) -> _Watched:
+        """Wait with all the others that wait for this task."""
         with self._lock:
-            return self._watches.setdefault(task_id, _Watched(task_id))
+            watched = self._watches.setdefault(task_id, _Watched(task_id))
+            watched.waiters += 1
+            return watched
+
+    def _leave(self, watched: _Watched) -> None:
+        """Wait no more. The last one takes the question along: its answer, with all of the task in it, would be kept for nobody."""
+        with self._lock:
+            watched.waiters -= 1
+            if watched.waiters:
+                return
+            if self._watches.get(watched.task_id) is watched:
+                del self._watches[watched.task_id]
+            if watched.answer is None and watched.line is not None:
+                watched.line.abandon(watched.request, watched.task_id)
+
+    def _forget(self, watched: _Watched) -> None:
+        with self._lock:
+            if self._watches.get(watched.task_id) is watched:
+                del self._watches[watched.task_id]
 
     def _ask(self, event: Callable[[int], Event]) -> tuple[Any, bool]:
         """Ask until answered, and whether it had to be asked more than once."""
@@ -134,7 +165,8 @@ class _Watched:
         self.task_id = task_id
         self.asking = threading.Lock()
         self.waiting = threading.Lock()
-        self.line: Any = None
+        self.waiters = 0
+        self.line: Line | None = None
         self.request = 0
         self.answer: Result | None = None
 

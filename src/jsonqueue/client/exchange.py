@@ -53,13 +53,18 @@ class Line:
         self._changed = threading.Condition(self._lock)
         self._waiting = 0
         self._answers: dict[int, Any] = {}
+        self._left: dict[str, int] = {}
+        """Questions that nobody waits for any more, by what they are about ..."""
+        self._left_about: dict[int, str] = {}
+        """... and the other way round."""
         self._reading = False
         self.heard = False
         """Whether there was any answer on it."""
         self.broken = False
 
     def ask(self, request: int, event: Event, patience: Patience) -> None:
-        """Send a question; its answer is kept until :meth:`answer` fetches it. Raises :class:`ConnectionClosed`, or :class:`TooLarge`."""
+        """Send a question; its answer is kept until :meth:`answer` fetches it, or :meth:`abandon` gives it up. Raises
+        :class:`ConnectionClosed`, or :class:`TooLarge`."""
         frame = encode(event)
         if len(frame) > self._frame_max:
             raise TooLarge(len(frame), self._frame_max)
@@ -83,6 +88,24 @@ class Line:
             # Of a signal, Ctrl-C for one: what was read may be lost, and others wait for it. They ask again on another line.
             self.close()
             raise
+
+    def abandon(self, request: int, about: str = "") -> None:
+        """Nobody waits for this answer any more: it is dropped, also if it comes later. Until then the other end knows the question, which
+        may be taken up again by what it is ``about``."""
+        with self._lock:
+            open_still = request in self._answers and self._answers.pop(request) is None
+            if open_still and about:
+                self._left[about] = request
+                self._left_about[request] = about
+
+    def take_up(self, about: str) -> int | None:
+        """Wait again for the answer to an abandoned question about this; its number. None: there is none whose answer is still to come."""
+        with self._lock:
+            request = self._left.pop(about, None)
+            if request is not None:
+                del self._left_about[request]
+                self._answers[request] = None
+            return request
 
     def _awaited(self, request: int, patience: Patience) -> Any:
         looked = False  # Whose patience is over from the beginning is given what is there.
@@ -120,9 +143,14 @@ class Line:
                 self._reading = False
                 self.heard = self.heard or bool(answers)
                 for answer in answers:
-                    if answer.request in self._answers:  # else: nobody waits for it any more
-                        self._answers[answer.request] = answer
+                    self._keep(answer)
                 self._tell()
+
+    def _keep(self, answer: Any) -> None:
+        if answer.request in self._answers:
+            self._answers[answer.request] = answer
+        elif answer.request in self._left_about:  # Nobody waits for it any more; who asks the same again asks anew.
+            self._left.pop(self._left_about.pop(answer.request), None)
 
     def _tell(self) -> None:
         if self._waiting:
