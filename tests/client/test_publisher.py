@@ -390,6 +390,31 @@ def test_fragments_that_are_no_json_do_not_stop_the_others(broker: FakeBroker, p
     assert (caught.value.published, caught.value.count, caught.value.stopped_after) == (3, 3, None)
 
 
+@pytest.mark.parametrize("one", [{"a": 1}, "text", b"bytes", bytearray(b"x"), TaskIn(data=1)])
+def test_one_task_is_not_many(publisher: Publisher, one: Any) -> None:
+    """A dict's keys and a text's letters were published, a task each."""
+    with pytest.raises(InvalidTask, match=f"publish_many was given a {type(one).__name__}") as caught:
+        publisher.publish_many(one)
+    assert caught.value.hint.startswith("publish() takes one payload")
+
+
+def test_what_is_no_iterable_says_so(publisher: Publisher) -> None:
+    with pytest.raises(TypeError, match="'int' object is not iterable"):
+        publisher.publish_many(5)  # type: ignore[arg-type]
+
+
+def test_no_more_is_read_where_the_queue_takes_no_more(broker: FakeBroker, publisher: Publisher) -> None:
+    """The rest is its owner's, also of a generator."""
+    rest = (number for number in range(100))
+    side = Side(lambda: publisher.publish_many(rest, batch_max=2))
+    peer = broker.accept()
+    for _ in range(WINDOW):
+        acknowledge(peer, refused=[Refusal(0, "full"), Refusal(1, "full")])
+    with pytest.raises(TasksRejected) as caught:
+        side.result()
+    assert next(rest) == caught.value.stopped_after
+
+
 def test_a_queue_that_refuses_a_whole_batch_ends_it(broker: FakeBroker, publisher: Publisher) -> None:
     """It is full: to read on would only turn the rest into rejections. The error says how far it got."""
     side = Side(lambda: publisher.publish_many(iter(range(10_000)), batch_max=2))
@@ -419,6 +444,58 @@ def test_an_unknown_outcome_of_many_says_how_many_are_certain(broker: FakeBroker
         side.result()
     assert caught.value.published == 1
     assert caught.value.task_ids == ("b", "c")
+
+
+def broken_off(*tasks: Any, error: BaseException) -> Iterator[Any]:
+    yield from tasks
+    raise error
+
+
+def test_what_an_iterable_gave_before_it_broke_is_published(broker: FakeBroker, publisher: Publisher) -> None:
+    """The batch that was not full too; and all of it is answered before the error is raised, which counts it."""
+    error = ValueError("line 6 is no good")
+    tasks = [TaskIn(data=1, id="a"), 2, 3, {4}, 5]
+    side = Side(lambda: publisher.publish_many(broken_off(*tasks, error=error), batch_max=3))
+    peer = broker.accept()
+    acknowledge(peer, duplicates=[0])
+    assert [bytes(task.data) for task in acknowledge(peer).tasks] == [b"5"]
+    with pytest.raises(ValueError, match="line 6") as caught:
+        side.result()
+    assert caught.value is error
+    (note,) = error.__notes__
+    assert note.startswith("jsonqueue: the iterable had given 5 tasks before: 3 published, 1 known already, 1 rejected (number 4, ")
+
+
+def test_an_iterable_that_breaks_at_once_has_published_nothing(broker: FakeBroker, publisher: Publisher) -> None:
+    with pytest.raises(ValueError, match="no") as caught:
+        publisher.publish_many(broken_off(error=ValueError("no")))
+    assert caught.value.__notes__ == ["jsonqueue: the iterable had given 0 tasks before: 0 published"]
+
+
+def test_what_cannot_be_published_after_an_iterable_broke_is_said_first(broker: FakeBroker, tmp_path: Path) -> None:
+    """That some of it is unknown is more to know than where the iterable broke, which is said beside it."""
+    publisher = Publisher(tmp_path / "q", connect=broker.connect, timeout=0.1)
+    with pytest.raises(PublishUnknown) as caught:
+        publisher.publish_many(broken_off(1, 2, error=ValueError("line 3")))
+    assert "jsonqueue: before that, the iterable raised ValueError('line 3')" in caught.value.__notes__
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
+def test_an_interrupted_iterable_publishes_no_more_and_says_what_is_certain(
+    broker: FakeBroker, publisher: Publisher, error: BaseException
+) -> None:
+    """What was not sent is not; what was sent is answered to nobody, and kept for nobody."""
+
+    peer = Side(lambda: acknowledge(broker.accept()))
+    with pytest.raises(type(error)) as caught:
+        publisher.publish_many(broken_off(*range(2 * WINDOW + 1), error=error), batch_max=2)
+    peer.result()
+    assert caught.value.__notes__ == [
+        "jsonqueue: the first 2 tasks are answered (2 published); number 3 to 16 may be published or not; no other is published"
+    ]
+    line = publisher._exchange.line_at_hand
+    assert line is not None
+    assert not line._answers
 
 
 # ── without a broker ─────────────────────────────────────────────────────────────────────────────────────────────────

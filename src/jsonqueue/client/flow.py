@@ -77,6 +77,13 @@ class Flow:
             self._patience.renew()
         self._advance(lambda: self._window.empty)
 
+    def give_up(self) -> Window:
+        """Something else has gone wrong: what is on its way is answered to nobody. The books as they stand."""
+        if self._line is not None:
+            for request, _ in self._window.in_flight:
+                self._line.abandon(request)
+        return self._window
+
     def _advance(self, enough: Callable[[], bool]) -> None:
         while not enough():
             try:

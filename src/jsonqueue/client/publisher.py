@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -25,10 +25,19 @@ from jsonqueue.client.identity import IdSource, draw_prefix
 from jsonqueue.client.intake import HasId, describe, prepare
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.payload import encode_value
-from jsonqueue.client.window import Batch
+from jsonqueue.client.window import Batch, Window
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, InvalidTask, PublishRejected, PublishUnknown, Rejection, TasksRejected
+from jsonqueue.errors import (
+    BrokerUnavailable,
+    ConnectionClosed,
+    InvalidTask,
+    JsonQueueError,
+    PublishRejected,
+    PublishUnknown,
+    Rejection,
+    TasksRejected,
+)
 from jsonqueue.event import EventOwner, Write, Written, decoder_for
 from jsonqueue.retry import RetryPolicy
 from jsonqueue.task import StoredTaskIn, TaskIn
@@ -179,17 +188,28 @@ class Publisher:
         A task that cannot be stored does not stop the others: once all the rest are published, :class:`TasksRejected` lists each with its
         place and its reason. Only when the queue refuses a whole batch (it is full, or the disk is) no more is read of the iterable; the
         error says so. After :class:`PublishUnknown` its ``published`` counts the tasks answered before.
+
+        If the iterable raises an exception, what it gave before is published all the same, and answered; the exception is then raised, with
+        a note that counts it. Ctrl-C, or an exception of ``on_progress``, ends it at once, and the note says what is certain.
+
+        One task is no iterable of tasks: a dict, a str, bytes or a :class:`TaskIn` raises :class:`InvalidTask`.
         """
         self._notice_fork()
+        given = _many(tasks)
         stream = _Stream(batch_max, draw_prefix(self._chance), self._clock, on_progress)
         patience = Patience(self.timeout, self._clock)
         flow = self._flow(stream.answered, patience)
         try:
-            for batch in stream.batches(tasks, self._settings(patience)):
+            for batch in stream.batches(given, self._settings(patience)):
                 flow.push(batch)
             flow.finish()
         except PublishUnknown as error:
             error.published = stream.published
+            stream.tell_of_the_iterable(error)
+            raise
+        except BaseException as error:
+            stream.tell_of_the_iterable(error)
+            stream.tell_what_is_certain(error, flow.give_up())
             raise
         return stream.summary()
 
@@ -226,6 +246,16 @@ class Publisher:
             self._settle_in()
 
 
+def _many(tasks: Iterable[Any]) -> Iterator[Any]:
+    """Refuses what is one task: its keys or letters would become tasks, each of them."""
+    if isinstance(tasks, (Mapping, str, bytes, bytearray, memoryview, TaskIn)):
+        raise InvalidTask(
+            f"publish_many was given a {type(tasks).__name__}",
+            hint="publish() takes one payload; a list of them goes here",
+        )
+    return iter(tasks)  # what is no iterable at all says so by itself
+
+
 class _Stream:
     """Cuts what the caller gives into batches, and keeps the tally of the answers."""
 
@@ -239,15 +269,19 @@ class _Stream:
         self._rejected: list[Rejection] = []
         self._rejected_count = 0
         self._stopped = False
+        self._broke: Exception | None = None
+        """What the iterable raised."""
+        self._through = 0
+        """So many of the first tasks are answered."""
         self.published = 0
         self._duplicates = 0
 
-    def batches(self, tasks: Iterable[Any], config: Config) -> Iterator[Batch]:
+    def batches(self, tasks: Iterator[Any], config: Config) -> Iterator[Batch]:
         """The batches; ends early once a whole batch was refused."""
         stored: list[StoredTaskIn] = []
         indexes: list[int] = []
         size, since_ms = 0, self._monotonic_ms()
-        for index, given in enumerate(tasks):
+        for index, given in enumerate(self._read(tasks)):
             task = self._prepared(index, given, config)
             if task is None:
                 continue
@@ -261,6 +295,13 @@ class _Stream:
                     return
         if stored:
             yield Batch(stored, indexes, size)
+
+    def _read(self, tasks: Iterator[Any]) -> Iterator[Any]:
+        try:
+            for given in tasks:  # noqa: UP028 - to yield from a generator would close it where no more is read: the rest is its owner's
+                yield given
+        except Exception as error:  # noqa: BLE001 - raised again once what came before is answered
+            self._broke = error
 
     def _prepared(self, index: int, given: Any, config: Config) -> StoredTaskIn | None:
         task_id = self._ids.add(given.id if isinstance(given, TaskIn) else "")
@@ -280,6 +321,7 @@ class _Stream:
         self._duplicates += duplicates
         self.published += len(batch.tasks) - len(answer.refused) - duplicates
         self._stopped = self._stopped or len(answer.refused) == len(batch.tasks) > 1
+        self._through = batch.indexes[-1] + 1
         if self._on_progress is not None:
             self._on_progress(self.published + self._duplicates + self._rejected_count)
 
@@ -289,13 +331,46 @@ class _Stream:
             self._rejected.append(Rejection(index, task_id, reason))
 
     def summary(self) -> PublishSummary:
-        """The result; raises :class:`TasksRejected` if it is not all good."""
+        """The result; raises :class:`TasksRejected` if it is not all good, and what the iterable raised."""
+        if self._broke is not None:
+            self._broke.add_note(f"jsonqueue: the iterable had given {_count(len(self._ids), 'task')} before: {self._tally()}")
+            raise self._broke
         if self._rejected_count:
             raise TasksRejected(
                 tuple(self._rejected), count=self._rejected_count, published=self.published, duplicates=self._duplicates,
                 stopped_after=len(self._ids) if self._stopped else None,
             )  # fmt: skip
         return PublishSummary(self.published, self._duplicates, self._ids)
+
+    def _tally(self) -> str:
+        parts = [f"{self.published:,} published"]
+        if self._duplicates:
+            parts.append(f"{self._duplicates:,} known already")
+        if self._rejected_count:
+            first = self._rejected[0]
+            parts.append(f"{self._rejected_count:,} rejected (number {first.index + 1:,}, {first.task_id}: {first.reason})")
+        return ", ".join(parts)
+
+    def tell_of_the_iterable(self, error: BaseException) -> None:
+        """Note what the iterable raised, now that something else is raised."""
+        if self._broke is not None:
+            error.add_note(f"jsonqueue: before that, the iterable raised {self._broke!r}")
+
+    def tell_what_is_certain(self, error: BaseException, left: Window) -> None:
+        """Note what can be relied on. An error of ours is only raised where nothing that is not answered can be stored."""
+        doubtful = left.unanswered if not isinstance(error, JsonQueueError) or left.in_flight or left.uncertain else []
+        if not doubtful and not self._through:
+            return
+        told = "none is answered"
+        if self._through:
+            told = f"the first {_count(self._through, 'task')} are answered ({self.published:,} published)"
+        if doubtful:
+            told += f"; number {self._through + 1:,} to {doubtful[-1].indexes[-1] + 1:,} may be published or not"
+        error.add_note(f"jsonqueue: {told}; no other is published")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 class _Ids(Sequence[str]):
