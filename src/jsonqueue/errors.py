@@ -12,6 +12,7 @@ Who is to blame decides the branch:
 
 from __future__ import annotations
 
+import errno
 import shlex
 from typing import ClassVar
 
@@ -45,6 +46,18 @@ __all__ = [
 def command_for(queue_dir: str, *words: str) -> str:
     """A command line as it can be typed, for this queue: ``jsonqueue show t --queue orders``. The default folder goes unsaid."""
     return shlex.join(["jsonqueue", *words, *(["--queue", queue_dir] if queue_dir not in {"", "queue_data"} else [])])
+
+
+_WANT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
+
+
+def is_want(error: BaseException | None) -> bool:
+    """Whether it comes of a want of open files, memory or processes, which passes when somebody gives some back."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _WANT):
+            return True
+        error = error.__cause__
+    return False
 
 
 class JsonQueueError(Exception):

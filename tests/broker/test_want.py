@@ -18,12 +18,12 @@ import pytest
 
 from jsonqueue.broker import child as child_module
 from jsonqueue.broker.manager import BrokerManager
-from jsonqueue.broker.restarts import Postponed, is_want
+from jsonqueue.broker.restarts import Postponed
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import ManagerStatus, connect, operate
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerUnavailable, CorruptQueue, StorageError
+from jsonqueue.errors import BrokerUnavailable, CorruptQueue, StorageError, is_want
 from jsonqueue.event import EventOwner
 from jsonqueue.task import TaskStatus
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from msgspec import Raw
@@ -22,6 +24,8 @@ from jsonqueue.client.child import _on_term, _Run, _TimeIsUp
 from jsonqueue.client.children import ChildRunner, says_how
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.handlers import Address, address_of
+from jsonqueue.client.limits import Limits
+from jsonqueue.client.outcome import NotStarted
 from jsonqueue.config import Config
 from jsonqueue.errors import ConnectionClosed, InvalidHandler
 from jsonqueue.event import Assign, Complete, EventOwner, Failure, Revoke
@@ -137,6 +141,45 @@ def test_a_child_that_dies_is_a_failure_and_is_replaced(runners: Callable[..., C
     runner = runners(handlers.leave)
     assert error(runner) == "its handler's process died: exit status 7"
     assert error(runner) == "its handler's process died: exit status 7"
+
+
+SHORT = [OSError(number, "none left") for number in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)]
+
+
+@pytest.mark.parametrize("error", [*SHORT, MemoryError()], ids=repr)
+def test_a_want_of_processes_is_no_fault_of_the_task(
+    runners: Callable[..., ChildRunner], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It says so; and once there are some again, it runs."""
+    runner = runners(handlers.double)
+    with monkeypatch.context() as short:
+        short.setattr(subprocess, "Popen", mock.Mock(side_effect=error))
+        with pytest.raises(NotStarted, match="its handler's process did not start"):
+            runner.run(delivered(1))
+    assert result(runner) == b"42"
+
+
+def test_what_else_keeps_a_child_from_starting_is_a_failure(runners: Callable[..., ChildRunner], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be no other in a minute."""
+    monkeypatch.setattr(subprocess, "Popen", mock.Mock(side_effect=FileNotFoundError(errno.ENOENT, "no python")))
+    assert "no python" in error(runners(handlers.double))
+
+
+@pytest.mark.parametrize("limits", [None, Limits(cpu_s=60)])
+def test_a_child_that_gets_no_thread_is_not_at_fault_either(limits: Limits | None) -> None:
+    """It was the last process that was to be had."""
+    runner = ChildRunner(Address("client.handlers_without_threads", "double"), timeout=None, config=Config, limits=limits)
+    with pytest.raises(NotStarted, match="can't start new thread"):
+        runner.run(delivered(1))
+    assert runner._process is None
+    runner.close()
+
+
+def test_a_child_that_gets_no_thread_by_its_own_limit_has_failed() -> None:
+    limits = Limits(processes=2**40)
+    runner = ChildRunner(Address("client.handlers_without_threads", "double"), timeout=None, config=Config, limits=limits)
+    assert error(runner).endswith("can't start new thread (limit: processes 1,099,511,627,776)")
+    runner.close()
 
 
 def test_a_child_is_killed_at_its_time_limit_with_all_it_started(runners: Callable[..., ChildRunner], tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from jsonqueue.client.holdings import Holdings
-from jsonqueue.client.outcome import NULL, Verdict
+from jsonqueue.client.outcome import NULL, NotStarted, Verdict
 from jsonqueue.client.threads import Threads
 from jsonqueue.errors import InvalidHandler
 
@@ -58,3 +61,41 @@ def test_a_child_that_cannot_start_ends_the_consumer() -> None:
     threads._threads[1].join(10)
     assert [type(failure) for failure in failures] == [InvalidHandler]
     threads.stop()
+
+
+class Short(Ready):
+    """A runner that has nothing to start a process with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tried = 0
+
+    def prepare(self) -> None:
+        raise OSError(errno.EAGAIN, "no process is to be had")
+
+    def run(self, task: Any) -> Verdict:
+        self.tried += 1
+        if self.tried <= 8:
+            raise NotStarted("no process is to be had")
+        return NULL
+
+
+def test_a_slot_that_can_start_nothing_rests_longer_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    """And hands back what it took; that it is short when it gets ready is no reason to end either."""
+    short, rests, asked, handed_back = Short(), [], [], []
+    threads, failures = crew(Ready(), short)
+    threads._ending = SimpleNamespace(wait=rests.append, set=lambda: None, is_set=lambda: False)  # type: ignore[assignment]
+
+    def next_task(slot: Any, verdict: Any) -> object:
+        asked.append(verdict)
+        return object() if verdict is None else None
+
+    threads._session.next_task = next_task  # type: ignore[method-assign]
+    threads._session.hand_back = handed_back.append  # type: ignore[method-assign]
+    slot = Holdings(1).slots[0]
+    threads._work(slot, short)
+    assert rests == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert handed_back == [slot] * 8
+    assert asked == [None] * 9 + [NULL]
+    assert failures == []
+    assert len([record for record in caplog.records if "no process is to be had" in record.getMessage()]) == 1

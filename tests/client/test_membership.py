@@ -126,3 +126,39 @@ def test_the_last_word_is_a_farewell() -> None:
     assert (farewell.ids, farewell.want, member.stopping, member.books.idle) == ([], 0, True, False)
     member.enter(Settled(farewell.request, []), 0.1)
     assert member.books.idle
+
+
+def test_a_slot_that_could_not_start_its_task_hands_it_back_and_wants_none_for_a_while() -> None:
+    """The other one goes on; what is ready for nobody goes back too, and once the slot asks again there is room."""
+    member = Member(2).joined_at(0.0)
+    one, other = member.books.slots
+    member.enter(Assign([task(1), task(2)]), 0.0)
+    member.next_task(one, None, 0.0)
+    member.next_task(other, None, 0.0)
+    member.books.hand_back(one, 0.01)
+    (returned,) = member.outgoing()
+    assert isinstance(returned, Return)
+    assert (returned.tokens, returned.want, member.books.stats.returned) == ([1], 1, 1)
+    member.books.hand_back(other, 0.02)
+    (returned,) = member.outgoing()
+    assert isinstance(returned, Return)
+    assert (returned.tokens, returned.want, member.books.running) == ([2], 0, 0)
+    member.enter(Assign([task(3)]), 0.03)
+    (returned,) = member.tend(0.03 + STALL_S)
+    assert isinstance(returned, Return)
+    assert returned.tokens == [3]
+    assert member.next_task(one, None, 0.5) == (None, True)
+    (beat,) = member.outgoing()
+    assert isinstance(beat, Heartbeat)
+    assert beat.want == 1
+
+
+def test_a_task_that_was_revoked_before_it_could_not_be_started_is_not_returned() -> None:
+    """It is somebody else's, or nobody's."""
+    member = Member().joined_at(0.0)
+    (slot,) = member.books.slots
+    member.enter(Assign([task(1)]), 0.0)
+    member.next_task(slot, None, 0.0)
+    member.enter(Revoke(["t1"], [1]), 0.0)
+    member.books.hand_back(slot, 0.0)
+    assert (member.speaks, member.books.idle) == (False, True)

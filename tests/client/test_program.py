@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import selectors
+import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from msgspec import Raw
 
-from client.fakes import FakeBroker, Side, assign, delivered, welcome
+from client.fakes import FakeBroker, Side, assign, delivered, settle, welcome
 from client.test_children import await_that, gone
 from client.test_consumer import at_work
+from jsonqueue.client.outcome import NotStarted
 from jsonqueue.client.program import Program, ProgramRunner
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
 from jsonqueue.errors import InvalidHandler
-from jsonqueue.event import Complete, EventOwner, Failure
+from jsonqueue.event import Complete, EventOwner, Failure, Heartbeat, Return
 
 
 def runner_for(code: str, *, timeout: float | None = 20, **options: Any) -> ProgramRunner:
@@ -85,6 +90,58 @@ def test_large_input_and_output_cross(tmp_path: Path) -> None:
 
 def test_input_that_nobody_reads_is_no_failure() -> None:
     assert result("print(1)", b'"' + b"x" * 150_000 + b'"') == b"1"
+
+
+def test_a_want_of_processes_is_no_fault_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else keeps a program from starting is."""
+    runner = runner_for("print(1)")
+    with monkeypatch.context() as short:
+        popen = mock.Mock(side_effect=BlockingIOError(errno.EAGAIN, "try again"))
+        short.setattr(subprocess, "Popen", popen)
+        with pytest.raises(NotStarted, match=r"could not be started.* try again"):
+            runner.run(delivered(1))
+        popen.side_effect = PermissionError(errno.EACCES, "not allowed")
+        assert isinstance(runner.run(delivered(1)), Failure)
+    assert runner.run(delivered(1)) == Raw(b"1")
+
+
+def test_the_last_open_files_are_enough_for_a_program_that_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To listen to it takes none."""
+    monkeypatch.setattr(selectors, "DefaultSelector", mock.Mock(side_effect=OSError(errno.EMFILE, "too many open files")))
+    assert result("print(1)") == b"1"
+
+
+def test_a_task_that_could_not_be_started_goes_back_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its attempt does not count; while the slot rests nothing is wanted for it; one line says why."""
+    monkeypatch.setattr("jsonqueue.client.threads._FIRST_PAUSE_S", 0.001)
+    short: list[Exception] = [OSError(errno.ENOMEM, "no memory"), BlockingIOError(errno.EAGAIN, "try again")]
+    start = ProgramRunner._start
+
+    def starts(self: ProgramRunner, task: Any) -> Any:
+        if short:
+            raise short.pop()
+        return start(self, task)
+
+    monkeypatch.setattr(ProgramRunner, "_start", starts)
+    broker = FakeBroker(EventOwner.CONSUMER)
+    with at_work(broker, Program([sys.executable, "-S", "-c", "print(7)"])):
+        peer, _ = welcome(broker)
+        for _ in range(2):
+            peer.say(assign(1))
+            returned = peer.hear(Return)
+            assert (returned.ids, returned.tokens, returned.want) == (["t1"], [101], 0)
+            settle(peer, returned)
+            while peer.hear(Heartbeat).want != 1:
+                pass
+        peer.say(assign(1))
+        done = peer.hear(Complete)
+        assert (done.ids, bytes(done.results[0])) == (["t1"], b"7")
+        settle(peer, done)
+    (line,) = [record.getMessage() for record in caplog.records if "handed back" in record.getMessage()]
+    assert "could not be started: [Errno 11] try again" in line
+    broker.close()
 
 
 def test_an_exit_status_is_a_failure_with_the_end_of_the_standard_error() -> None:

@@ -20,11 +20,10 @@ from enum import Enum, auto
 from itertools import islice
 
 from jsonqueue.broker.narration import Narration
-from jsonqueue.broker.restarts import is_want
 from jsonqueue.channel.control import Forget, Order, Rotate, Rotated
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
-from jsonqueue.errors import DiskFull, JsonQueueError, StorageError, SyncFailed
+from jsonqueue.errors import DiskFull, JsonQueueError, StorageError, SyncFailed, is_want
 from jsonqueue.event import EventOwner
 from jsonqueue.storage.checkpoint import CheckpointDone, Cut, checkpoint, log_bytes
 from jsonqueue.storage.codec import Position

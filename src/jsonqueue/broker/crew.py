@@ -9,12 +9,13 @@ from functools import partial
 
 from jsonqueue.broker.child import Child, ChildState
 from jsonqueue.broker.narration import Narration
-from jsonqueue.broker.restarts import Postponed, Restarts, is_want
+from jsonqueue.broker.restarts import Postponed, Restarts
 from jsonqueue.channel.control import Marks, Order
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import BrokerStatus
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
+from jsonqueue.errors import is_want
 from jsonqueue.event import EventOwner
 
 __all__ = ["ROLES", "Crew", "other_than"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from collections.abc import Iterable
 
@@ -12,7 +11,7 @@ from jsonqueue.channel.control import error_of
 from jsonqueue.errors import BrokerFailed, JsonQueueError
 from jsonqueue.event import EventOwner
 
-__all__ = ["DISK_FAILED", "Postponed", "Restarts", "is_want"]
+__all__ = ["DISK_FAILED", "Postponed", "Restarts"]
 
 DISK_FAILED = 74
 """The exit status of a broker whose disk failed it."""
@@ -25,17 +24,6 @@ _WITHIN_MS = 60_000
 
 _FIRST_PAUSE_MS = 100
 _PAUSE_MAX_MS = 5_000
-
-_WANT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
-
-
-def is_want(error: BaseException | None) -> bool:
-    """Whether it comes of a want of open files, memory or processes, which passes when somebody gives some back."""
-    while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _WANT):
-            return True
-        error = error.__cause__
-    return False
 
 
 class Postponed:

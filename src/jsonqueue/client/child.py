@@ -1,7 +1,8 @@
 """The inside of a child process that runs a handler.
 
 Its parent starts it with one end of a Pipe and speaks to it as a ConsumerBroker speaks to a consumer: ``assign`` with one task, answered by
-``complete`` or ``fail``. A ``join`` of the child says that the handler is loaded; a ``fail`` without an id instead says why not.
+``complete`` or ``fail``. A ``join`` of the child says that the handler is loaded; a ``fail`` without an id instead says why not, and with a
+``retry_after_ms`` that it may well be another time.
 
 The child never outlives its parent: a thread of its own reads the Pipe, and at its end the whole process group goes, whatever the handler
 is doing. When its time is up, or its task was cancelled, its parent says ``revoke``, which raises an exception in the midst of the handler,
@@ -57,7 +58,6 @@ def main() -> None:
     except BaseException as error:  # noqa: BLE001 - whatever the user's module raises when it is imported
         _say(pipe, Fail(0, [Failure("", 0, _why(error))], 0))
         return
-    _say(pipe, Join("child", os.getpid(), 1))
     _serve(pipe, run, limits)
 
 
@@ -114,7 +114,13 @@ def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict], limits: Limits | Non
     running_in(here)
 
     signal.signal(signal.SIGTERM, partial(_on_term, here))
-    threading.Thread(target=_listen, args=(pipe, tasks, here), daemon=True).start()
+    try:
+        threading.Thread(target=_listen, args=(pipe, tasks, here), daemon=True).start()
+    except RuntimeError as error:  # No thread is to be had: that passes, unless it is by the handler's own limit.
+        own = limits is not None and (limits.processes or limits.memory_bytes)
+        _say(pipe, Fail(0, [Failure("", 0, str(error), retry_after_ms=None if own else 0)], 0))
+        return
+    _say(pipe, Join("child", os.getpid(), 1))
     while (task := tasks.get()) is not None:
         renew_cpu(limits)
         verdict = run(task)

@@ -7,6 +7,7 @@ A child stays for many tasks; it is replaced when it was killed or has died. See
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -23,10 +24,10 @@ import msgspec
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.handlers import Address
 from jsonqueue.client.limits import Limits
-from jsonqueue.client.outcome import Verdict, failure
+from jsonqueue.client.outcome import NotStarted, Verdict, failure
 from jsonqueue.client.payload import check_limits
 from jsonqueue.config import Config
-from jsonqueue.errors import BadFrame, ConnectionClosed, InvalidHandler, InvalidTask
+from jsonqueue.errors import BadFrame, ConnectionClosed, InvalidHandler, InvalidTask, is_want
 from jsonqueue.event import Assign, Complete, EventOwner, Fail, Failure, Join, Revoke, decoder_for, encode
 from jsonqueue.task import Task
 
@@ -63,17 +64,21 @@ class ChildRunner:
         self._closed = False
 
     def prepare(self) -> None:
-        """Start the child, unless there is one. Raises :class:`InvalidHandler` with what it said when its handler cannot be loaded."""
+        """Start the child, unless there is one. Raises :class:`InvalidHandler` with what it said when its handler cannot be loaded, and
+        ``OSError`` when there is no process to be had."""
         if self._process is None:
             self._spawn()
             self._greet()
 
     def run(self, task: Task[Any]) -> Verdict:
-        """Let the child run it, within the time limit."""
+        """Let the child run it, within the time limit. Raises :class:`NotStarted`."""
         try:
             self.prepare()
-        except (InvalidHandler, OSError) as error:
-            return failure(task, f"its handler's process did not start: {error}")
+        except (InvalidHandler, OSError, MemoryError) as error:
+            words = f"its handler's process did not start: {str(error) or repr(error)}"
+            if is_want(error):
+                raise NotStarted(words) from error
+            return failure(task, words)
         with self._lock:
             if self._doomed == task.token:
                 return failure(task, "it was revoked before it began")  # which nobody hears of
@@ -163,8 +168,10 @@ class ChildRunner:
             return
         said = event.failures[0].error if isinstance(event, Fail) else "it said nothing"
         how = self._bury()
+        if isinstance(event, Fail) and event.failures[0].retry_after_ms is not None:
+            raise OSError(errno.EAGAIN, said)
         raise InvalidHandler(
-            f"{self._address.function} cannot be loaded in a child process: {said if event else how}",
+            f"{self._address.function} cannot be loaded in a child process: {self._blamed(said) if event else how}",
             hint=_GUARD_HINT if self._address.script else "",
         )
 

@@ -65,6 +65,8 @@ class Slot(Current, eq=False):
     """A place where one task runs."""
 
     started: float = 0.0
+    resting: bool = False
+    """It could not start what it had taken, and takes nothing for a while."""
     kill: Callable[[int], None] | None = None
     """Ends the run of the task with this token from outside, where that is possible; nothing happens if another one runs by now."""
 
@@ -136,6 +138,19 @@ class Holdings:
             self._result_bytes += len(memoryview(verdict))
             self.stats.completed += 1
 
+    def hand_back(self, slot: Slot, now: float) -> None:
+        """The task in ``slot`` could not be started: it goes back, and until the slot asks for another it counts for none."""
+        task, slot.task, slot.resting = slot.task, None, True
+        assert task is not None
+        if slot.cancelled:
+            self.stats.stale += 1
+            return
+        if not self.unsent:
+            self.unsent_since = now
+        self.unsent += 1
+        self.stats.returned += 1
+        self._returned.append(task)
+
     @property
     def frame_full(self) -> bool:
         """Whether there is enough to say."""
@@ -175,10 +190,12 @@ class Holdings:
         self.ready.clear()
 
     def unstall(self, now: float) -> bool:
-        """Give the buffer back if all slots are stuck in tasks that take much longer than was foretold."""
-        if not self.ready or now - self._taken_at < STALL_S or any(slot.task is None for slot in self.slots):
+        """Give the buffer back if all slots are stuck in tasks that take much longer than was foretold, or rest."""
+        if not self.ready or now - self._taken_at < STALL_S or any(slot.task is None and not slot.resting for slot in self.slots):
             return False
-        self._learn(now - min(slot.started for slot in self.slots), weight=1.0)  # or the broker would send the same again
+        begun = [slot.started for slot in self.slots if slot.task is not None]
+        if begun:
+            self._learn(now - min(begun), weight=1.0)  # or the broker would send the same again
         self.give_back(now)
         return True
 
@@ -189,7 +206,7 @@ class Holdings:
         """How many tasks to hold at once, running ones included. (A run that was revoked is held by nobody, and keeps its slot busy.)"""
         if self.draining:
             return 0
-        slots = sum(1 for slot in self.slots if slot.task is None or not slot.cancelled)
+        slots = sum(1 for slot in self.slots if slot.task is None or not slot.cancelled) - sum(slot.resting for slot in self.slots)
         if not self._measured:
             return slots
         ahead = slots * min(_AHEAD_S / max(self._typical_s, 1e-9), _AHEAD_MAX)

@@ -36,7 +36,7 @@ class Membership:
         self._holdings = holdings
         self._again: list[Event] = []
         self._able_again = False
-        """A slot came free of a run that had been revoked: the broker does not know yet that there is room."""
+        """A slot came free of a run that had been revoked, or of its rest: the broker does not know yet that there is room."""
         self._lease_s = Config().lease_ms / 1000
         self._beat_at = 0.0
 
@@ -134,6 +134,8 @@ class Membership:
         No task: say it, then ask :meth:`Holdings.take` once more.
         """
         holdings = self._holdings
+        if slot.resting:
+            slot.resting, self._able_again = False, True
         if verdict is not None:
             self._able_again = self._able_again or slot.cancelled
             holdings.settle(slot, verdict, now)

@@ -31,6 +31,7 @@ __all__ = [
     "NULL",
     "Cancel",
     "Current",
+    "NotStarted",
     "Retry",
     "Verdict",
     "current",
@@ -93,6 +94,10 @@ class Cancel(Exception):
         """``reason``: a string, or what says it as one: ``raise Cancel(error)``."""
         super().__init__(reason)
         self.reason = str(reason)
+
+
+class NotStarted(Exception):
+    """What a runner raises instead of a verdict: for want of processes, memory or open files nothing of the task was begun."""
 
 
 # ── who is running ───────────────────────────────────────────────────────────────────────────────────────────────────

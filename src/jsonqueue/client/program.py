@@ -31,12 +31,12 @@ import msgspec
 
 from jsonqueue.client.children import GRACE_S, end_group, kill_group, says_how, signal_group
 from jsonqueue.client.limits import Limits, launcher
-from jsonqueue.client.outcome import ERROR_MAX_BYTES, Retry, Verdict, failure, failure_of
+from jsonqueue.client.outcome import ERROR_MAX_BYTES, NotStarted, Retry, Verdict, failure, failure_of
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.payload import NULL, encode_value
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.config import Config
-from jsonqueue.errors import InvalidHandler, InvalidTask
+from jsonqueue.errors import InvalidHandler, InvalidTask, is_want
 from jsonqueue.event import encode
 from jsonqueue.task import Task
 
@@ -151,11 +151,14 @@ class ProgramRunner:
     def prepare(self) -> None: ...
 
     def run(self, task: Task[Any]) -> Verdict:
-        """Run the program on this task."""
+        """Run the program on this task. Raises :class:`NotStarted`."""
         try:
             process = self._start(task)
-        except OSError as error:
-            return failure(task, f"{self._program.arguments[0]} could not be started: {error}")
+        except (OSError, MemoryError) as error:
+            words = f"{self._program.arguments[0]} could not be started: {str(error) or repr(error)}"
+            if is_want(error):
+                raise NotStarted(words) from error
+            return failure(task, words)
         with self._lock:
             self._process, self._token = process, task.token
             if self._closed or self._doomed == task.token:
@@ -258,7 +261,7 @@ class _Talk:
         self._out_max = out_max
         self.output = bytearray()
         self._errors = bytearray()
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.PollSelector()  # which needs no open file of its own: there may be none left to be had
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None

@@ -115,6 +115,14 @@ class Session:
         with self._changed:
             return self._holdings.take(slot, self._timer())
 
+    def hand_back(self, slot: Slot) -> None:
+        """What was taken for ``slot`` could not be started: somebody else may, or the slot itself when it asks again."""
+        with self._changed:
+            self._holdings.hand_back(slot, self._timer())
+            if self._membership.stopping:
+                self._changed.notify_all()
+        self.flush()
+
     def _lead_or_follow(self) -> bool:
         """Return when there may be a task; False when there will be none any more."""
         with self._changed:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from jsonqueue.client.holdings import Slot
-from jsonqueue.client.outcome import Verdict, inline, running_in
+from jsonqueue.client.outcome import NotStarted, Verdict, inline, running_in
 from jsonqueue.client.session import Session
 from jsonqueue.config import Config
+from jsonqueue.errors import is_want
 from jsonqueue.task import Task
 
 __all__ = ["InlineRunner", "Runner", "Threads"]
+
+_log = logging.getLogger("jsonqueue.consumer")
 
 
 class Runner(Protocol):
@@ -22,7 +26,7 @@ class Runner(Protocol):
         """Get ready to run; called before the first task, in the thread of the slot. Raises what would make every task fail."""
 
     def run(self, task: Task[Any]) -> Verdict:
-        """Run a task to its verdict; never raises."""
+        """Run a task to its verdict. Raises nothing but :class:`NotStarted`."""
         ...
 
     def kill(self, token: int) -> None:
@@ -51,7 +55,8 @@ class Threads:
     def __init__(self, session: Session, slots: Sequence[Slot], runners: Sequence[Runner]) -> None:
         self._session = session
         self._runners = runners
-        self._ending = False
+        self._ending = threading.Event()
+        self._resting: set[Slot] = set()
         # Daemons: a handler that hangs must not keep the process from ending when its user has lost patience.
         self._threads = [
             threading.Thread(target=self._work, args=(slot, runner), name=f"jsonqueue-worker-{number}", daemon=True)
@@ -68,7 +73,7 @@ class Threads:
 
     def stop(self) -> None:
         """End what still runs, as far as that is possible. The session is closed already."""
-        self._ending = True
+        self._ending.set()
         for runner in self._runners:
             runner.close()
         for thread in self._threads:
@@ -78,18 +83,43 @@ class Threads:
     def _work(self, slot: Slot, runner: Runner) -> None:
         try:
             running_in(slot)
-            runner.prepare()
+            self._prepare(runner)
             self._loop(slot, runner.run)
         except BaseException as error:  # noqa: BLE001 - no handler's fault (those never raise): the consumer must end and say so
-            if not self._ending:  # a child process that was still starting when it was told to end has not failed
+            if not self._ending.is_set():  # a child process that was still starting when it was told to end has not failed
                 self._session.fail(error)
+
+    def _prepare(self, runner: Runner) -> None:
+        try:
+            runner.prepare()
+        except OSError as error:
+            if not is_want(error):
+                raise  # else the first task tries again
 
     def _loop(self, slot: Slot, run: Callable[[Task[Any]], Verdict]) -> None:
         next_task = self._session.next_task
         verdict: Verdict | None = None
+        pause_s = 0.0
         while (task := next_task(slot, verdict)) is not None:
-            verdict = run(task)
+            try:
+                verdict = run(task)
+            except NotStarted as error:
+                verdict, pause_s = None, min(max(2 * pause_s, _FIRST_PAUSE_S), _PAUSE_MAX_S)
+                self._rest(slot, error, pause_s)
+            else:
+                if pause_s:
+                    self._resting.discard(slot)
+                    pause_s = 0.0
+
+    def _rest(self, slot: Slot, why: NotStarted, seconds: float) -> None:
+        """Hand the task back, since it is no fault of its own, and wait: what is short now would be so in a moment, too."""
+        if not self._resting:
+            _log.warning("%s; its task is handed back, and the next is tried after a pause, until that works again", why)
+        self._resting.add(slot)
+        self._session.hand_back(slot)
+        self._ending.wait(seconds)
 
 
+_FIRST_PAUSE_S, _PAUSE_MAX_S = 0.1, 5.0
 _JOIN_S = 1.0
 """A thread that is stuck in a handler is left behind."""
