@@ -28,7 +28,7 @@ from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import NotStarted
 from jsonqueue.config import Config
 from jsonqueue.errors import ConnectionClosed, InvalidHandler
-from jsonqueue.event import Assign, Complete, EventOwner, Failure, Revoke
+from jsonqueue.event import Assign, Complete, EventOwner, Fail, Failure, Join, Revoke, encode
 
 
 def runner_for(handler: Callable[[Any], Any], *, timeout: float | None = None) -> ChildRunner:
@@ -115,6 +115,40 @@ def test_a_path_among_the_places_of_modules_harms_nobody(
     """Python passes over what is no string, and takes one that is no UTF-8."""
     monkeypatch.setattr(sys, "path", [*sys.path, tmp_path, "/not/\udcff"])
     assert result(runners(handlers.double)) == b"42"
+
+
+def test_a_relative_place_of_modules_stays_where_it_was(
+    runners: Callable[..., ChildRunner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The program has changed its directory since, and its child died."""
+    (tmp_path / "places").mkdir()
+    (tmp_path / "places" / "beside_it.py").write_text("def triple(task):\n    return task.data * 3\n")
+    (tmp_path / "here.py").write_text("from beside_it import triple\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", "places", *sys.path])
+    runner = ChildRunner(Address("here", "triple"), timeout=None, config=Config)
+    monkeypatch.chdir("/")
+    assert result(runner) == b"63"
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [Complete(0, ["t1"], [100], [Raw(b"1")], 1), Fail(0, [Failure("t1", 100, "late")], 1), Fail(0, [], 1), Join("child", 1, 1), b"[1"],
+    ids=lambda said: type(said).__name__,
+)
+def test_what_a_child_says_of_another_task_is_no_outcome_of_this_one(
+    runners: Callable[..., ChildRunner], monkeypatch: pytest.MonkeyPatch, said: Any
+) -> None:
+    """A second fence: it has failed, under its own token, and the child is replaced."""
+    runner = runners(handlers.double)
+    runner.prepare()
+    first = child_of(runner)
+    assert runner._pipe is not None
+    monkeypatch.setattr(runner._pipe, "receive", lambda timeout: [said if isinstance(said, bytes) else encode(said)])
+    assert "said what is no outcome of this task" in error(runner)
+    assert gone(first)
+    assert result(runner) == b"42"
 
 
 def test_a_static_method_is_found_by_its_name(runners: Callable[..., ChildRunner]) -> None:

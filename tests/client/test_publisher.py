@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -75,6 +76,13 @@ def test_a_very_long_patience_is_one(broker: FakeBroker, tmp_path: Path, timeout
     peer.say(Written(peer.hear(Write).request, 1))
     assert side.result().id == "a"
     publisher.close()
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(float("nan"), ValueError), (-1, ValueError), ("5", TypeError), (timedelta(1), TypeError)])
+def test_a_patience_that_is_none_is_refused_at_once(tmp_path: Path, timeout: Any, error: type[Exception]) -> None:
+    """And not by the first publish, or never."""
+    with pytest.raises(error, match="timeout is "):
+        Publisher(tmp_path, timeout=timeout)
 
 
 @pytest.mark.parametrize("data", [0, "", [], None, False])

@@ -53,6 +53,8 @@ class ChildRunner:
         self._limits = limits
         self._timeout = timeout
         self._config = config
+        self._home = _current_folder()
+        """From where relative places of modules are meant, wherever the program has gone when a child is started."""
         self._decode = decoder_for(EventOwner.CONSUMER)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -143,7 +145,7 @@ class ChildRunner:
         ours, theirs = Pipe.pair()
         given = [msgspec.json.encode(part).decode() for part in (self._address, self._limits)]
         places: list[object] = [*sys.path]  # strings, and what somebody put there that Python passes over
-        given.append(json.dumps([place for place in places if isinstance(place, str)]))
+        given.append(json.dumps([os.path.join(self._home, place) if place else self._home for place in places if isinstance(place, str)]))
         command = [sys.executable, "-c", _BOOT, str(theirs), *given]
         try:
             with self._lock:
@@ -182,13 +184,16 @@ class ChildRunner:
             event = self._hear(self._timeout)
         except ConnectionClosed:
             return failure(task, self._blamed(f"its handler's process died: {self._bury()}"))
-        if isinstance(event, Complete):
+        if event is None:
+            self._end_by_force(task)
+            return failure(task, f"timed out after {self._timeout:g} s, and was killed")
+        if isinstance(event, Complete) and event.tokens == [task.token]:
             return self._checked(task, event)
-        if isinstance(event, Fail):
-            failed = event.failures[0]
+        failed = event.failures[0] if isinstance(event, Fail) and event.failures else None
+        if failed is not None and failed.token == task.token:
             return msgspec.structs.replace(failed, error=self._blamed(failed.error))
-        self._end_by_force(task)
-        return failure(task, f"timed out after {self._timeout:g} s, and was killed")
+        self._bury()  # whatever it is up to, it is not this
+        return failure(task, f"its handler's process said what is no outcome of this task: {failed.error if failed else event}")
 
     def _blamed(self, words: str) -> str:
         return words if self._limits is None else self._limits.blamed(words)
@@ -242,6 +247,13 @@ class ChildRunner:
         end_group(process)
         pipe.close()
         return says_how(process.returncode if status is None else status)
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it is gone: then so is what is relative to it
+        return ""
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

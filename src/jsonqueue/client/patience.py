@@ -5,11 +5,22 @@ from __future__ import annotations
 from jsonqueue.clock import Clock
 from jsonqueue.errors import BrokerUnavailable
 
-__all__ = ["Patience"]
+__all__ = ["Patience", "require_timeout"]
 
 
 _FOR_EVER_S = 1e9
 """Thirty years; the system's own waits take little more, and no infinity."""
+
+
+def require_timeout(seconds: float | None) -> float | None:
+    """The timeout, if it is one: seconds, or None for ever. Raises ``TypeError`` or ``ValueError``."""
+    try:
+        is_one = seconds is None or seconds >= 0
+    except TypeError:
+        raise TypeError(f"timeout is {seconds!r}: give seconds, or None") from None
+    if not is_one:
+        raise ValueError(f"timeout is {seconds!r}, and must be at least 0 seconds (or None: for ever)")
+    return seconds
 
 
 class Patience:

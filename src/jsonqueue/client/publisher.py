@@ -23,7 +23,7 @@ from jsonqueue.client.flow import Flow, unanswered
 from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.identity import IdSource, draw_prefix
 from jsonqueue.client.intake import HasId, describe, prepare
-from jsonqueue.client.patience import Patience
+from jsonqueue.client.patience import Patience, require_timeout
 from jsonqueue.client.payload import encode_value
 from jsonqueue.client.window import Batch, Window
 from jsonqueue.clock import Clock, SystemClock
@@ -81,21 +81,21 @@ class Publisher:
     """Publishes to the queue in ``queue_dir`` (a path, or a BrokerManager). Safe to use from several threads, and after a fork.
 
     It connects when it has something to say, and again whenever the connection breaks. With no broker running it appends to the queue's log
-    by itself; the tasks run when brokers start. ``timeout``: seconds without any answer after which it gives up.
+    by itself; the tasks run when brokers start. ``timeout``: seconds without any answer after which it gives up (None: never).
     """
 
     def __init__(
         self,
         queue_dir: str | os.PathLike[str] | ServesFolder,
         *,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         clock: Clock | None = None,
         chance: Random | None = None,
         connect: Connect | None = None,
     ) -> None:
         """``clock``, ``chance`` and ``connect`` are the doors by which time, chance and the wire come in; a user needs none of them."""
         self.queue_dir = folder_of(queue_dir)
-        self.timeout = timeout
+        self.timeout = require_timeout(timeout)
         self._clock = clock or SystemClock()
         self._chance = chance
         self._connect = connect or self._register
