@@ -105,7 +105,8 @@ class TaskNotFound(JsonQueueError, LookupError):
 
 
 class BrokerUnavailable(JsonQueueError, ConnectionError):
-    """No broker is running where one is needed. ``cause``: what is known of the reason, in the manager's own words if it gave one.
+    """No broker is running where one is needed, or somebody holds the queue and does not answer: the message says who. ``cause``: what is
+    known of the reason, in the manager's own words if it gave one.
 
     ``silent``: it only came of time running out, so that whatever was told before is a better reason.
     """

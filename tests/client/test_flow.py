@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import Raw
 
 from client.fakes import FakeBroker, Side
+from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client import direct
 from jsonqueue.client.exchange import Exchange, Line
@@ -17,12 +20,13 @@ from jsonqueue.client.patience import Patience
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.client.window import Batch
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, CorruptQueue, PublishUnknown, StorageError
+from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, CorruptQueue, FolderRefused, PublishUnknown, StorageError
 from jsonqueue.event import EventOwner, Write, Written, decoder_for
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.recovery import inspect
 from jsonqueue.task import TaskIn
 
+direct_append = direct.append
 FULL = "the publisher broker is not up: it waits for room on the disk"
 
 
@@ -179,6 +183,55 @@ def test_a_log_that_cannot_be_opened_leaves_what_was_on_its_way_unknown(monkeypa
     flow._window.sent(1)
     with pytest.raises(PublishUnknown, match="for the test"):
         flow.finish()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), PermissionError(errno.EACCES, "Permission denied")])
+def test_what_the_system_says_of_the_folder_leaves_it_unknown_as_well(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    """Where nothing had been on its way, nothing is stored, for certain: an error of the queue's files."""
+
+    def cannot(*_: object, **__: object) -> None:
+        raise error
+
+    flow = flow_over(Manager(HandClock(), FULL, FULL), monkeypatch)
+    monkeypatch.setattr(direct, "append", direct_append)
+    monkeypatch.setattr(direct, "open_folder", cannot)
+    with pytest.raises(StorageError, match=f"q: {error.strerror}"):
+        flow.finish()
+    flow._window.sent(1)
+    with pytest.raises(PublishUnknown, match=error.strerror) as caught:
+        flow.finish()
+    assert caught.value.task_ids == ("a",)
+
+
+def test_a_folder_that_is_refused_meanwhile_leaves_what_was_on_its_way_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can be asked any more."""
+
+    def refused(timeout: float) -> tuple[Pipe, Config]:
+        raise FolderRefused("it is a file by now")
+
+    flow = flow_over(Manager(HandClock(), refused, refused), monkeypatch)
+    with pytest.raises(FolderRefused):
+        flow.finish()
+    flow._window.sent(1)
+    with pytest.raises(PublishUnknown, match="it is a file by now"):
+        flow.finish()
+
+
+def test_a_want_of_open_files_in_the_midst_of_an_append_says_what_is_certain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch is durable; the next may be."""
+    publisher = Publisher(tmp_path / "q", connect=Manager(HandClock(), *["nobody"] * 9).connect)
+    step, steps = PublisherBroker.step, []
+
+    def fails(broker: PublisherBroker, *arguments: Any) -> None:
+        steps.append(arguments)
+        if len(steps) == 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        step(broker, *arguments)
+
+    monkeypatch.setattr(PublisherBroker, "step", fails)
+    with pytest.raises(PublishUnknown, match="Too many open files") as caught:
+        publisher.publish_many((TaskIn(id=f"t{n}", data=n) for n in range(6)), batch_max=2)
+    assert (caught.value.published, caught.value.task_ids) == (2, ("t2", "t3", "t4", "t5"))
 
 
 def test_a_reason_is_forgotten_once_there_was_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:

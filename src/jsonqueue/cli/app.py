@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import shlex
 import signal
-import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -280,32 +278,18 @@ def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(settings, *arguments, **options)
         except (PermissionError, StorageError) as error:
-            refused = _denied_by(settings.queue_dir, error)
+            from jsonqueue.storage.folder import denied_by
+
+            refused = denied_by(settings.queue_dir, error)
             if refused is None:
                 raise
             raise refused from error
         except BrokerUnavailable as error:
-            from jsonqueue.cli.presence import told_better
+            from jsonqueue.client.presence import told_better
 
             raise told_better(settings.queue_dir, error) from error.__cause__
 
     return call
-
-
-def _denied_by(queue_dir: Path, error: Exception) -> FolderRefused | None:
-    """The same error told of the folder, if it is its mode that denies its owner what a queue needs."""
-    if not isinstance(error if isinstance(error, OSError) else error.__cause__, PermissionError):
-        return None
-    try:
-        found = queue_dir.stat()
-    except OSError:
-        return None
-    if found.st_uid != os.geteuid() or found.st_mode & stat.S_IRWXU == stat.S_IRWXU:
-        return None
-    return FolderRefused(
-        f"{queue_dir} cannot be used: permission denied, its mode is {stat.S_IMODE(found.st_mode):04o}",
-        hint=f"chmod u+rwx {shlex.quote(str(queue_dir))}",
-    )
 
 
 def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

@@ -279,7 +279,7 @@ _LOOK_EVERY_S = 0.05
 def _tell_to_stop(queue_dir: Path, timeout: float, until: float) -> int:
     """The pid of the manager that is stopping now, because of this or already."""
     from jsonqueue.channel.registration import operate
-    from jsonqueue.cli.presence import is_manager
+    from jsonqueue.client.presence import is_manager
     from jsonqueue.storage.locks import holder
 
     stopping = ""

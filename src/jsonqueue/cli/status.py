@@ -134,7 +134,7 @@ def _size(file: Path) -> int:
 
 def _ask_manager(seen: Overview) -> None:
     from jsonqueue.channel.registration import operate
-    from jsonqueue.cli.presence import why_silent
+    from jsonqueue.client.presence import why_silent
     from jsonqueue.errors import BrokerUnavailable
     from jsonqueue.storage.locks import holder
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonqueue.channel import registration
 from jsonqueue.client.exchange import Connect, Exchange, Line, NoAnswer
 from jsonqueue.client.outcome import cut
 from jsonqueue.client.patience import Patience
+from jsonqueue.client.presence import register, told_better
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.errors import BrokerUnavailable, ConnectionClosed
 from jsonqueue.event import Cancel, Changed, Event, EventOwner, Look, Replay, Result, Watch, decoder_for
@@ -143,7 +143,8 @@ class Caller:
                 again = True
             except NoAnswer:
                 line.close()
-                raise BrokerUnavailable(str(self.queue_dir), cause=f"it did not answer within {_ANSWER_S:g} s", silent=True) from None
+                error = BrokerUnavailable(str(self.queue_dir), cause=f"it did not answer within {_ANSWER_S:g} s", silent=True)
+                raise told_better(self.queue_dir, error) from None
 
     @property
     def connected(self) -> bool:
@@ -155,7 +156,7 @@ class Caller:
         self._exchange.close()
 
     def _register(self, timeout: float) -> Any:
-        return registration.connect(self.queue_dir, EventOwner.CALLER, timeout=timeout)
+        return register(self.queue_dir, EventOwner.CALLER, timeout=timeout)
 
 
 class _Watched:

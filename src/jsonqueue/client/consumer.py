@@ -29,7 +29,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from jsonqueue.channel import registration
 from jsonqueue.client.children import ChildRunner
 from jsonqueue.client.exchange import Connect
 from jsonqueue.client.handlers import address_of, is_async, resolve, title_of
@@ -37,6 +36,7 @@ from jsonqueue.client.holdings import ConsumerStats, Holdings
 from jsonqueue.client.intake import check_id
 from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import forks, run_here
+from jsonqueue.client.presence import register
 from jsonqueue.client.program import Program, ProgramRunner
 from jsonqueue.client.publisher import ServesFolder, folder_of
 from jsonqueue.client.session import Session
@@ -226,7 +226,7 @@ class Consumer:
         return self._session.config
 
     def _register(self, timeout: float) -> Any:
-        return registration.connect(self.queue_dir, EventOwner.CONSUMER, name=self.name, timeout=timeout)
+        return register(self.queue_dir, EventOwner.CONSUMER, name=self.name, timeout=timeout)
 
 
 class _Crew(Protocol):

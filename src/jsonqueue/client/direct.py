@@ -6,7 +6,8 @@ before the answer. The lock is held for one call only, never while user code run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from jsonqueue.config import Config
 from jsonqueue.errors import ManagerRunning, StorageError
 from jsonqueue.event import Event, EventOwner, Write, Written, decoder_for, encode
 from jsonqueue.storage.files import RealFiles
-from jsonqueue.storage.folder import load_config, open_folder
+from jsonqueue.storage.folder import denied_by, load_config, open_folder
 from jsonqueue.storage.locks import hold
 from jsonqueue.task import StoredTaskIn
 
@@ -28,11 +29,29 @@ _read = decoder_for(EventOwner.PUBLISHER)
 
 def settings(queue_dir: Path) -> Config:
     """The queue's settings as its folder has them; an absent folder is made, as the publish that follows would."""
-    files = open_folder(queue_dir, create=True)
+    with _explained(queue_dir):
+        files = open_folder(queue_dir, create=True)
+        try:
+            return load_config(files)
+        finally:
+            files.shut()
+
+
+@contextmanager
+def _explained(queue_dir: Path) -> Iterator[None]:
+    """What the system says of the files, as an error of ours; and of the folder, if it is that one's mode."""
     try:
-        return load_config(files)
-    finally:
-        files.shut()
+        yield
+    except (OSError, StorageError) as error:
+        refused = denied_by(queue_dir, error)
+        if refused is None and isinstance(error, StorageError):
+            raise
+        raise refused or _as_ours(queue_dir, error) from error
+
+
+def _as_ours(queue_dir: Path, error: Exception) -> StorageError:
+    said = (isinstance(error, OSError) and error.strerror) or str(error)
+    return error if isinstance(error, StorageError) else StorageError(f"{queue_dir}: {said}")
 
 
 class Appended(NamedTuple):
@@ -49,15 +68,16 @@ def append(queue_dir: Path, batches: Sequence[list[StoredTaskIn]], *, clock: Clo
 
     Raises what keeps the log from being opened; then nothing was done either.
     """
-    files = open_folder(queue_dir, create=True)
-    try:
-        with hold(queue_dir, "published", timeout=_LOCK_WAIT_S, what="a publisher, for one call") as lock:
-            files.guard(lock.check)
-            return _append(files, batches, clock)
-    except ManagerRunning:
-        return None
-    finally:
-        files.shut()
+    with _explained(queue_dir):
+        files = open_folder(queue_dir, create=True)
+        try:
+            with hold(queue_dir, "published", timeout=_LOCK_WAIT_S, what="a publisher, for one call") as lock:
+                files.guard(lock.check)
+                return _append(files, batches, clock)
+        except ManagerRunning:
+            return None
+        finally:
+            files.shut()
 
 
 def _append(files: RealFiles, batches: Sequence[list[StoredTaskIn]], clock: Clock) -> Appended:
@@ -73,8 +93,8 @@ def _append(files: RealFiles, batches: Sequence[list[StoredTaskIn]], clock: Cloc
         for tasks in batches:
             # As over a Pipe: what could not be read there must not get into the log.
             broker.step([(0, _read(encode(Write(len(answers), tasks))))], keep)
-    except StorageError as error:
-        return Appended(answers, error)
+    except (OSError, StorageError) as error:
+        return Appended(answers, _as_ours(files.root, error))
     finally:
         broker.close()
     return Appended(answers)

@@ -17,7 +17,7 @@ from jsonqueue.client.exchange import Exchange, Line, NoAnswer, TooLarge
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.window import Batch, Window
 from jsonqueue.clock import Clock
-from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, JsonQueueError, PublishUnknown
+from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, FolderRefused, JsonQueueError, PublishUnknown
 from jsonqueue.event import Refusal, Write, Written
 
 __all__ = ["PAUSE_S", "Flow", "unanswered"]
@@ -93,6 +93,10 @@ class Flow:
             except BrokerUnavailable as error:
                 self._window.broken()
                 self._directly(error)
+            except FolderRefused as error:  # Nobody can be asked any more.
+                self._window.broken()
+                self._raise_if_unknown(error)
+                raise
 
     def _over_the_line(self, enough: Callable[[], bool]) -> None:
         window = self._window
@@ -126,9 +130,8 @@ class Flow:
         window = self._window
         try:
             appended = direct.append(self._queue_dir, [batch.tasks for batch in window.unsent], clock=self._clock)
-        except JsonQueueError as error:  # Nothing was appended now; what was on its way to a broker before may be stored.
-            if window.uncertain:
-                raise PublishUnknown(window.ids, cause=str(error)) from error
+        except JsonQueueError as error:
+            self._raise_if_unknown(error)
             raise
         if appended is not None:
             for answer in appended.answers:
@@ -143,6 +146,11 @@ class Flow:
             raise unavailable
         else:
             self._pause(PAUSE_S)
+
+    def _raise_if_unknown(self, error: JsonQueueError) -> None:
+        """Nothing was stored now; what was on its way to a broker before may be."""
+        if self._window.uncertain:
+            raise PublishUnknown(self._window.ids, cause=str(error)) from error
 
     def _cut(self, batch: Batch, why: str) -> None:
         """It is larger than a broker takes at once: two halves may not be. A task by itself cannot be sent at all."""

@@ -16,7 +16,6 @@ from random import Random
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, overload
 
-from jsonqueue.channel import registration
 from jsonqueue.client import direct
 from jsonqueue.client.exchange import Connect, Exchange, NoAnswer, TooLarge
 from jsonqueue.client.flow import Flow, unanswered
@@ -25,6 +24,7 @@ from jsonqueue.client.identity import IdSource, draw_prefix
 from jsonqueue.client.intake import HasId, describe, prepare
 from jsonqueue.client.patience import Patience, require_timeout
 from jsonqueue.client.payload import encode_value
+from jsonqueue.client.presence import register
 from jsonqueue.client.window import Batch, Window
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.config import Config
@@ -237,7 +237,7 @@ class Publisher:
             return direct.settings(self.queue_dir)
 
     def _register(self, timeout: float) -> Any:
-        return registration.connect(self.queue_dir, EventOwner.PUBLISHER, timeout=timeout)
+        return register(self.queue_dir, EventOwner.PUBLISHER, timeout=timeout)
 
     def _notice_fork(self) -> None:
         if os.getpid() != self._pid:

@@ -302,7 +302,7 @@ class Session:
             pipe, config = self._connect(_CONNECT_S)
         except BrokerUnavailable as error:
             if first:
-                _log.warning("%s; waiting for one (%s)", error, error.hint)
+                _log.warning("%s; waiting for one that serves (%s)", error, error.hint)
         else:
             self._join(pipe, config)
 

@@ -16,10 +16,10 @@ import stat
 from pathlib import Path
 
 from jsonqueue.config import CONFIG_FILE, Config, parse_config
-from jsonqueue.errors import FolderRefused, InvalidConfig
+from jsonqueue.errors import FolderRefused, InvalidConfig, StorageError
 from jsonqueue.storage.files import Files, RealFiles
 
-__all__ = ["ARCHIVE", "MOUNTS", "load_config", "open_folder"]
+__all__ = ["ARCHIVE", "MOUNTS", "denied_by", "load_config", "open_folder", "require_folder"]
 
 ARCHIVE = "archive"
 _FOLDERS = (ARCHIVE, "previous")
@@ -47,6 +47,16 @@ def open_folder(path: str | Path, *, create: bool, force: bool = False, read_onl
     _check(root)
     if not force:
         _check_local(root)
+    try:
+        return _opened(root, create=create, read_only=read_only)
+    except (PermissionError, StorageError) as error:
+        refused = denied_by(root, error)
+        if refused is None:
+            raise
+        raise refused from error
+
+
+def _opened(root: Path, *, create: bool, read_only: bool) -> RealFiles:
     files = RealFiles(root, read_only=read_only)
     try:
         _settle_in(files, create=create)
@@ -54,6 +64,28 @@ def open_folder(path: str | Path, *, create: bool, force: bool = False, read_onl
         files.shut()
         raise
     return files
+
+
+def denied_by(path: str | Path, error: BaseException | None) -> FolderRefused | None:
+    """The same error told of the folder, if it is its mode that denies its owner what a queue needs."""
+    if error is None or not isinstance(error if isinstance(error, OSError) else error.__cause__, PermissionError):
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    if found.st_uid != os.geteuid() or found.st_mode & stat.S_IRWXU == stat.S_IRWXU:
+        return None
+    return FolderRefused(
+        f"{path} cannot be used: permission denied, its mode is {stat.S_IMODE(found.st_mode):04o}",
+        hint=f"chmod u+rwx {shlex.quote(str(path))}",
+    )
+
+
+def require_folder(path: str | Path) -> None:
+    """Raise :class:`FolderRefused` if this is something else."""
+    if not os.path.isdir(path):
+        raise FolderRefused(f"{path} is not a folder", hint="name the folder that holds queue.json, not a file in it")
 
 
 def _settle_in(files: RealFiles, *, create: bool) -> None:
@@ -104,8 +136,12 @@ def _make(root: Path) -> None:
         ) from None
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        return  # no folder, and as it is
     except OSError as error:
-        raise FolderRefused(f"the queue folder {root} cannot be made: {error.strerror}") from error
+        part = next((part for part in root.parents if os.path.exists(part)), root)
+        hint = f"it would be made in {part}" if part.is_dir() else f"{part} is a file"
+        raise FolderRefused(f"the queue folder {root} cannot be made: {error.strerror}", hint=hint) from error
     found = root.stat()
     if found.st_uid == os.geteuid() and found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_IWOTH:
         root.chmod(stat.S_IMODE(found.st_mode) & ~stat.S_IWGRP)  # A checkout under umask 002 looks like this; it is ours to mend.
@@ -118,8 +154,7 @@ def _check(root: Path) -> None:
         raise FolderRefused(f"there is no queue folder {root}", hint="`jsonqueue serve` and `jsonqueue publish` make one") from None
     except OSError as error:
         raise FolderRefused(f"the queue folder {root} cannot be used: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise FolderRefused(f"{root} is not a folder", hint="name the folder that holds queue.json, not a file in it")
+    require_folder(root)
     if found.st_uid != os.geteuid():
         raise FolderRefused(
             f"{root} belongs to user {found.st_uid}, not to us ({os.geteuid()})", hint="run as its owner, or use another folder"
