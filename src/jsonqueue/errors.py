@@ -283,6 +283,20 @@ class SyncFailed(StorageError):
     """An fsync failed. It is never tried again: what the disk holds is unknown until the brokers start anew from it."""
 
 
+class UnreadableFile(StorageError):
+    """Bytes of a file that the disk does not give back. Names file and offset; nothing is written."""
+
+    def __init__(self, file: str, *, offset: int, why: str) -> None:
+        hint = (
+            "nothing of the queue rests on it: move it away, and the queue goes on without it"
+            if file.startswith("archive/")
+            else "nothing was changed; `jsonqueue verify` shows which files are affected, `jsonqueue repair` mends what can be mended "
+            "without loss, `jsonqueue repair --accept-loss` puts the files aside, reads around what cannot be read and keeps what is whole"
+        )
+        super().__init__(f"{file} cannot be read at byte {offset}: {why}", hint=hint)
+        self.file, self.offset, self.why = file, offset, why
+
+
 class CorruptQueue(StorageError):
     """Damage that is not a torn tail. Names file, offset and the safe options; nothing is written."""
 

@@ -13,7 +13,7 @@ from jsonqueue.broker.checkpointing import Checkpointing
 from jsonqueue.broker.narration import Narration
 from jsonqueue.channel.control import Forget, Rotate, Rotated
 from jsonqueue.config import Config
-from jsonqueue.errors import CorruptQueue, DiskFull, SyncFailed
+from jsonqueue.errors import CorruptQueue, DiskFull, SyncFailed, UnreadableFile
 from jsonqueue.event import EventOwner
 from jsonqueue.storage.checkpoint import CheckpointDone
 from jsonqueue.storage.memory import MemoryFiles
@@ -263,7 +263,13 @@ def test_a_consumer_broker_that_is_still_loading_has_no_cut(stage):
     assert told == ["the queue is still being loaded"]
 
 
-@pytest.mark.parametrize("error", [CorruptQueue("queue.json", offset=7, why="checksum"), SyncFailed("no"), ValueError("a bug")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        CorruptQueue("queue.json", offset=7, why="checksum"), UnreadableFile("queue.json", offset=7, why="EIO"),
+        SyncFailed("no"), ValueError("a bug"),
+    ],
+)  # fmt: skip
 def test_damage_stops_everything(stage, error):
     """A checkpoint that finds damage, or a disk that lies, is no matter of trying again."""
     stage.outcome = error

@@ -223,6 +223,12 @@ BUGS = (
     Bug("salvage takes altered batches at their word", "bits", "storage/salvage.py",
         " or crc32(line[HEADER:], before.chain) == batch.chain", " or batch.number > 0"),
     Bug("salvage does not list the lines it cannot read", "wild damage", "storage/salvage.py", "    lost += unread\n", ""),
+    Bug("a sector that cannot be read ends repair", "repair", "storage/repair.py",
+        "            continue  # What it held there is not guessed at.\n", "            raise\n"),
+    Bug("salvage does not list what it cannot read", "repair", "storage/salvage.py",
+        "does not give back\" for offset, length in gaps]", "does not give back\" for offset, length in gaps[:0]]"),
+    Bug("one sector that cannot be read takes a mebibyte along", "repair", "storage/files.py",
+        "_PIECES = (1 << 20, 4096, 512)", "_PIECES = (1 << 20,)"),
     # ── judgement ────────────────────────────────────────────────────────────────────────────────────────────────────
     Bug("a token without its epoch", "small worlds", "core/dispatching.py", "    return (epoch << _EPOCH_BITS)",
         "    return (1 << _EPOCH_BITS)", "H9"),

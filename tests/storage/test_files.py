@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from jsonqueue.errors import DiskFull, FolderRefused, LockLost, StorageError, SyncFailed
-from jsonqueue.storage.files import Files, RealFiles, write_all
+from jsonqueue.storage.files import Files, RealFiles, read_around, write_all
 from jsonqueue.storage.locks import hold
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
@@ -415,3 +415,33 @@ def test_a_short_read_is_carried_on_no_further_than_was_asked(real: RealFiles, m
     monkeypatch.setattr(os, "pread", lambda handle, size, offset: pread(handle, min(size, next(sizes, size)), offset))
     assert real.read(handle, 1, 6) == b"123456"
     real.close(handle)
+
+
+@pytest.mark.parametrize("lost", [range(4096, 8192), range(4096)])
+def test_bytes_that_the_disk_does_not_give_back_are_named_and_read_around(
+    files: Files, lost: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name that the file has now, at the first of them; another kind of error is no matter of the disk."""
+    make(files, "draft", bytes(range(1, 129)) * 128)
+    handle = files.open("draft")
+    whole = files.read(handle, 0, 99_999)
+    files.rename("draft", "a")
+    if isinstance(files, MemoryFiles):
+        files.spoil("a", lost)
+    else:
+        pread = os.pread
+
+        def fails(descriptor: int, size: int, offset: int) -> bytes:
+            if lost.start <= offset < lost.stop:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return pread(descriptor, min(size, lost.start - offset) if offset < lost.start else size, offset)
+
+        monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(StorageError, match=f"^a cannot be read at byte {lost.start}: Input/output error"):
+        files.read(handle, 0, 99_999)
+    around = whole[: lost.start] + bytes(4096) + whole[lost.stop :]
+    assert read_around(files, handle) == (around, [(lost.start, 4096)])
+    assert files.read(handle, 8192, 10) == whole[8192:8202]
+    files.close(handle)
+    with pytest.raises((OSError, KeyError)):
+        files.read(handle, 8192, 10)

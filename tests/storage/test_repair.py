@@ -11,7 +11,7 @@ import pytest
 
 from jsonqueue.config import CONFIG_FILE
 from jsonqueue.core.records import Failed
-from jsonqueue.errors import CorruptQueue, ManagerRunning
+from jsonqueue.errors import CorruptQueue, ManagerRunning, StorageError
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.locks import hold
@@ -697,3 +697,85 @@ def test_what_was_retired_is_dropped_by_a_repair_too_where_no_archive_is_kept() 
     files.put(name, files.get(name).replace(b'"x"', b"'x'"))
     assert mended(files, accept_loss=True).ok
     assert files.list("archive") == []
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("at", range(0, 2_000, 512))
+def test_a_queue_json_that_the_disk_does_not_give_back_is_made_anew(closed: bool, at: int) -> None:
+    """Whichever of its sectors it is: damage to any one snapshot costs nothing, be it that its bytes cannot be read at all."""
+    files, expected = lived(closed=closed)
+    assert len(files.get(QUEUE)) < 2_000
+    files.spoil(QUEUE, range(at, at + 512))
+    if at >= len(files.get(QUEUE)):
+        assert examine(files).ok
+        return
+    [finding] = examine(files).findings
+    assert (finding.file, finding.offset, finding.kind, finding.what) == (QUEUE, at, "damaged", "it cannot be read: Input/output error")
+    report = mended(files)
+    assert report.ok
+    assert report.done[0].endswith("; the one before is in damaged-1/")
+    assert contents(load_state(files)) == expected
+
+
+def long_log() -> tuple[MemoryFiles, str, list[str]]:
+    """A queue that has its log alone, each batch of which is longer than a sector; that log, and the ids in it."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    ids = [f"task-{number}" for number in range(40)]
+    for task_id in ids:
+        queue.publish(task_id, size=600)
+    queue.close()
+    return files, segment_of(files, "published"), ids
+
+
+@pytest.mark.parametrize("lost", [range(512), range(512, 1024), range(4096, 8192), range(16_384, 16_896)])
+def test_a_sector_of_a_log_that_cannot_be_read_is_named_and_read_around_when_told_to(lost: range) -> None:
+    """No traceback, and nothing changed, until somebody gives up what stood there: then it is listed, and all the rest is kept."""
+    files, name, ids = long_log()
+    whole = files.get(name)
+    files.spoil(name, lost)
+    for error in (lambda: load_state(files), lambda: LogWriter.open(files, LogKind.PUBLISHED)):
+        with pytest.raises(StorageError, match=f"{name} cannot be read at byte {lost.start}") as raised:
+            error()
+        assert (raised.value.exit_status, "--accept-loss" in raised.value.hint) == (74, True)
+    for report in (examine(files), mended(files)):
+        [finding] = report.findings
+        assert (finding.file, finding.offset, finding.kind, report.done) == (name, lost.start, "damaged", [])
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert f"{name}, byte {lost.start}: {len(lost)} bytes that the disk does not give back" in report.lost
+    gone = {task_id for task_id in ids if _overlaps(whole, task_id, lost)}
+    assert {*load_state(files).state.tasks} == {*ids} - gone
+    assert name in files.list("damaged-1")
+
+
+def _overlaps(log: bytes, task_id: str, lost: range) -> bool:
+    start = log.rindex(b"\n", 0, log.index(b'"%b"' % task_id.encode())) + 1
+    return start < lost.stop and lost.start < log.index(b"\n", start) + 1
+
+
+def test_what_cannot_be_read_of_the_generation_before_is_of_no_matter() -> None:
+    """The next checkpoint replaces it."""
+    files, expected = lived()
+    files.spoil(f"{PREVIOUS}/{QUEUE}", range(512))
+    [finding] = examine(files).findings
+    assert (finding.kind, finding.harmless) == ("old-damage", True)
+    assert not mended(files).done
+    assert contents(load_state(files)) == expected
+
+
+def test_lines_of_a_queue_json_are_kept_around_what_cannot_be_read() -> None:
+    """With no generation before it."""
+    files, expected = lived(closed=True)
+    for name in files.list(PREVIOUS):
+        files.unlink(f"{PREVIOUS}/{name}")
+    data = files.get(QUEUE)
+    start = data.index(b'{"id":"c"')
+    files.spoil(QUEUE, range(start, start + 1))
+    assert not mended(files).ok
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert report.lost[0] == f"{QUEUE}, byte {start // 512 * 512}: 512 bytes that the disk does not give back"
+    kept = contents(load_state(files))
+    assert kept
+    assert kept.items() < expected.items()

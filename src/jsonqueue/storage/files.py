@@ -23,9 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from jsonqueue.errors import DiskFull, FolderRefused, StorageError, SyncFailed
+from jsonqueue.errors import DiskFull, FolderRefused, StorageError, SyncFailed, UnreadableFile
 
-__all__ = ["NO_ROOM", "Files", "Identity", "RealFiles", "write_all"]
+__all__ = ["NO_ROOM", "Files", "Identity", "RealFiles", "read_around", "write_all"]
 
 Identity = tuple[int, int, int]
 """(inode, size, mtime in ns): differs when a file was replaced or written to."""
@@ -39,7 +39,7 @@ class Files(Protocol):
         ...
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes from ``offset``; fewer only at the end of the file."""
+        """Up to ``size`` bytes from ``offset``; fewer only at the end of the file. Raises :class:`UnreadableFile`."""
         ...
 
     def write_at(self, handle: int, offset: int, data: bytes) -> int:
@@ -110,6 +110,28 @@ def write_all(files: Files, handle: int, offset: int, data: bytes, *, enough: in
     return offset + written
 
 
+_PIECES = (1 << 20, 4096, 512)
+
+
+def read_around(files: Files, handle: int) -> tuple[bytes, list[tuple[int, int]]]:
+    """All bytes of a file, with NULs for those that the disk does not give back; and which these are: (offset, how many), in order."""
+    gaps: list[tuple[int, int]] = []
+    return _read_around(files, handle, 0, files.size(handle), _PIECES, gaps), gaps
+
+
+def _read_around(files: Files, handle: int, start: int, stop: int, pieces: tuple[int, ...], gaps: list[tuple[int, int]]) -> bytes:
+    try:
+        return files.read(handle, start, stop - start)
+    except UnreadableFile:
+        if not pieces:
+            before, length = gaps.pop() if gaps and sum(gaps[-1]) == start else (start, 0)
+            gaps.append((before, length + stop - start))
+            return bytes(stop - start)
+    size, *smaller = pieces
+    starts = range(start, stop, size)
+    return b"".join(_read_around(files, handle, at, min(at + size, stop), tuple(smaller), gaps) for at in starts)
+
+
 class RealFiles:
     """The folder on the machine's own disk. Names are resolved against a descriptor of the folder, and never through a symbolic link."""
 
@@ -118,6 +140,8 @@ class RealFiles:
         self.read_only = read_only
         self._folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._poisoned: set[int] = set()
+        self._names: dict[int, str] = {}
+        """What the files that are open are called, for messages."""
         self._check = _unguarded
 
     def guard(self, check: Callable[[], None]) -> None:
@@ -151,15 +175,23 @@ class RealFiles:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             _refuse(self.root / name)
+        self._names[handle] = name
         return handle
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
-        data = os.pread(handle, size, offset)
-        if len(data) == size or not data:
-            return data
-        parts = [data]
-        while (got := sum(map(len, parts))) < size and (data := os.pread(handle, size - got, offset + got)):
-            parts.append(data)
+        got, parts = 0, []
+        try:
+            data = os.pread(handle, size, offset)
+            if len(data) == size or not data:
+                return data
+            while data:
+                parts.append(data)
+                got += len(data)
+                data = os.pread(handle, size - got, offset + got) if got < size else b""
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise  # a fault of ours, not of the disk
+            raise UnreadableFile(self._names.get(handle, "a file of the queue"), offset=offset + got, why=f"{error.strerror}") from error
         return b"".join(parts)
 
     def write_at(self, handle: int, offset: int, data: bytes) -> int:
@@ -192,6 +224,7 @@ class RealFiles:
 
     def close(self, handle: int) -> None:
         self._poisoned.discard(handle)
+        self._names.pop(handle, None)
         os.close(handle)
 
     def sync_folder(self, name: str = "") -> None:
@@ -207,6 +240,8 @@ class RealFiles:
         self._check()
         with _explaining(new):
             os.replace(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        for handle in [handle for handle, name in tuple(self._names.items()) if name == old]:
+            self._names[handle] = new
 
     def link(self, old: str, new: str) -> None:
         self._check()

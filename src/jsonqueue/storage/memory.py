@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
 
-from jsonqueue.errors import DiskFull, SyncFailed
+from jsonqueue.errors import DiskFull, SyncFailed, UnreadableFile
 from jsonqueue.storage.files import Identity
 
 __all__ = ["MemoryFiles", "PowerCut"]
@@ -26,7 +26,7 @@ class PowerCut(BaseException):
 
 
 class _Inode:
-    __slots__ = ("changed", "cut", "durable", "number", "volatile")
+    __slots__ = ("changed", "cut", "durable", "number", "unreadable", "volatile")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -35,6 +35,7 @@ class _Inode:
         self.cut = b""
         """What it held before it was cut, if it was since its last sync: any sector of that may have reached the disk before."""
         self.changed = 0
+        self.unreadable: tuple[range, ...] = ()
 
 
 _Names = dict[str, _Inode]
@@ -73,7 +74,10 @@ class MemoryFiles:
         return handle
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
-        return bytes(self._handles[handle].volatile[offset : offset + size])
+        inode = self._handles[handle]
+        if inode.unreadable:
+            self._refuse_unreadable(inode, range(offset, min(offset + size, len(inode.volatile))))
+        return bytes(inode.volatile[offset : offset + size])
 
     def write_at(self, handle: int, offset: int, data: bytes) -> int:
         inode = self._handles[handle]
@@ -171,6 +175,10 @@ class MemoryFiles:
         inode.volatile, inode.durable, inode.changed = bytearray(data), data, self._number()
         self._names[name] = self._durable[name] = inode
 
+    def spoil(self, name: str, *unreadable: range) -> None:
+        """From now on these bytes of a file cannot be read, by whatever name (for tests)."""
+        self._names[name].unreadable = unreadable
+
     def get(self, name: str) -> bytes:
         """All bytes of a file (for tests)."""
         return bytes(self._names[name].volatile)
@@ -180,6 +188,7 @@ class MemoryFiles:
         other = MemoryFiles()
         for name, inode in self._names.items():
             other.put(name, bytes(inode.volatile))
+            other.spoil(name, *inode.unreadable)
         return other
 
     def _step(self, operation: str) -> None:
@@ -194,6 +203,12 @@ class MemoryFiles:
         except SyncFailed:
             self._poisoned.add(handle)
             raise
+
+    def _refuse_unreadable(self, inode: _Inode, wanted: range) -> None:
+        for lost in inode.unreadable:
+            at = max(wanted.start, lost.start)
+            if at < min(wanted.stop, lost.stop):
+                raise UnreadableFile(self._name_of(inode), offset=at, why="Input/output error")
 
     def _refuse_poisoned(self, handle: int) -> None:
         if handle in self._poisoned:

@@ -18,12 +18,12 @@ from msgspec.structs import replace
 
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.core.state import QueueState
-from jsonqueue.errors import CorruptQueue, StorageError, UnsupportedFormat
+from jsonqueue.errors import CorruptQueue, StorageError, UnreadableFile, UnsupportedFormat
 from jsonqueue.storage.archive import Archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, rebuild
 from jsonqueue.storage.codec import UNREADABLE
-from jsonqueue.storage.files import Files, write_all
-from jsonqueue.storage.folder import load_config, open_folder
+from jsonqueue.storage.files import Files, read_around, write_all
+from jsonqueue.storage.folder import ARCHIVE, load_config, open_folder
 from jsonqueue.storage.locks import LockName, hold
 from jsonqueue.storage.looking import view_of
 from jsonqueue.storage.mending import Flaw, flaw_of, mended
@@ -137,17 +137,29 @@ def _finding(error: StorageError) -> Finding:
         kind = "edited" if isinstance(error, EditedQueue) else "damaged"
         options = error.hint if kind == "edited" else _MEND
         return Finding(error.file, error.offset, error.batch, error.why, kind, harmless=False, options=options)
+    if isinstance(error, UnreadableFile):
+        return _unreadable(error)
     kind = "newer" if isinstance(error, UnsupportedFormat) else "damaged"
     return Finding(QUEUE, 0, None, error.message, kind, harmless=False, options=error.hint)
+
+
+def _unreadable(error: UnreadableFile) -> Finding:
+    options = error.hint if error.file.startswith(f"{ARCHIVE}/") else _MEND
+    return Finding(error.file, error.offset, None, f"it cannot be read: {error.why}", "damaged", harmless=False, options=options)
 
 
 def _flaws(files: Files) -> Iterator[Finding]:
     """The flaws of the segments, each taken by itself."""
     for segment in (segment for kind in LogKind for segment in segments_of(files, kind)):
-        with suppress(FileNotFoundError):  # a checkpoint passed
+        try:
             flaw = _flaw_in(files, segment)
-            if flaw is not None:
-                yield _flaw_finding(files, segment, flaw.offset, flaw.batch, flaw.why, torn=flaw.torn)
+        except FileNotFoundError:
+            continue  # a checkpoint passed
+        except UnreadableFile as error:
+            yield _unless_old(files, segment, _unreadable(error))
+            continue
+        if flaw is not None:
+            yield _flaw_finding(files, segment, flaw)
     for name in (f"{PREVIOUS}/{QUEUE}",):
         try:
             _read_queue(files, name)
@@ -166,13 +178,18 @@ def _flaw_in(files: Files, segment: Segment) -> Flaw | None:
         before = data
 
 
-def _flaw_finding(files: Files, segment: Segment, offset: int, batch: int, why: str, *, torn: bool) -> Finding:
-    if torn:
+def _flaw_finding(files: Files, segment: Segment, flaw: Flaw) -> Finding:
+    if flaw.torn:
         what = "a write that never became a batch: it was not acknowledged"
-        return Finding(segment.name, offset, batch, what, "torn-tail", harmless=True, options="")
-    if not _is_needed(files, segment):
-        return Finding(segment.name, offset, batch, f"{why}; nothing needs it any more", "old-damage", harmless=True, options="")
-    return Finding(segment.name, offset, batch, why, "damaged", harmless=False, options=_MEND)
+        return Finding(segment.name, flaw.offset, flaw.batch, what, "torn-tail", harmless=True, options="")
+    found = Finding(segment.name, flaw.offset, flaw.batch, flaw.why, "damaged", harmless=False, options=_MEND)
+    return _unless_old(files, segment, found)
+
+
+def _unless_old(files: Files, segment: Segment, found: Finding) -> Finding:
+    if _is_needed(files, segment):
+        return found
+    return found._replace(what=f"{found.what}; nothing needs it any more", kind="old-damage", harmless=True, options="")
 
 
 def _is_needed(files: Files, segment: Segment) -> bool:
@@ -246,7 +263,10 @@ class _Aside:
 
 def _mend_segments(files: Files, aside: _Aside, done: list[str]) -> None:
     for segment in (segment for kind in LogKind for segment in segments_of(files, kind, ("", PREVIOUS))):
-        better = mended(_bytes_of(files, segment.name), segment)
+        try:
+            better = mended(_bytes_of(files, segment.name), segment)
+        except UnreadableFile:
+            continue  # What it held there is not guessed at.
         if better is not None:
             aside.keep(segment.name)
             _write_over(files, segment.name, better)
@@ -290,10 +310,15 @@ def _mend_queue(files: Files, aside: _Aside, done: list[str], *, accept_edit: bo
 
 def _told_through(files: Files) -> Cut | None:
     """How far the queue.json that is to be replaced says it goes, if its first line can be trusted."""
-    with suppress(FileNotFoundError):
-        header = header_in(_bytes_of(files, QUEUE))
-        return Cut(header.progress_through, header.published_through) if header else None
-    return None
+    try:
+        handle = files.open(QUEUE)
+    except FileNotFoundError:
+        return None
+    try:
+        header = header_in(read_around(files, handle)[0])
+    finally:
+        files.close(handle)
+    return Cut(header.progress_through, header.published_through) if header else None
 
 
 class _Document(Struct, kw_only=True):

@@ -2,7 +2,7 @@
 
 Every batch that is whole by itself counts, whatever became of its neighbours; of queue.json, or of the generation before it, every line
 that can be read. Records are facts: where the one before is lost, a task is first put into the state that the next one found it in. What
-could not be kept is listed, one sentence each.
+could not be kept is listed, one sentence each. So is what the disk does not give back: it is read around.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jsonqueue.core.transitions import TRANSITIONS
 from jsonqueue.errors import CorruptQueue, StorageError
 from jsonqueue.storage.archive import archived_since, committed_archive
 from jsonqueue.storage.codec import HEADER, START, UNREADABLE, Bad, Batch, Head, Position, read_head, read_segment_head
-from jsonqueue.storage.files import Files
+from jsonqueue.storage.files import Files, read_around
 from jsonqueue.storage.log import require_log
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueReader, decode_block
 from jsonqueue.storage.segments import LogKind, Segment, begun_of, segments_of
@@ -86,11 +86,7 @@ def _whole_queue(files: Files, name: str) -> tuple[QueueHeader, QueueState] | No
 
 
 def _lines_of_queue(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueState]:
-    handle = files.open(QUEUE)
-    try:
-        first, *lines = files.read(handle, 0, files.size(handle)).split(b"\n")
-    finally:
-        files.close(handle)
+    first, *lines = _read(files, QUEUE, lost).split(b"\n")
     state = QueueState()
     for number, line in enumerate(lines, 2):
         if line.startswith(b"{"):
@@ -103,6 +99,17 @@ def _lines_of_queue(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueSt
         lost.append(f"{QUEUE}, line 1: how far the logs were folded in; all that is in them counts")
         header = QueueHeader()
     return header, state
+
+
+def _read(files: Files, name: str, lost: list[str]) -> bytes:
+    """All that can be read of a file; the rest are NULs, which are no line of anything."""
+    handle = files.open(name)
+    try:
+        data, gaps = read_around(files, handle)
+    finally:
+        files.close(handle)
+    lost += [f"{name}, byte {offset}: {length} bytes that the disk does not give back" for offset, length in gaps]
+    return data
 
 
 def _header_of(line: bytes) -> QueueHeader | None:
@@ -123,12 +130,7 @@ def _whole_batches(files: Files, kind: LogKind, through: int, lost: list[str]) -
     """Every batch after ``through`` that is whole by itself, of the highest epoch where there are several, in order."""
     found: dict[int, Batch] = {}
     for segment in segments_of(files, kind, ("", PREVIOUS)):
-        handle = files.open(segment.name)
-        try:
-            data = files.read(handle, 0, files.size(handle))
-        finally:
-            files.close(handle)
-        for batch in _batches_in(data, segment, lost):
+        for batch in _batches_in(_read(files, segment.name, lost), segment, lost):
             if batch.number > through and (batch.number not in found or found[batch.number].epoch <= batch.epoch):
                 found[batch.number] = batch
     if found:
