@@ -7,15 +7,17 @@ import json
 import pytest
 
 from jsonqueue.config import Config
+from jsonqueue.core.records import encode_records
 from jsonqueue.errors import CorruptQueue, DiskFull
-from jsonqueue.storage.archive import committed_archive
-from jsonqueue.storage.checkpoint import Cut, checkpoint, final_checkpoint
+from jsonqueue.storage.archive import Archive, committed_archive
+from jsonqueue.storage.checkpoint import DRAFT, Cut, checkpoint, final_checkpoint
 from jsonqueue.storage.codec import START, Position
+from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, read_header
 from jsonqueue.storage.recovery import load_state
-from jsonqueue.storage.repair import mend
-from storage.history import AT_MS, CONFIG, Queue, archived, archived_tasks, contents
+from jsonqueue.storage.repair import examine, mend
+from storage.history import AT_MS, CONFIG, Queue, archived, archived_tasks, contents, tasks_in
 
 
 @pytest.fixture
@@ -346,3 +348,56 @@ def test_an_id_that_was_published_again_costs_nothing_when_queue_json_is_made_an
     assert contents(loaded) == expected
     assert [task.number for task in loaded.state.tasks.values()] == [2, 4, 5]
     assert [(task.id, task.number) for task in archived_tasks(queue.files, loaded)] == [("a", 1), ("c", 3)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_what_queue_json_holds_is_durable_in_the_log_too(queue: Queue, rotated: bool) -> None:
+    """Also of batches that nobody synced, as by `process-crash`: else a log that ends before them would be missed after a power cut."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    queue.publish("a")
+    queue.rotate()
+    queue.pub.append(encode_records(tasks_in("b")), at_ms=AT_MS, first_task=2)
+    cut = Cut(queue.prog.position, queue.pub.position)
+    if rotated:
+        queue.pub.rotate()
+    queue.pub.append(encode_records(tasks_in("c")), at_ms=AT_MS, first_task=3)
+    files.trace.clear()
+    checkpoint(files, cut, config=Config(durability="process-crash"), at_ms=AT_MS)
+    trace = tuple(files.trace)
+    files.crash()
+    assert examine(files).ok
+    queue.open()
+    assert list(load_state(files).state.tasks)[:2] == ["a", "b"]
+    synced = [place for place, operation in enumerate(trace) if operation.startswith("sync published")]
+    assert len(synced) == 1
+    assert synced[0] < trace.index(f"rename {DRAFT} {QUEUE}")
+
+
+def test_what_is_synced_by_its_writer_costs_a_checkpoint_nothing(queue: Queue) -> None:
+    """With the durability that is the default."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    queue.publish("a")
+    cut = queue.rotate()
+    files.trace.clear()
+    checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+    assert not [operation for operation in files.trace if operation.startswith("sync published")]
+
+
+def test_a_log_that_began_anew_meanwhile_is_durable_by_itself(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer has copied and synced what was in the segment that is gone."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    queue.publish("a")
+    finish = Archive.finish
+
+    def restarts(archive: Archive) -> ArchiveMark:
+        queue.pub.close()
+        queue.pub = LogWriter.open(files, LogKind.PUBLISHED)
+        return finish(archive)
+
+    monkeypatch.setattr(Archive, "finish", restarts)
+    checkpoint(files, Cut(queue.prog.position, queue.pub.position), config=Config(durability="process-crash"), at_ms=AT_MS)
+    files.crash()
+    assert list(load_state(files).state.tasks) == ["a"]

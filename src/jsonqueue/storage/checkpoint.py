@@ -3,7 +3,7 @@
 What a checkpoint writes, in this order, each step durable before the next::
 
     1  archive/…            cut to the length in queue.json, the retired tasks appended
-    2  queue.json.draft     the new generation
+    2  queue.json.draft     the new generation (and by ``process-crash`` the published log, as far as it is folded in)
     3  previous/            second names for the present queue.json and for the segments that lead from it to the new one
     4  queue.json           replaced by the draft
     5  segments             unlinked: those that have a successor and no batch beyond the cut; in previous/ those of older generations
@@ -68,6 +68,8 @@ def checkpoint(files: Files, cut: Cut, *, config: Config, at_ms: int, left: dict
             return CheckpointDone(left, header.last_task, present.reader.count, present.reader.size, 0)
         fold = _Folding(files, present, cut, config, at_ms, left=left)
         fold.run(closed=False)
+        if config.durability != "power-cut":
+            _sync_log(files, fold.stream.ends[LogKind.PUBLISHED].segment)
         spent = [segment for kind in LogKind for segment in needed_of(files, kind, fold.stream.ends[kind].number)[1]]
         _replace(files, present, spent)
         return fold.done
@@ -168,6 +170,21 @@ def highest_epoch(files: Files, kind: LogKind, header: QueueHeader, folders: Seq
 
 
 # ── from the draft to the new generation ─────────────────────────────────────────────────────────────────────────────
+
+
+def _sync_log(files: Files, segment: Segment | None) -> None:
+    """Make durable what the segment holds in which the cut lies (those before it are sealed): where batches are not synced one by one, a
+    queue.json that survives a power cut would speak of batches that did not, and the log would be missed."""
+    if segment is None:
+        return  # Nothing was published since.
+    try:
+        handle = files.open(segment.name)
+    except FileNotFoundError:
+        return  # Its writer has begun anew: from a copy, which it has synced.
+    try:
+        files.sync(handle)
+    finally:
+        files.close(handle)
 
 
 def _replace(files: Files, present: Generation, spent: list[Segment]) -> None:
