@@ -770,3 +770,31 @@ def test_a_cut_in_the_midst_of_a_large_segment_is_a_cut(files: MemoryFiles) -> N
         writer.sync()
     for number in range(1, 5):
         assert list(load_state(files, published_through=Position(number, 1)).state.tasks) == [f"t{n}" for n in range(1, number + 1)]
+
+
+@pytest.mark.parametrize("step", ["truncate", "sync"])
+@pytest.mark.parametrize("error", [DiskFull("no room"), StorageError("Input/output error"), SyncFailed("Input/output error")])
+def test_a_batch_that_cannot_be_cut_back_is_the_last_of_its_writer(step: str, error: StorageError) -> None:
+    """Not even want of room to cut a file (a disk that copies on write needs some) may be tried again: a shorter batch, written over the
+    remains of a longer one, would stand before what looks like damage."""
+    files = MemoryFiles()
+    writer = LogWriter.open(files, PUB)
+    writer.append(encode_records(tasks_in("a")), at_ms=AT_MS, first_task=1)
+    writer.sync()
+    room, files.room = files.room, 6_000
+
+    def fail(number: int, operation: str) -> None:
+        if operation.startswith(step):
+            raise error
+
+    files.fail = fail
+    with pytest.raises(StorageError) as raised:
+        writer.append(encode_records(tasks_in("long", size=90_000)), at_ms=AT_MS, first_task=2)
+    assert not isinstance(raised.value, DiskFull)
+    files.fail, files.room = lambda number, operation: None, room
+    with pytest.raises(SyncFailed):
+        writer.append(encode_records(tasks_in("b", size=5_000)), at_ms=AT_MS, first_task=2)
+    writer.close()
+    assert repair.examine(files).ok
+    assert list(load_state(files).state.tasks) == ["a"]
+    assert LogWriter.open(files, PUB).position == (1, 1)

@@ -253,12 +253,23 @@ class LogWriter:
             # Padding that finds no room is not missed.
             end = write_all(self._files, self._handle, self.bytes, data, enough=len(line))
         except DiskFull:
-            self._guarded(self._cut_back)
+            self._take_back()
             raise
         except BaseException as error:
             self._give_up(error)
             raise
         self._padded = max(self._padded, end)
+
+    def _take_back(self) -> None:
+        """Cut back a batch that found no room. Where that fails, be it for want of room, this writer is at its end: a shorter batch would
+        be written over what is left of a longer one."""
+        try:
+            self._cut_back()
+        except BaseException as error:
+            self._give_up(error)
+            if isinstance(error, DiskFull):
+                raise SyncFailed(f"a batch that found no room cannot be cut back: {error.message}") from error
+            raise
 
     def _cut_back(self) -> None:
         """End the file with its last batch, durably: no power cut must mix the next one with what was written of one before."""
