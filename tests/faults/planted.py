@@ -228,6 +228,8 @@ BUGS = (
     Bug("salvage takes altered batches at their word", "bits", "storage/salvage.py",
         " or crc32(line[HEADER:], before.chain) == batch.chain", " or batch.number > 0"),
     Bug("salvage does not list the lines it cannot read", "wild damage", "storage/salvage.py", "    lost += unread\n", ""),
+    Bug("a repair cuts off what was archived since the generation before", "repair", "storage/checkpoint.py",
+        "committed_archive(files) if again else mark", "mark"),
     Bug("a sector that cannot be read ends repair", "repair", "storage/repair.py",
         "            continue  # What it held there is not guessed at.\n", "            raise\n"),
     Bug("salvage does not list what it cannot read", "repair", "storage/salvage.py",

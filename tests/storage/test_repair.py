@@ -12,12 +12,13 @@ import pytest
 from jsonqueue.config import CONFIG_FILE
 from jsonqueue.core.records import Failed
 from jsonqueue.errors import CorruptQueue, ManagerRunning, StorageError
+from jsonqueue.storage.archive import archive_files
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.locks import hold
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles, PowerCut
-from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, read_header
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.repair import Report, examine, mend, repair, verify
 from jsonqueue.task import TaskStatus
@@ -779,3 +780,81 @@ def test_lines_of_a_queue_json_are_kept_around_what_cannot_be_read() -> None:
     kept = contents(load_state(files))
     assert kept
     assert kept.items() < expected.items()
+
+
+@pytest.mark.parametrize("room", [0, 200, 600])
+@pytest.mark.parametrize("months_later", [0, 1])
+def test_a_repair_that_finds_no_room_takes_nothing_from_the_archive(room: int, months_later: int) -> None:
+    """Whoever then keeps the edit after all goes on with an archive that has all it had; and so does a repair with room enough."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for ids in ("ab", "cd", "ef"):
+        queue.publish(*ids)
+        queue.lease(*ids)
+        queue.complete(*ids)
+        queue.checkpoint()
+        queue.retire(*ids)
+        queue.checkpoint()
+    queue.publish("g")
+    queue.lease("g")
+    queue.complete("g")
+    queue.retire("g")
+    queue.publish("h")
+    queue.close()
+    assert all_archived(files) == [*"abcdef"]
+    files.put(QUEUE, files.get(QUEUE).replace(b'"tasks":[', b'"tasks": ['))
+    files.room = room
+    at_ms = AT_MS + months_later * 31 * 86_400_000
+    report = mend(files, accept_loss=False, accept_edit=False, at_ms=at_ms)
+    assert not report.ok
+    files.room = 1 << 30
+    again = files.copy()
+    assert mend(again, accept_loss=False, accept_edit=False, at_ms=at_ms).ok
+    assert all_archived(again) == [*"abcdefg"]
+    assert mend(files, accept_loss=False, accept_edit=True, at_ms=at_ms).ok
+    final_checkpoint(files, config=CONFIG, at_ms=at_ms)
+    assert all_archived(files) == [*"abcdefg"]
+    assert examine(files).ok
+
+
+def all_archived(files: MemoryFiles) -> list[str]:
+    """Ids in the archive, of all its files as far as they are committed."""
+    mark = read_header(files).archive
+    names = [name for name in archive_files(files) if name <= mark.file]
+    whole = b"".join(files.get(name) if name < mark.file else files.get(name)[: mark.length] for name in names)
+    return [json.loads(line)["id"] for line in whole.splitlines()]
+
+
+def test_a_repair_that_is_killed_takes_nothing_from_the_archive() -> None:
+    """At whichever of its operations: all that was archived is there when the edit is kept instead."""
+    operation, ended = 0, False
+    while not ended:
+        files = MemoryFiles()
+        queue = Queue(files)
+        for task_id in "ab":
+            queue.publish(task_id)
+            queue.lease(task_id)
+            queue.complete(task_id)
+            queue.retire(task_id)
+            queue.checkpoint()
+        queue.close()
+        files.put(QUEUE, files.get(QUEUE).replace(b'"tasks":[', b'"tasks": ['))
+        left = operation
+
+        def cut(number: int, name: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise PowerCut
+
+        files.fail = cut
+        try:
+            ended = mended(files).ok
+        except PowerCut:
+            files.fail = lambda number, name: None
+            if [finding.kind for finding in examine(files).findings if not finding.harmless]:
+                assert mended(files, accept_edit=True).ok
+        assert examine(files).ok
+        assert all_archived(files) == ["a", "b"], operation
+        operation += 1
+    assert operation > 10

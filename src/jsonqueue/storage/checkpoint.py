@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from jsonqueue.config import Config
 from jsonqueue.errors import CorruptQueue, DiskFull
-from jsonqueue.storage.archive import Archive
+from jsonqueue.storage.archive import Archive, archived_since, committed_archive
 from jsonqueue.storage.codec import Position
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.log import log_bytes
@@ -86,7 +86,8 @@ def final_checkpoint(files: Files, *, config: Config, at_ms: int) -> CheckpointD
 
 def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -> CheckpointDone:
     """Make queue.json anew from the generation before it and all logs, for repair. The caller holds all three locks, and has put the
-    damaged queue.json aside: it is replaced, not kept. ``at_least``: how far that one went, if it can be told.
+    damaged queue.json aside: it is replaced, not kept. ``at_least``: how far that one went, if it can be told. Nothing is taken from the
+    archive, which is ahead of the generation before: should this not succeed, the damaged queue.json may be taken as it is (an edit).
 
     Raises :class:`CorruptQueue` when something that is needed for it is missing, or damaged too.
     """
@@ -96,7 +97,7 @@ def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -
         nothing = present.reader is None and not segments_of(files, LogKind.PUBLISHED, folders)
         if nothing or (at_least and (cut.progress < at_least.progress or cut.published < at_least.published)):
             raise CorruptQueue(f"{PREVIOUS}/{QUEUE}", offset=0, why="what would lead from it to the damaged queue.json is not there")
-        fold = _Folding(files, present, cut, config, at_ms, folders=folders)
+        fold = _Folding(files, present, cut, config, at_ms, folders=folders, again=True)
         fold.run(closed=True)
         segments = [segment for kind in LogKind for segment in segments_of(files, kind)]
         _put_in_place(files, [segment.name for segment in segments])
@@ -122,10 +123,14 @@ class _Folding:
         *,
         folders: Sequence[str] = ("",),
         left: dict[str, int] | None = None,
+        again: bool = False,
     ) -> None:
+        """``again``: some of it was folded before, so that those who left with it are in the archive already."""
         self._files, self._header, self._folders, self._config, self._at_ms = files, present.header, folders, config, at_ms
         self._left = {} if left is None else left
-        self._archive = Archive(files, present.header.archive, at_ms=at_ms)
+        mark = present.header.archive
+        self._archived = archived_since(files, mark) if again else set()
+        self._archive = Archive(files, committed_archive(files) if again else mark, at_ms=at_ms)
         self.stream = Stream(files, present, cut, retire=self._retire, folders=folders)
 
     def run(self, *, closed: bool) -> None:
@@ -135,15 +140,14 @@ class _Folding:
             mark = self._archive.finish()
             self.done = self._write(replace(self._header, archive=mark, closed=closed, **self._positions()))
         except DiskFull:
-            if self._folders == ("",):  # In a repair, more may be committed than the generation before says.
-                self._archive.withdraw()
+            self._archive.withdraw()
             raise
         finally:
             self._archive.close()
 
     def _retire(self, task: StoredTask) -> None:
         self._left[task.id] = task.number
-        if self._config.archive:
+        if self._config.archive and task.number not in self._archived:
             self._archive.add(task)
 
     def _write(self, header: QueueHeader) -> CheckpointDone:
