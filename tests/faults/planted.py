@@ -236,6 +236,8 @@ BUGS = (
         "does not give back\" for offset, length in gaps]", "does not give back\" for offset, length in gaps[:0]]"),
     Bug("one sector that cannot be read takes a mebibyte along", "repair", "storage/files.py",
         "_PIECES = (1 << 20, 4096, 512)", "_PIECES = (1 << 20,)"),
+    Bug("salvage drops a task whose id was published before", "repair", "storage/salvage.py",
+        "        if before is not None and before.number < number:", "        if before is not None and before.number < 0:"),
     # ── judgement ────────────────────────────────────────────────────────────────────────────────────────────────────
     Bug("a token without its epoch", "small worlds", "core/dispatching.py", "    return (epoch << _EPOCH_BITS)",
         "    return (1 << _EPOCH_BITS)", "H9"),

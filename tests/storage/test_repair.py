@@ -858,3 +858,37 @@ def test_a_repair_that_is_killed_takes_nothing_from_the_archive() -> None:
         assert all_archived(files) == ["a", "b"], operation
         operation += 1
     assert operation > 10
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_task_whose_id_was_published_before_is_kept_though_it_is_lost_that_the_first_one_left(ended: bool) -> None:
+    """An id is taken until its task has left: so the second one tells that the first has, which goes to the archive. If nobody knows any
+    more how the first one ended, that is listed."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a", "b")
+    queue.lease("a")
+    if ended:
+        queue.complete("a")
+    queue.checkpoint()
+    if not ended:
+        queue.complete("a")
+    queue.retire("a")
+    queue.checkpoint()
+    queue.publish("a")
+    queue.lease("b")
+    queue.close()
+    for name in archive_files(files):
+        files.unlink(name)
+    files.put(QUEUE, b"\xff" * 40 + files.get(QUEUE)[40:])
+    [progress] = [f"{PREVIOUS}/{name}" for name in files.list(PREVIOUS) if name.startswith("progress")]
+    files.put(progress, files.get(progress)[:200])
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    tasks = load_state(files).state.tasks
+    assert {task.id: (task.number, task.status) for task in tasks.values()} == {
+        "a": (3, TaskStatus.PENDING), "b": (2, TaskStatus.IN_PROGRESS),
+    }  # fmt: skip
+    assert all_archived(files) == ["a"]
+    said = "task a: how number 1 ended, and that it left before number 3 was published under its id"
+    assert (said in report.lost) is not ended

@@ -216,19 +216,27 @@ def _fold(
     last_task, coming = header.last_task, list(reversed(published))
     for batch in progress:
         while coming and coming[-1].number <= batch.after.number:
-            last_task = _publish(state, coming.pop(), last_task)
+            last_task = _publish(state, coming.pop(), last_task, retired, lost)
         for record in decode_progress(batch.records):
             if isinstance(record, Retired):
                 retired += [state.tasks[task_id] for task_id in record.ids if task_id in state.tasks]
             _apply(state, record, batch, lost)
     while coming:
-        last_task = _publish(state, coming.pop(), last_task)
+        last_task = _publish(state, coming.pop(), last_task, retired, lost)
     return max([last_task, *(task.number for task in state.tasks.values())])
 
 
-def _publish(state: QueueState, batch: Batch, last_task: int) -> int:
+def _publish(state: QueueState, batch: Batch, last_task: int, retired: list[StoredTask], lost: list[str]) -> int:
     tasks = decode_published(batch.records)
     for number, task in enumerate(tasks, batch.first_task):
+        before = state.tasks.get(task.id)
+        if before is not None and before.number < number:
+            # The id was free again: so that one had left, and only the record of it is lost.
+            retired.append(state.tasks.pop(task.id))
+            if not before.status.ended:
+                lost.append(
+                    f"task {task.id}: how number {before.number} ended, and that it left before number {number} was published under its id"
+                )
         if task.id not in state.tasks:
             state.publish([task], first=number, at_ms=batch.at_ms)
     return max(last_task, batch.first_task + len(tasks) - 1)
