@@ -817,6 +817,28 @@ def test_the_oldest_dead_letter_is_the_next_to_leave() -> None:
     assert stage.dispatcher.next_wall_ms() == START_MS + 5_100
 
 
+def test_a_clock_that_was_ahead_for_a_moment_keeps_nobody_else() -> None:
+    """A task that ended meanwhile, by its date in the future, leaves at that date; those that ended after it leave when they are due."""
+    stage = Stage(config=Config(finished_keep_ms=1_000, dead_keep_ms=5_000, retry=Never()))
+    stage.join(1, 10)
+    held = assigned(stage.publish("a", "b", "c", "d"))
+    stage.wall_ms += 1_000_000
+    stage.complete(1, held[0], want=10)
+    stage.fail(1, _failure(held[1]), want=10)
+    stage.wall_ms -= 1_000_000
+    stage.complete(1, held[2], want=10)
+    stage.fail(1, _failure(held[3]), want=10)
+    assert stage.dispatcher.next_wall_ms() == START_MS + 1_000
+    stage.later(1_000)
+    assert stage.statuses() == {"a": "completed", "b": "dead", "d": "dead"}
+    assert stage.dispatcher.next_wall_ms() == START_MS + 5_000
+    stage.later(4_000)
+    assert stage.statuses() == {"a": "completed", "b": "dead"}
+    stage.later(1_000_000)
+    assert stage.statuses() == {}
+    stage.check()
+
+
 def test_retention_by_bytes() -> None:
     stage = Stage(config=Config(finished_keep_bytes=100))
     stage.join(1, 10)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
+from heapq import heappop, heappush
 
 from jsonqueue.config import Config
 from jsonqueue.core.payload import size_of
@@ -14,21 +14,23 @@ __all__ = ["Retention"]
 
 
 class Retention:
-    """Ended tasks in the order they ended."""
+    """Ended tasks in the order they ended, by their dates: a clock that was ahead for a moment must not keep those that ended since."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._ended: deque[tuple[int, int, str]] = deque()  # (ended at, bytes, id)
-        self._dead: deque[tuple[int, int, str]] = deque()
-        self._bytes = 0
+        self._ended: list[tuple[int, int, int, str]] = []  # heaps of (ended at, how many were noted before, bytes, id)
+        self._dead: list[tuple[int, int, int, str]] = []
+        self._bytes = self._count = 0
 
     def keep(self, task: StoredTask) -> None:
         """Note a task that has just ended."""
         size = size_of(task.data) + (size_of(task.result) if task.result is not None else 0)
+        noted = (task.finished_ms, self._count, size, task.id)
+        self._count += 1
         if task.status is TaskStatus.DEAD:
-            self._dead.append((task.finished_ms, size, task.id))
+            heappush(self._dead, noted)
         else:
-            self._ended.append((task.finished_ms, size, task.id))
+            heappush(self._ended, noted)
             self._bytes += size
 
     def retire(self, tasks: Mapping[str, StoredTask], now_ms: int) -> list[str]:
@@ -36,12 +38,12 @@ class Retention:
         config, ended, retired = self._config, self._ended, []
         oldest_ms = now_ms - config.finished_keep_ms
         while ended and (ended[0][0] <= oldest_ms or len(ended) > config.finished_keep_max or self._bytes > config.finished_keep_bytes):
-            _, size, task_id = ended.popleft()
+            _, _, size, task_id = heappop(ended)
             self._bytes -= size
             retired.append(task_id)
         oldest_ms = now_ms - config.dead_keep_ms
         while self._dead and self._dead[0][0] <= oldest_ms:
-            finished_ms, _, task_id = self._dead.popleft()
+            finished_ms, _, _, task_id = heappop(self._dead)
             if _is_that_death(tasks.get(task_id), finished_ms):
                 retired.append(task_id)
         return list(dict.fromkeys(retired))  # replayed and dead again within one millisecond, a task is noted twice
