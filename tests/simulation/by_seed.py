@@ -32,7 +32,7 @@ _BEGIN, _END = "<!-- found by seeds -->\n", "<!-- end of found by seeds -->"
 
 ELSEWHERE = (
     "broker/checkpointing.py", "broker/crew.py", "broker/manager.py", "broker/process.py", "broker/reception.py", "channel/registration.py",
-    "storage/files.py", "storage/locks.py", "storage/salvage.py",
+    "storage/files.py", "storage/locks.py", "storage/repair.py", "storage/salvage.py",
 )  # fmt: skip
 """What a simulated world does not run: real processes, sockets, locks and files, and the repair."""
 
@@ -59,7 +59,10 @@ UNSEEN: dict[str, tuple[str, ...]] = {
     "it takes from the repair alone what that needs": (
         "the generation before is not kept",
         "the segments between two generations are not kept",
+        "a repair cuts off what was archived since the generation before",
     ),
+    "a file of these disks can always be cut": ("a batch that cannot be cut back may be written over",),
+    "with the durability of these worlds each batch is synced": ("queue.json holds what nobody synced in the log",),
     "the ids of these worlds are no run of numbers, and no write holds one twice": (
         "two tasks of one write may have one id",
         "an id that was forgotten in a run stays taken",
@@ -176,7 +179,7 @@ def shown(bug: Bug, seed: int) -> str:
 def why_unseen(bug: Bug) -> str:
     """Why no world shows it; empty: nothing is known to be in the way."""
     if bug.file in ELSEWHERE:
-        return "not simulated: " + {"storage/salvage.py": "repair"}.get(bug.file, "real processes, sockets, locks and files")
+        return "not simulated: " + {"storage/repair.py": "repair", "storage/salvage.py": "repair"}.get(bug.file, "real processes, sockets, locks and files")
     if bug.name in MISSED:
         return f"not found in {SEEDS} worlds; `{bug.harness}` finds it"
     return next((why for why, names in UNSEEN.items() if bug.name in names), "")
