@@ -54,3 +54,33 @@ def test_a_real_queue_is_replayed(tmp_path: Path) -> None:
     assert "30 tasks" in done.out
     assert "every check holds" in done.out
     assert "5 more workers" in done.out
+
+
+def test_an_option_that_would_not_count_is_refused(tmp_path: Path) -> None:
+    """Silence would look like a report that was written."""
+    spec = tmp_path / "spec.toml"
+    spec.write_text("tasks = 5\n")
+    for words in (("--workload", str(spec), "--html", "x"), ("--workload", str(spec), "--workers", "3"), ("--swarm", "2", "--log")):
+        refused = call("simulate", *words)
+        assert refused.status == 2, words
+        assert words[-2] in refused.err or words[-1] in refused.err
+
+
+def test_one_world_of_a_swarm_can_be_looked_at(tmp_path: Path) -> None:
+    """The line that a failure prints takes --log and --html."""
+    page = tmp_path / "x.html"
+    done = call("simulate", "--swarm", "1", "--seed", "3", "--log", "--html", str(page))
+    assert done.status == 0, done.err
+    assert "manager.1" in done.out
+    assert page.exists()
+
+
+def test_what_is_given_wrongly_is_named(tmp_path: Path) -> None:
+    """A scenario that nobody printed, a workload that is no text."""
+    spec = tmp_path / "spec.toml"
+    spec.write_bytes(b"\xff\xfe")
+    assert "not UTF-8" in call("simulate", "--workload", str(spec)).err
+    for scenario, word in (('{"consumers":0}', "consumers"), ('{"faults":[{"at_us":1,"kind":"rain"}]}', "rain")):
+        refused = call("simulate", "--scenario", scenario)
+        assert refused.status == 2
+        assert word in refused.err

@@ -5,22 +5,28 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jsonqueue import current
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
-from jsonqueue.errors import InvalidConfig
+from jsonqueue.errors import InvalidConfig, InvalidTask
 from jsonqueue.retry import Never
 from jsonqueue.simulation import Habits, Scenario, assert_always, assert_eventually, reproduce, run_seed, shrink, simulate
+from jsonqueue.simulation import replay as replaying
 from jsonqueue.simulation.history import Operation, explained
 from jsonqueue.simulation.replay import replay, what_if
 from jsonqueue.simulation.report import page
 from jsonqueue.simulation.running import scenario_of
 from jsonqueue.simulation.workload import answer, parse_workload, without_retries
 from jsonqueue.simulation.world import World
+from jsonqueue.storage.checkpoint import final_checkpoint
+from jsonqueue.storage.folder import open_folder
+from jsonqueue.storage.recovery import load_state
 from simulation.planted import BUGS
 
 pytest_plugins = ["pytester"]
@@ -81,9 +87,47 @@ def test_the_plugin_names_the_line_that_runs_a_failure_again(pytester: pytest.Py
     )
     plugin = ("-p", "jsonqueue.simulation.pytest_plugin", "-p", "no:cacheprovider")
     found = pytester.runpytest(*plugin, "--jsonqueue-seeds=20")
-    line = next(line for line in found.outlines if line.startswith("pytest 'test_shop.py::test_mail' --jsonqueue-seed="))
-    _, test, seed = shlex.split(line, comments=True)
-    pytester.runpytest(*plugin, test, seed).assert_outcomes(failed=1)
+    line = next(line for line in found.outlines if "'test_shop.py::test_mail' --jsonqueue-seed=" in line)
+    _, *words = shlex.split(line, comments=True)
+    pytester.runpytest(*words, "-p", "no:cacheprovider").assert_outcomes(failed=1)
+
+
+def test_a_handler_is_called_as_a_consumer_would() -> None:
+    """A coroutine runs to its end, in a run that it can ask after."""
+
+    async def handler(task: Any) -> int:
+        assert current().task is task
+        seen.append(task.data)
+        return 1
+
+    seen: list[int] = []
+    verdict = simulate([1, 2, 3], handler=handler)
+    assert verdict.ok, verdict.violation
+    assert (sorted(seen), verdict.totals.completed) == ([1, 2, 3], 3)
+
+
+def test_a_handler_that_always_fails_is_no_deadlock() -> None:
+    """Its tasks are dead in the end, as they would be."""
+
+    def broken(task: Any) -> None:
+        raise ValueError("never")
+
+    verdict = simulate(3, handler=broken, crashes=1)
+    assert verdict.ok, verdict.violation
+    assert (verdict.totals.dead, verdict.totals.completed) == (3, 0)
+
+
+@pytest.mark.parametrize("payload", [float("nan"), 2**64, {1: 2}, "x" * 1_100_000])
+def test_a_payload_that_no_queue_takes_is_refused(payload: Any) -> None:
+    """As publish refuses it, and not as a world that comes to no end."""
+    with pytest.raises(InvalidTask, match="payload"):
+        simulate([payload])
+
+
+def test_nobody_works_is_no_world() -> None:
+    """Refused by name."""
+    with pytest.raises(ValueError, match="workers is 0"):
+        simulate(1, workers=0)
 
 
 SPEC = """
@@ -125,6 +169,28 @@ def test_a_workload_that_is_wrong_is_named() -> None:
     """The setting at fault is in the message."""
     with pytest.raises(InvalidConfig, match="per_second"):
         parse_workload("[arrival]\nper_second = -1.0\n")
+    for table, name, value in (("arrival", "per_second", "1e-300"), ("duration", "ms", "inf"), ("duration", "spread", "1e9")):
+        with pytest.raises(InvalidConfig, match=name):
+            parse_workload(f"[{table}]\n{name} = {value}\n")
+    for shares in ("[]", "[0.0, 0.0]"):
+        with pytest.raises(InvalidConfig, match="priorities"):
+            parse_workload(f"priorities = {shares}")
+
+
+def test_tasks_that_fail_a_hundred_times_are_no_deadlock() -> None:
+    """However many attempts a workload allows, and however long they wait in between."""
+    workload = parse_workload("tasks = 10\nfailure_rate = 0.97\nattempts_max = 100\n")
+    done = answer(workload)
+    assert done.verdict.ok, done.verdict.violation
+    assert done.retried > 100
+
+
+def test_a_workload_of_months_takes_no_longer_than_its_tasks() -> None:
+    """Nobody asks what the heartbeats and checkpoints of a quarter of a year come to."""
+    done = answer(parse_workload('tasks = 4\n[arrival]\npattern = "even"\nper_second = 1e-6\n'))
+    assert done.verdict.ok, done.verdict.violation
+    assert done.drained_s > 30 * 86_400
+    assert done.verdict.events < 100_000
 
 
 def test_a_failure_shrinks_to_the_faults_that_matter() -> None:
@@ -192,6 +258,35 @@ def test_the_log_of_a_real_queue_replays(tmp_path: Path) -> None:
     other = what_if(queue, consumers=2, retry=Never())
     assert other.verdict.ok, other.verdict.violation
     assert other.verdict.totals.completed == 40
+
+
+def test_a_queue_in_use_is_replayed_as_it_was_at_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is published, and folded, while it is read makes it no other queue."""
+    queue = tmp_path / "q"
+
+    def and_then(act: Callable[[], object]) -> None:
+        todo = [act]
+
+        def load(files: Any) -> Any:
+            loaded = load_state(files)
+            while todo:
+                todo.pop()()
+            return loaded
+
+        monkeypatch.setattr(replaying, "load_state", load)
+
+    with Publisher(queue) as publisher:
+        publisher.publish_many(range(10))
+        and_then(lambda: publisher.publish(10))
+        assert replay(queue).same
+        and_then(lambda: _fold(queue))
+        assert replay(queue).same
+
+
+def _fold(queue: Path) -> None:
+    files = open_folder(queue, create=False)
+    final_checkpoint(files, config=Config(), at_ms=0)
+    files.shut()
 
 
 @pytest.mark.parametrize(

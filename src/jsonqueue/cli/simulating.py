@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
@@ -63,35 +64,72 @@ def simulate(
 
     Exit status 1 if a promise was broken.
     """
+    from jsonqueue.simulation import draw
     from jsonqueue.simulation.running import scenario_of
 
     console = settings.console
+    _refuse_what_would_not_count()
     if workload is not None:
         return _workload(console, workload, seed)
     if recorded is not None:
         return _replay(console, recorded, workers, seed)
-    if swarm:
+    if swarm and not (swarm == 1 and (log or html)):
         return _swarm(console, range(seed, seed + swarm), shrink=shrink)
-    scenario = _given(given) if given else scenario_of(seed, workers=workers, tasks=tasks, drop=drop, crashes=crashes)
+    if given is not None:
+        scenario = _given(given)
+    else:
+        scenario = draw(seed) if swarm else scenario_of(seed, workers=workers, tasks=tasks, drop=drop, crashes=crashes)
     return _one(console, seed, scenario, shrink=shrink, log=log, html=html)
+
+
+_BESIDE = {
+    "workload": {"seed"},
+    "recorded": {"seed", "workers"},
+    "given": {"seed", "shrink", "log", "html"},
+    "swarm": {"seed", "shrink", "log", "html"},
+}
+"""What says which worlds to run → which other options count then."""
+_OPTIONS = {*_BESIDE, "workers", "tasks", "drop", "crashes", "seed", "shrink", "log", "html"}
+
+
+def _refuse_what_would_not_count() -> None:
+    context = click.get_current_context()
+    typed = {
+        option.name: option.opts[0]
+        for option in context.command.params
+        if option.name in _OPTIONS and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    }
+    for kind in sorted(_BESIDE.keys() & typed.keys()):
+        for name in sorted(typed.keys() - _BESIDE[kind] - {kind}):
+            raise click.UsageError(f"{typed[name]} does not go with {typed[kind]}")
+    if context.params["swarm"] not in {None, 1} and (beside := {"log", "html"} & typed.keys()):
+        raise click.UsageError(f"{typed[min(beside)]} shows one world: give its seed, and --swarm 1")
 
 
 def _given(text: str) -> Scenario:
     import msgspec
 
     from jsonqueue.simulation import Scenario
+    from jsonqueue.simulation.scenario import FAULTS
 
     try:
-        return msgspec.json.decode(text, type=Scenario)
+        scenario = msgspec.json.decode(text, type=Scenario)
     except msgspec.DecodeError as error:
         raise click.BadParameter(f"no scenario: {error}", param_hint="--scenario") from None
+    if unknown := {fault.kind for fault in scenario.faults} - FAULTS.keys():
+        raise click.BadParameter(f"no scenario: there is no fault {min(unknown)!r}", param_hint="--scenario")
+    return scenario
 
 
 def _workload(console: Console, path: Path, seed: int) -> int:
     """What a workload does to the queue: as it is, with 5 more workers, were no attempt to fail, and with an outage in the middle."""
+    from jsonqueue.errors import InvalidConfig
     from jsonqueue.simulation.workload import answer, parse_workload, without_retries
 
-    workload = parse_workload(path.read_text(encoding="utf-8"), source=str(path))
+    try:
+        workload = parse_workload(path.read_text(encoding="utf-8"), source=str(path))
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(f"{path} is not UTF-8: {error}") from None
     runs = {"as it is": answer(workload, seed=seed), "5 more workers": answer(workload, seed=seed, more_consumers=5)}
     if workload.failure_rate:
         runs["no failures"] = answer(without_retries(workload), seed=seed)
@@ -136,7 +174,7 @@ def _told(console: Console, runs: dict[str, Answers]) -> int:
         console.table(headings, [_answers(name, run) for name, run in runs.items()], right=range(1, len(headings)))
     broken = [run.verdict for run in runs.values() if not run.verdict.ok]
     for verdict in broken:
-        _show(console, verdict, logged=False)
+        _show(console, verdict, logged=False, again=False)  # the work is not in the scenario: what was typed is what repeats it
     return 1 if broken else 0
 
 
@@ -208,7 +246,7 @@ def _swarm(console: Console, seeds: range, *, shrink: bool) -> int:
     return 1 if failed else 0
 
 
-def _show(console: Console, verdict: Verdict, *, logged: bool) -> None:
+def _show(console: Console, verdict: Verdict, *, logged: bool, again: bool = True) -> None:
     import msgspec
 
     from jsonqueue.simulation import reproduce
@@ -224,7 +262,7 @@ def _show(console: Console, verdict: Verdict, *, logged: bool) -> None:
     console.facts(_facts(verdict))
     console.line()
     _headline(console, verdict)
-    if not verdict.ok:
+    if not verdict.ok and again:
         console.line(f"  again:  {reproduce(verdict)}")
 
 

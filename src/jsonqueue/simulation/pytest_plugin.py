@@ -58,6 +58,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                 seeds.setdefault(report.nodeid.partition("[")[0], []).append(seed)
     if seeds:
         terminalreporter.section("jsonqueue: the same world again")
+    # Where it is not in addopts, the option would be unknown without it.
+    loaded = any(__name__ in str(given) for given in terminalreporter.config.invocation_params.args)
+    plugin = f"-p {__name__} " if loaded else ""
     for test, failed in seeds.items():
         others = f"  # as do seeds {', '.join(map(str, failed[1:_SHOWN]))}{' …' if len(failed) > _SHOWN else ''}" if failed[1:] else ""
-        terminalreporter.write_line(f"pytest '{test}' --jsonqueue-seed={failed[0]}{others}")
+        terminalreporter.write_line(f"pytest {plugin}'{test}' --jsonqueue-seed={failed[0]}{others}")

@@ -16,11 +16,12 @@ from jsonqueue.retry import RetryPolicy
 from jsonqueue.simulation.scenario import Habits, Scenario
 from jsonqueue.simulation.shadow import Shadow
 from jsonqueue.simulation.work import Arrival
-from jsonqueue.simulation.workload import Answers, answers_of
+from jsonqueue.simulation.workload import Answers, answers_of, unhurried
 from jsonqueue.simulation.world import World
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.folder import load_config, open_folder
-from jsonqueue.storage.queue_file import QueueReader, decode_block
+from jsonqueue.storage.log import consistently
+from jsonqueue.storage.queue_file import QueueHeader, QueueReader, decode_block
 from jsonqueue.storage.recovery import Loaded, load_state
 from jsonqueue.storage.segments import LogKind, walk
 from jsonqueue.task import Outcome, StoredTask
@@ -42,31 +43,37 @@ def replay(queue_dir: str | Path) -> Replayed:
     """Fold the queue's files with all checks on. Raises :class:`~jsonqueue.simulation.verdict.Violation` where a promise is broken."""
     files = open_folder(queue_dir, create=False, read_only=True)
     try:
-        loaded = load_state(files)
-        shadow, batches = _shadow_of(files, loaded)
+        loaded, shadow, batches = consistently(files, lambda: _both(files))
     finally:
         files.shut()
     return Replayed(tasks=len(loaded.state.tasks), batches=batches, same=shadow.catch_up().tasks == loaded.state.tasks)
 
 
-def _shadow_of(files: Files, loaded: Loaded) -> tuple[Shadow, int]:
+def _both(files: Files) -> tuple[Loaded, Shadow, int]:
+    """What recovery finds, and the shadow that has followed the logs to the same place: on a queue in use they go on meanwhile."""
+    loaded = load_state(files)
     header = loaded.header
     shadow = Shadow()
-    shadow.begin(_tasks_in_queue_file(files), published=header.published_through, progress=header.progress_through)
+    shadow.begin(_tasks_in_queue_file(files, header), published=header.published_through, progress=header.progress_through)
     batches = 0
-    for kind, add in ((LogKind.PUBLISHED, shadow.add_published), (LogKind.PROGRESS, shadow.add_progress)):
-        for step in walk(files, kind, header.through(kind)):
+    for kind, add, end in (
+        (LogKind.PUBLISHED, shadow.add_published, loaded.published),
+        (LogKind.PROGRESS, shadow.add_progress, loaded.progress),
+    ):
+        for step in walk(files, kind, header.through(kind), upto=end.number):
             for batch in step.batches:
                 add(batch)
                 batches += 1
-    return shadow, batches
+    return loaded, shadow, batches
 
 
-def _tasks_in_queue_file(files: Files) -> list[StoredTask]:
+def _tasks_in_queue_file(files: Files, header: QueueHeader) -> list[StoredTask]:
     reader = QueueReader.open(files)
     if reader is None:
         return []
     with reader:
+        if reader.header != header:
+            raise FileNotFoundError("queue.json was replaced meanwhile")
         return [task for block in reader.blocks() for task in decode_block(block)]
 
 
@@ -80,15 +87,16 @@ def what_if(queue_dir: str | Path, *, consumers: int, concurrency: int = 1, retr
         files.shut()
     began_ms = min((task.published_ms for task in tasks), default=0)
     work = [_arrival(task, began_ms) for task in tasks]
+    spread_us = max([arrival.at_us for arrival in work] or [0]) + 1
     scenario = Scenario(
         publishers=1,
         consumers=consumers,
         concurrency=concurrency,
         tasks=len(work),
         batch=100,
-        spread_us=max([arrival.at_us for arrival in work] or [0]) + 1,
+        spread_us=spread_us,
         habits=Habits(work_us=(0, max([arrival.lasts_us for arrival in work] or [0]))),
-        config=replace(config, retry=retry or config.retry, disk_reserve_bytes=0),
+        config=unhurried(replace(config, retry=retry or config.retry, disk_reserve_bytes=0), spread_us),
     )
     return answers_of(World(seed, scenario, work=work))
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from random import Random
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
+from jsonqueue.client.handlers import is_async
+from jsonqueue.client.outcome import Current, running_in
+from jsonqueue.client.payload import encode_value
 from jsonqueue.config import Config
 from jsonqueue.retry import Linear
 from jsonqueue.simulation.probes import Probe
@@ -23,6 +29,9 @@ __all__ = ["reproduce", "run_seed", "run_seeds", "scenario_of", "shrink", "simul
 _CRASHES = ("kill publisher broker", "kill consumer broker", "kill manager", "power cut", "kill consumer", "kill at operation")
 _RATE = 4_000
 """Tasks a second that are published, if nothing else is said."""
+_CONFIG = Config(retry=Linear(step_ms=20), attempts_max=1_000, lease_ms=2_000, flush_interval_ms=500, disk_reserve_bytes=0)
+_ATTEMPTS = 20
+"""Of a task that somebody's own handler runs, beyond those that crashes may take: one that fails each time must come to an end."""
 
 
 def simulate(
@@ -39,20 +48,38 @@ def simulate(
 ) -> Verdict:
     """Run the real brokers on a simulated machine, and say what became of the tasks. The same arguments give the same run.
 
-    ``tasks``: how many, or their payloads (any JSON values). ``handler`` is called for each delivery, as a consumer would call it; a
-    consumer may die right after it, and then it is called again for the same task. ``drop``: share of the frames that Pipes lose.
+    ``tasks``: how many, or their payloads, as for ``publish``. ``handler`` is called for each delivery, as a consumer would call it, be it
+    plain or ``async def``; a consumer may die right after it, and then it is called again for the same task. What it raises fails the
+    attempt; ``verdict.totals.dead`` counts the tasks that came to nothing. ``drop``: share of the frames that Pipes lose.
     ``crashes``: so many processes, or the whole machine, die on the way. ``keep``: keep the whole trace.
     """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}, and must be at least 1")
     count, payloads = (tasks, []) if isinstance(tasks, int) else (len(tasks), list(tasks))
+    if config is None and handler is not None:
+        config = replace(_CONFIG, attempts_max=_ATTEMPTS + crashes)
     scenario = scenario_of(seed, workers=workers, tasks=count, drop=drop, crashes=crashes, config=config)
     work = [_arrival(seed, number, payload, scenario) for number, payload in enumerate(payloads)]
-    return World(seed, scenario, keep=keep, work=work, handler=handler, probes=probes).run()
+    called = handler and _as_a_consumer_calls(handler)
+    return World(seed, scenario, keep=keep, work=work, handler=called, probes=probes).run()
+
+
+def _as_a_consumer_calls(handler: Callable[[AnyTask], Any]) -> Callable[[AnyTask], object]:
+    """Within a run that :func:`jsonqueue.current` knows, and to its end where it is a coroutine."""
+
+    def run(task: AnyTask) -> object:
+        running_in(Current(task))
+        return asyncio.run(handler(task)) if is_async(handler) else handler(task)
+
+    return lambda task: copy_context().run(run, task)
 
 
 def _arrival(seed: int, number: int, payload: Any, scenario: Scenario) -> Arrival:
     chance = Random(f"{seed}/arrival/{number}")
-    data = msgspec.json.encode(payload)
-    return Arrival(chance.randrange(scenario.spread_us), chance.randint(*scenario.habits.work_us), chance.randrange(4), data=data)
+    at_us = chance.randrange(scenario.spread_us)
+    data = encode_value(payload, what="payload", config=scenario.config)
+    lasts_us = chance.randint(*scenario.habits.work_us)
+    return Arrival(at_us, lasts_us, chance.randrange(4), data=bytes(data))
 
 
 def scenario_of(seed: int, *, workers: int, tasks: int, drop: float = 0.0, crashes: int = 0, config: Config | None = None) -> Scenario:
@@ -71,7 +98,7 @@ def scenario_of(seed: int, *, workers: int, tasks: int, drop: float = 0.0, crash
         habits=Habits(work_us=work_us),
         weather=Weather(drop=drop),
         faults=tuple(sorted(faults, key=lambda fault: (fault.at_us, fault.kind, fault.target))),
-        config=config or Config(retry=Linear(step_ms=20), attempts_max=1_000, lease_ms=2_000, flush_interval_ms=500, disk_reserve_bytes=0),
+        config=config or _CONFIG,
     )
 
 
@@ -121,16 +148,16 @@ def _smaller(best: Callable[[], Scenario]) -> Iterator[Scenario]:
         at = 0
         while at < len(best().faults):
             before = best().faults
-            yield msgspec.structs.replace(best(), faults=_without(before, at, size))
+            yield replace(best(), faults=_without(before, at, size))
             if best().faults == before:
                 at += size
         size //= 2
     for calm in ({"drop": 0.0}, {"duplicate": 0.0}, {"reorder": 0.0}, {"delay_us": (5, 60)}):
-        yield msgspec.structs.replace(best(), weather=msgspec.structs.replace(best().weather, **calm))
-    yield msgspec.structs.replace(best(), weather=Weather())
+        yield replace(best(), weather=replace(best().weather, **calm))
+    yield replace(best(), weather=Weather())
     for name in ("publishers", "consumers", "concurrency", "batch", "tasks"):
         while (figure := getattr(best(), name)) > 1:
-            yield msgspec.structs.replace(best(), **{name: max(1, figure // 2)})
+            yield replace(best(), **{name: max(1, figure // 2)})
             if getattr(best(), name) == figure:
                 break
 

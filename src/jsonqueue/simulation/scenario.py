@@ -7,9 +7,9 @@ strike and how large the world is are all drawn anew (swarm testing: a run with 
 from __future__ import annotations
 
 from random import Random
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from jsonqueue.config import Config
@@ -21,6 +21,7 @@ __all__ = ["FAULTS", "Fault", "Habits", "Scenario", "draw"]
 SECOND_US = 1_000_000
 _MINUTE_US, _HOUR_US = 60 * SECOND_US, 3_600 * SECOND_US
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+_Some = Annotated[int, Meta(ge=1)]
 
 FAULTS: dict[str, str] = {
     "kill publisher broker": "kill -9; the manager starts another",
@@ -99,13 +100,13 @@ class Habits(Struct, frozen=True, omit_defaults=True):
 class Scenario(Struct, frozen=True, omit_defaults=True):
     """Everything a run depends on, but for the seed."""
 
-    publishers: int = 2
-    consumers: int = 3
-    concurrency: int = 1
-    tasks: int = 60
-    batch: int = 4
+    publishers: _Some = 2
+    consumers: _Some = 3
+    concurrency: _Some = 1
+    tasks: Annotated[int, Meta(ge=0)] = 60
+    batch: _Some = 4
     """Tasks in one write, at most."""
-    spread_us: int = SECOND_US
+    spread_us: _Some = SECOND_US
     """Over how long a time they are published."""
     habits: Habits = Habits()
     weather: Weather = Weather()
@@ -125,10 +126,9 @@ class Scenario(Struct, frozen=True, omit_defaults=True):
         """When the faults have stopped."""
         return max([self.spread_us, *(fault.at_us + _lasting_us(fault) for fault in self.faults)])
 
-    @property
-    def drain_us(self) -> int:
-        """How long after that everything must have ended: ten minutes, and what the work itself may take, with all its attempts."""
-        attempts = 6
+    def drain_us(self, attempts: int) -> int:
+        """How long after that everything must have ended: ten minutes, and what the work itself may take, each task with so many
+        attempts."""
         waits_us = 1_000 * (_longest_wait_ms(self.config.retry) + 2 * self.config.lease_ms)
         asked_us = 6 * self.habits.asked_us  # the last question is asked by then
         asked_us += self.habits.again_us

@@ -43,25 +43,30 @@ from jsonqueue.simulation.verdict import Verdict
 from jsonqueue.simulation.work import Arrival
 from jsonqueue.simulation.world import World
 
-__all__ = ["Answers", "Workload", "answer", "answers_of", "parse_workload", "without_retries"]
+__all__ = ["Answers", "Workload", "answer", "answers_of", "parse_workload", "unhurried", "without_retries"]
+
+_WAIT_MAX_MS = 2_000_000_000
+"""The longest that a `Config` may say."""
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
-_Positive = Annotated[float, Meta(gt=0)]
+_Rate = Annotated[float, Meta(ge=1e-6, le=1e9)]
+_Ms = Annotated[float, Meta(gt=0, le=1e9)]
+_Spread = Annotated[float, Meta(gt=0, le=10)]
 
 
 class Arriving(Struct, frozen=True, forbid_unknown_fields=True):
     """When tasks come."""
 
     pattern: Literal["even", "poisson", "burst"] = "poisson"
-    per_second: _Positive = 100.0
+    per_second: _Rate = 100.0
 
 
 class Lasting(Struct, frozen=True, forbid_unknown_fields=True):
     """How long a handler takes."""
 
     kind: Literal["fixed", "uniform", "exponential", "lognormal"] = "exponential"
-    ms: _Positive = 20.0
-    spread: _Positive = 0.5
+    ms: _Ms = 20.0
+    spread: _Spread = 0.5
 
 
 class Workload(Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,7 +79,7 @@ class Workload(Struct, frozen=True, forbid_unknown_fields=True):
     duration: Lasting = Lasting()
     failure_rate: _Share = 0.0
     attempts_max: Annotated[int, Meta(ge=1)] = 3
-    priorities: tuple[_Share, ...] = (1.0,)
+    priorities: Annotated[tuple[_Share, ...], Meta(min_length=1)] = (1.0,)
     retry: RetryPolicy = Exponential()
 
 
@@ -104,11 +109,14 @@ def parse_workload(text: str, *, source: str = "spec.toml") -> Workload:
     """The workload that a TOML text describes. Raises :class:`InvalidConfig` that names the line or the setting."""
 
     try:
-        return msgspec.convert(tomllib.loads(text), Workload)
+        workload = msgspec.convert(tomllib.loads(text), Workload)
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"{source} is not valid TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise InvalidConfig(f"{source}: {error}") from None
+    if not any(workload.priorities):
+        raise InvalidConfig(f"{source}: priorities are shares of the tasks, and cannot all be 0")
+    return workload
 
 
 def answer(workload: Workload, *, seed: int = 1, more_consumers: int = 0, outage: float = 0.0) -> Answers:
@@ -124,15 +132,15 @@ def answer(workload: Workload, *, seed: int = 1, more_consumers: int = 0, outage
         batch=100,
         spread_us=spread_us,
         habits=Habits(outage_us=(out_us, out_us + int(spread_us * outage)), work_us=(0, max(arrival.lasts_us for arrival in work))),
-        config=_config(workload, spread_us),
+        config=unhurried(Config(retry=workload.retry, attempts_max=workload.attempts_max, disk_reserve_bytes=0), spread_us),
     )
     return answers_of(World(seed, scenario, work=work))
 
 
-def _config(workload: Workload, spread_us: int) -> Config:
-    """Checkpoints are not what a workload asks about: of one that takes longer than half an hour, there are a thousand."""
-    flush_ms = max(Config().flush_interval_ms, spread_us // 1_000_000)
-    return Config(retry=workload.retry, attempts_max=workload.attempts_max, flush_interval_ms=flush_ms, disk_reserve_bytes=0)
+def unhurried(config: Config, spread_us: int) -> Config:
+    """Checkpoints and heartbeats are not what a workload asks about: of one that takes weeks there are a thousand, and a few thousand."""
+    thousandth_ms = min(spread_us // 1_000_000, _WAIT_MAX_MS)
+    return replace(config, flush_interval_ms=max(config.flush_interval_ms, thousandth_ms), lease_ms=max(config.lease_ms, thousandth_ms))
 
 
 def answers_of(world: World) -> Answers:

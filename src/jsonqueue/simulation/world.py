@@ -141,7 +141,7 @@ class World:
             self._begin()
             self._until(self.scenario.quiet_us, lambda: False)
             self._heal()
-            self._until(self.scheduler.now_us + self.scenario.drain_us, self.finished)
+            self._until(self.scheduler.now_us + self._drain_us, self.finished)
             if not self.finished():
                 raise Violation("deadlock", self._unfinished())
             self._require_answers()
@@ -182,10 +182,19 @@ class World:
         if silent:
             raise Violation("deadlock", f"{', '.join(silent[:5])}: published, and its publisher was never told", task_id=silent[0])
 
+    @property
+    def _drain_us(self) -> int:
+        """How long all may take once nothing goes wrong any more: no task of a drawn scenario is tried more than six times by itself. A
+        handler of somebody's own may fail each time."""
+        attempts = [6, *(1 + max(arrival.fails_first, arrival.kills_first) for arrival in self._work)]
+        if self._handler is not None:
+            attempts.append(min(self.config.attempts_max, 1_000))
+        return self.scenario.drain_us(max(attempts))
+
     def _unfinished(self) -> str:
         waiting = [publisher.name for publisher in self.publishers if not publisher.done]
         waiting += [caller.name for caller in self.callers if not caller.done]
-        bound_s, left = self.scenario.drain_us // 1_000_000, self.judge.shadow.open
+        bound_s, left = self._drain_us // 1_000_000, self.judge.shadow.open
         return f"{bound_s} s after the last fault {left} tasks have not ended; waiting: {waiting}"
 
     def _begin(self) -> None:
