@@ -179,7 +179,9 @@ def shown(bug: Bug, seed: int) -> str:
 def why_unseen(bug: Bug) -> str:
     """Why no world shows it; empty: nothing is known to be in the way."""
     if bug.file in ELSEWHERE:
-        return "not simulated: " + {"storage/repair.py": "repair", "storage/salvage.py": "repair"}.get(bug.file, "real processes, sockets, locks and files")
+        return "not simulated: " + {"storage/repair.py": "repair", "storage/salvage.py": "repair"}.get(
+            bug.file, "real processes, sockets, locks and files"
+        )
     if bug.name in MISSED:
         return f"not found in {SEEDS} worlds; `{bug.harness}` finds it"
     return next((why for why, names in UNSEEN.items() if bug.name in names), "")
