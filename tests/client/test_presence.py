@@ -43,7 +43,7 @@ def queue(tmp_path: Path) -> Path:
         (SILENT, "BrokerManager", "does not answer (is it suspended?)"),
         ({}, "BrokerManager", "is stopping"),
         ({}, "jsonqueue repair", "is not done yet"),
-        ({"cause": "the brokers are stopping"}, "BrokerManager", "answers: the brokers are stopping"),
+        ({"cause": "the brokers are stopping"}, "BrokerManager", "cannot serve this: the brokers are stopping"),
     ],
 )
 def test_a_manager_that_does_not_answer_is_not_called_absent(
