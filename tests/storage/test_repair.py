@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 
 from jsonqueue.config import CONFIG_FILE
 from jsonqueue.core.records import Failed
-from jsonqueue.errors import CorruptQueue, ManagerRunning, StorageError
+from jsonqueue.errors import CorruptQueue, DiskFull, ManagerRunning, StorageError
 from jsonqueue.storage.archive import archive_files
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.folder import open_folder
@@ -892,3 +893,39 @@ def test_a_task_whose_id_was_published_before_is_kept_though_it_is_lost_that_the
     assert all_archived(files) == ["a"]
     said = "task a: how number 1 ended, and that it left before number 3 was published under its id"
     assert (said in report.lost) is not ended
+
+
+@pytest.mark.parametrize("accept_loss", [False, True])
+def test_what_cannot_be_mended_leaves_no_folder_behind(accept_loss: bool, tmp_path: Path) -> None:
+    """However often it is tried: what is still in its place needs no second name. What was replaced has one, in one folder."""
+    root = tmp_path / "q"
+    files = open_folder(root, create=True)
+    queue = Queue(files)
+    queue.publish("a", "b")
+    queue.checkpoint()
+    queue.publish("c")
+    queue.checkpoint()
+    queue.publish("d")
+    queue.close()
+    path = root / QUEUE
+    path.write_bytes(path.read_bytes()[:-3])
+    previous = root / PREVIOUS / QUEUE
+    previous.write_bytes(b"")
+    before = sorted(str(entry) for entry in root.rglob("*"))
+    if accept_loss:
+        limit = files.write_at
+        files.write_at = refuse_any  # type: ignore[method-assign]
+    for _ in range(3):
+        with suppress(DiskFull):
+            assert not mend(files, accept_loss=accept_loss, accept_edit=False, at_ms=AT_MS).ok
+        assert sorted(str(entry) for entry in root.rglob("*")) == before
+    if accept_loss:
+        files.write_at = limit  # type: ignore[method-assign]
+    assert mend(files, accept_loss=True, accept_edit=False, at_ms=AT_MS).ok
+    assert [entry.name for entry in root.glob("damaged-*")] == ["damaged-1"]
+    assert (root / "damaged-1" / QUEUE).exists()
+    files.shut()
+
+
+def refuse_any(handle: int, offset: int, data: bytes) -> int:
+    raise DiskFull("no room")

@@ -138,6 +138,9 @@ class ProcessFiles:
     def make_folder(self, name: str) -> None:
         self._disk.make_folder(name)
 
+    def remove_folder(self, name: str) -> None:
+        self._disk.remove_folder(name)
+
     def identity(self, name: str) -> Identity | None:
         return self._disk.identity(name)
 
@@ -204,6 +207,9 @@ class DurableView:
         self._refuse()
 
     def make_folder(self, name: str) -> None:
+        self._refuse()
+
+    def remove_folder(self, name: str) -> None:
         self._refuse()
 
     def _refuse(self) -> NoReturn:

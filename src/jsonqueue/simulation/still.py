@@ -399,6 +399,9 @@ class StillFiles:
     def make_folder(self, name: str) -> None:
         """Folders are made once, when the queue is, and taken for durable."""
 
+    def remove_folder(self, name: str) -> None:
+        """And none is taken away."""
+
     def identity(self, name: str) -> Identity | None:
         """What is told apart here is content: a file that was replaced by an equal one was not replaced."""
 

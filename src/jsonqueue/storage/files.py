@@ -89,6 +89,10 @@ class Files(Protocol):
         """Make a folder (0700) unless it is there."""
         ...
 
+    def remove_folder(self, name: str) -> None:
+        """Take away a folder that is empty."""
+        ...
+
     def identity(self, name: str) -> Identity | None:
         """What tells this file from another that had, or will have, its name; None when there is none."""
         ...
@@ -269,6 +273,11 @@ class RealFiles:
         with suppress(FileExistsError), _explaining(name):
             os.mkdir(name, 0o700, dir_fd=self._folder)
         self.check_folder(name)
+
+    def remove_folder(self, name: str) -> None:
+        self._check()
+        with _explaining(name):
+            os.rmdir(name, dir_fd=self._folder)
 
     def check_folder(self, name: str) -> None:
         """Raise :class:`FolderRefused` if what has this name is not a folder of ours: what is in it would be looked for elsewhere."""

@@ -146,6 +146,10 @@ class MemoryFiles:
     def make_folder(self, name: str) -> None:
         self._folders.add(name)  # Folders are made once, when the queue is, and taken for durable.
 
+    def remove_folder(self, name: str) -> None:
+        assert not self.list(name), f"{name} is not empty"
+        self._folders.discard(name)
+
     def identity(self, name: str) -> Identity | None:
         inode = self._names.get(name)
         return (inode.number, len(inode.volatile), inode.changed) if inode else None

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.core.state import QueueState
-from jsonqueue.errors import CorruptQueue, StorageError, UnreadableFile, UnsupportedFormat
+from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, UnreadableFile, UnsupportedFormat
 from jsonqueue.storage.archive import Archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, rebuild
 from jsonqueue.storage.codec import UNREADABLE
@@ -230,13 +230,17 @@ def mend(files: Files, *, accept_loss: bool, accept_edit: bool, at_ms: int) -> R
     done: list[str] = []
     lost: list[str] = []
     report = examine(files)
-    if not report.ok:
-        aside = _Aside(files)
+    if report.ok:
+        return report
+    aside = _Aside(files)
+    try:
         _mend_segments(files, aside, done)
         report = _mend_queue(files, aside, done, accept_edit=accept_edit, at_ms=at_ms)
         if not report.ok and accept_loss and not any(finding.kind == "newer" for finding in report.findings):
             lost = _give_up(files, aside, done, at_ms)
             report = examine(files)
+    finally:
+        aside.withdraw()
     return report._replace(done=done, lost=lost)
 
 
@@ -245,6 +249,7 @@ class _Aside:
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self._kept: list[tuple[str, str]] = []
         self.folder = ""
 
     def keep(self, name: str) -> bool:
@@ -256,9 +261,21 @@ class _Aside:
             self._files.make_folder(self.folder)
             self._files.sync_folder()
         with suppress(FileExistsError, FileNotFoundError):
-            self._files.link(name, f"{self.folder}/{name.replace('/', '-')}")
+            kept = f"{self.folder}/{name.replace('/', '-')}"
+            self._files.link(name, kept)
+            self._kept.append((name, kept))
         self._files.sync_folder(self.folder)
         return True
+
+    def withdraw(self) -> None:
+        """Take the second names away of what was not changed in the end, and the folder if nothing else is in it: whoever tries again
+        and again must not find a folder for each time."""
+        with suppress(StorageError, FileNotFoundError):
+            for name, kept in self._kept:
+                if self._files.identity(name) == self._files.identity(kept):
+                    self._files.unlink(kept)
+            if self.folder and not self._files.list(self.folder):
+                self._files.remove_folder(self.folder)
 
 
 def _mend_segments(files: Files, aside: _Aside, done: list[str]) -> None:
@@ -284,6 +301,9 @@ def _write_over(files: Files, name: str, data: bytes) -> None:
     try:
         write_all(files, handle, 0, data)
         files.sync(handle)
+    except DiskFull:
+        files.unlink(draft)  # Until it is tried again it must not take what little room there is.
+        raise
     finally:
         files.close(handle)
     files.rename(draft, name)
