@@ -389,3 +389,38 @@ def test_a_failed_sync_while_a_broker_restarts_is_no_matter_of_looking_again(sta
     stage.checkpointing.abandon("the consumer broker died")
     stage.fold()
     assert stage.damage == [stage.outcome]
+
+
+def test_on_a_disk_that_stays_full_the_tries_become_rare(stage):
+    """Each fills the disk with its draft while it goes on. One that is asked for is made at once; after a success all is as ever."""
+    stage.outcome = DiskFull("no room")
+    stage.after(100)
+    pauses = []
+    for request in range(1, 10):
+        stage.answer(request)
+        stage.fold()
+        if request < 9:
+            pauses.append(stage.checkpointing.next_due_ms() - stage.clock.now_ms)
+            told = len(stage.posted)
+            stage.after(pauses[-1] - 1)
+            assert len(stage.posted) == told
+            stage.after(1)
+            assert len(stage.posted) == told + 1
+    assert pauses == [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]
+    told: list[str] = []
+    stage.outcome = CheckpointDone({}, 9, 9, 1000, 2)
+    stage.checkpointing.now(told.append)
+    stage.answer(10)
+    stage.fold()
+    assert told == [""]
+    stage.files.sizes["published-1-1.jsonl"] += 1
+    stage.after(100)
+    stage.outcome = DiskFull("no room")
+    stage.answer(11)
+    stage.fold()
+    assert stage.checkpointing.next_due_ms() - stage.clock.now_ms == 1_000
+    stage.outcome = FileNotFoundError("moved")
+    stage.after(1_000)
+    stage.answer(12)
+    stage.fold()
+    assert stage.checkpointing.next_due_ms() - stage.clock.now_ms == 1_000

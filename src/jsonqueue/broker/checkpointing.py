@@ -9,6 +9,9 @@ A broker that dies during 1 ends the attempt. At any later step the files alone 
 flush interval in which something happened. For a large one that would be mostly copying: there the logs grow as large as queue.json is, or
 to the limit of a segment, first, or so much time passes that the copy comes to 256 KiB a second; and it takes no more than a tenth of the
 time. So what checkpoints write is at most in proportion to what the logs do, or next to nothing.
+
+A checkpoint that finds no room has filled the disk with its draft before it knows. So the next tries become rarer, down to one a minute,
+until one succeeds; one that somebody asks for is made at once.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ _COPIED_BYTES_A_MS = 256
 _IDS_AT_ONCE = 50_000
 _SHARE = 10
 """A checkpoint that took 1 s is followed by 9 s without one."""
+
+_PAUSE_MS, _PAUSE_MAX_MS = 1_000, 60_000
+"""Before the next try when one has failed; where there is no room, twice as long each time."""
 
 Settled = Callable[[str], None]
 """Told how an attempt ended: empty for done, else why not."""
@@ -73,6 +79,8 @@ class Checkpointing:
         self._disturbed = False
         self._request = 0
         self._due_ms = clock.monotonic_ms() + config.flush_interval_ms
+        self._pause_ms = 0
+        """How long there was no try because there was no room."""
         self._copied_ms = clock.monotonic_ms()
         """When queue.json was last written anew."""
         self._seen: tuple[object, ...] = ()
@@ -188,7 +196,7 @@ class Checkpointing:
 
     def _folded(self, cut: Cut, done: CheckpointDone, began_ms: int) -> None:
         now_ms = self._clock.monotonic_ms()
-        self._last_cut, self._copied_ms, self._left = cut, now_ms, {}
+        self._last_cut, self._copied_ms, self._left, self._pause_ms = cut, now_ms, {}, 0
         self.count += 1 if done.folded else 0
         self.ended_ms, self.took_ms = self._clock.wall_ms(), now_ms - began_ms
         self._due_ms = now_ms + max(self._config.flush_interval_ms, (_SHARE - 1) * self.took_ms)
@@ -203,7 +211,8 @@ class Checkpointing:
 
     def _failed(self, error: Exception) -> None:
         self._seen = ()
-        self._due_ms = self._clock.monotonic_ms() + max(self._config.flush_interval_ms, 1_000)
+        self._pause_ms = min(2 * self._pause_ms or _PAUSE_MS, _PAUSE_MAX_MS) if isinstance(error, DiskFull) else 0
+        self._due_ms = self._clock.monotonic_ms() + max(self._config.flush_interval_ms, _PAUSE_MS, self._pause_ms)
         if str(error) != self.error:  # A disk that stays full is told of once.
             self._say.checkpoint_failed(error)
         self._finish(str(error))
