@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import select
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from jsonqueue.broker import child as child_module
 from jsonqueue.broker.manager import BrokerManager
+from jsonqueue.broker.process import _is_alive
 from jsonqueue.broker.restarts import Postponed
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import ManagerStatus, connect, operate
@@ -25,6 +27,7 @@ from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
 from jsonqueue.errors import BrokerUnavailable, CorruptQueue, StorageError, is_want
 from jsonqueue.event import EventOwner
+from jsonqueue.storage.locks import LockName, hold
 from jsonqueue.task import TaskStatus
 
 pytestmark = pytest.mark.processes
@@ -346,3 +349,45 @@ def test_a_broker_keeps_some_files_for_itself_however_many_clients_come(tmp_path
         manager.checkpoint()
         for pipe in pipes:
             pipe.close()
+
+
+# ── a lock that somebody holds ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "published"), (1, "progress")])
+def test_a_broker_whose_lock_is_held_says_by_whom(tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int, name: LockName) -> None:
+    """By a publisher that was stopped in the midst, say: whoever waits is told whom for, and the broker serves when it lets go."""
+    with BrokerManager(tmp_path / "queue", QUIET):
+        pass
+    manager = BrokerManager(tmp_path / "queue", QUIET)
+    words = f"it waits for process {os.getpid()} (a publisher, for one call), which holds the {name} log"
+    try:
+        with hold(tmp_path / "queue", name, what="a publisher, for one call"):
+            manager.start()
+            waiting = _await(manager, lambda status: status.brokers[place].state == "waiting").brokers[place]
+            assert waiting.waits_for == words
+            with pytest.raises(BrokerUnavailable, match=re.escape(words)):
+                manager.wait_ready(0.01)
+            with pytest.raises(BrokerUnavailable, match=re.escape(words)):
+                connect(tmp_path / "queue", ROLES[place][1])
+        manager.wait_ready()
+        ready = manager.status().brokers[place]
+        assert (ready.pid, ready.restarts, ready.waits_for) == (waiting.pid, 0, "")
+    finally:
+        manager.stop()
+    assert len([record for record in caplog.records if words in record.message]) == 1
+
+
+def test_a_broker_that_waits_for_its_lock_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """And needs no killing for it."""
+    with BrokerManager(tmp_path / "queue", QUIET):
+        pass
+    manager = BrokerManager(tmp_path / "queue", QUIET, grace=3_600)
+    with hold(tmp_path / "queue", "progress"):
+        manager.start()
+        pid = _await(manager, lambda status: status.brokers[1].state == "waiting").brokers[1].pid
+        stopping = threading.Thread(target=manager.stop)
+        stopping.start()
+        while _is_alive(pid):
+            pass
+    stopping.join()

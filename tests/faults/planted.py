@@ -287,7 +287,7 @@ BUGS = (
     Bug("a manager that ends removes its successor's socket", "locks", "channel/registration.py",
         "            if self._identity() == self._inode:\n                self._path.unlink()", "            self._path.unlink()"),
     Bug("a broker without room to start is a dead one", "want", "broker/process.py",
-        "                self._tell(Waiting(error.message))\n", "                raise error\n"),
+        "                self._tell(Waiting(f\"it waits for room on the disk: {error.message}\"))\n", "                raise error\n"),
     Bug("a broker that no process can be had for ends everything", "want", "broker/crew.py",
         "            if not is_want(error):\n                raise", "            raise"),
     Bug("a checkpoint that may open no file is damage", "want", "broker/checkpointing.py", " or is_want(error) or (", " or ("),

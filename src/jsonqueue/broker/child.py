@@ -27,7 +27,7 @@ class ChildState(StrEnum):
 
     STARTING = "starting"
     WAITING = "waiting"
-    """For room on the disk: it starts when there is some."""
+    """For room on the disk, or for whoever holds its lock: it starts when there is some, or when that one has let go."""
     READY = "ready"
     DYING = "dying"
     """Its control Pipe has ended, the process itself has not, or is not reaped yet."""

@@ -31,7 +31,7 @@ class Narration:
         _log.warning("the disk failed under one broker: both start again from what it holds")
 
     def broker_waits(self, role: EventOwner, why: str) -> None:
-        _log.warning("%s cannot start, and waits for room on the disk: %s", _name(role), why)
+        _log.warning("%s cannot start: %s", _name(role), why)
 
     def broker_crowded(self, role: EventOwner, why: str) -> None:
         _log.warning("%s has no room for another client: %s", _name(role), why)

@@ -59,12 +59,12 @@ from jsonqueue.channel.control import (
 )
 from jsonqueue.channel.pipe import FdPipe, Pipe
 from jsonqueue.clock import SystemClock
-from jsonqueue.errors import ConnectionClosed, DiskFull, JsonQueueError
+from jsonqueue.errors import ConnectionClosed, DiskFull, JsonQueueError, ManagerRunning
 from jsonqueue.event import EventOwner, Mark
 from jsonqueue.event import encode as encode_event
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.folder import open_folder
-from jsonqueue.storage.locks import LockName, hold
+from jsonqueue.storage.locks import FolderLock, LockName, hold
 
 __all__ = ["BOOT", "LEFT_TO_THE_MANAGER", "PROCESS_NAMES", "main"]
 
@@ -82,6 +82,9 @@ LEFT_TO_THE_MANAGER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _DRAIN_MS = 1_000
 _PARENT_LOOK_MS = 500
+
+_LOCK_S = 1.0
+"""A broker that has not got its lock by then tells whom it waits for, and looks this often whether that has changed."""
 
 _ROOM_LOOK_S = 0.2
 _ROOM_RETRY_MS = 10_000
@@ -153,8 +156,7 @@ class _Desk:
 
     def open(self) -> None:
         """Take the lock, recover, and begin to listen."""
-        # For life, and without a limit: a predecessor that lost its manager may still be writing its last batch.
-        self._lock = hold(self._start.queue_dir, self._side.lock, timeout=-1, what=PROCESS_NAMES[self._start.role])
+        self._lock = self._take_lock()
         self._files.guard(self._lock.check)
         self._open_broker()
         self._side.use_marks(self._loop, self._take_pipe())
@@ -186,6 +188,23 @@ class _Desk:
             self._look_for_manager()
             self._loop.turn(left_ms if self._wait_max_ms is None else min(left_ms, self._wait_max_ms))
 
+    def _take_lock(self) -> FolderLock:
+        """For life, and however long it takes: a predecessor that lost its manager may still be writing its last batch. Who is in the way
+        for longer than that (a publisher that was stopped in the midst of its call, say) is told."""
+        told = ""
+        while True:
+            try:
+                lock = hold(self._start.queue_dir, self._side.lock, timeout=_LOCK_S, what=PROCESS_NAMES[self._start.role])
+                break
+            except ManagerRunning as error:
+                if error.holder != told:
+                    self._tell(Waiting(f"it waits for {error.holder}"))
+                    told = error.holder
+            self._hear_early(0.0)
+        if told:
+            self._tell(Waiting(""))
+        return lock
+
     def _open_broker(self) -> None:
         """Where there is no room for its log it waits for some: another start would find as little."""
         while True:
@@ -193,18 +212,22 @@ class _Desk:
                 self._broker.open()
                 return
             except DiskFull as error:
-                self._tell(Waiting(error.message))
+                self._tell(Waiting(f"it waits for room on the disk: {error.message}"))
             self._wait_for_room()
 
     def _wait_for_room(self) -> None:
         """Until there is more. What a quota leaves shows nowhere, nor do inodes: after a while it is worth a try anyway."""
         free, until_ms = self._files.free_bytes(), self._clock.monotonic_ms() + _ROOM_RETRY_MS
         while self._files.free_bytes() < free + _ROOM_MORE_BYTES and self._clock.monotonic_ms() < until_ms:
-            self._look_for_manager()
-            orders = self._next_orders(_ROOM_LOOK_S)
-            if any(isinstance(order, Stop) for order in orders):
-                raise _ManagerGone  # Nothing was begun: there is nothing to drain.
-            self._early += orders
+            self._hear_early(_ROOM_LOOK_S)
+
+    def _hear_early(self, timeout: float) -> None:
+        """What the manager says before there is a broker to obey, if it says something within so many seconds."""
+        self._look_for_manager()
+        orders = self._next_orders(timeout)
+        if any(isinstance(order, Stop) for order in orders):
+            raise _ManagerGone  # Nothing was begun: there is nothing to drain.
+        self._early += orders
 
     def _report_ready(self) -> None:
         self._ready = True

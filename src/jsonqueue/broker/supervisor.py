@@ -227,7 +227,7 @@ class Supervisor:
             case Ready():
                 self._is_ready(child, news.epoch)
             case Waiting():
-                self._waits_for_room(child, news.why)
+                self._waits(child, news.why)
             case Crowded():
                 self._is_crowded(child, news.why)
             case Rotated():
@@ -258,10 +258,10 @@ class Supervisor:
         self.ready.set()
         self._on_change()
 
-    def _waits_for_room(self, child: Child, why: str) -> None:
-        if child.state is not ChildState.WAITING:
+    def _waits(self, child: Child, why: str) -> None:
+        if why and child.state is not ChildState.WAITING:
             self._say.broker_waits(child.role, why)
-        child.state, child.waits_for = ChildState.WAITING, f"it waits for room on the disk: {why}"
+        child.state, child.waits_for = ChildState.WAITING if why else ChildState.STARTING, why
         self._let_in_held_back()
 
     def _is_crowded(self, child: Child, why: str) -> None:

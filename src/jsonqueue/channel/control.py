@@ -11,7 +11,7 @@ message        from                 fds    meaning
 ``ask``        manager                     what have you counted?
 ``stop``       manager                     drain and exit
 ``ready``      broker                      open, and serving
-``waiting``    broker                      no room on the disk to start: it waits for some
+``waiting``    broker                      it cannot start yet, and waits for room on the disk, or for its lock
 ``crowded``    broker                      no room for the client that was attached last
 ``rotated``    broker                      answer to ``rotate``
 ``counters``   broker                      answer to ``ask``
@@ -140,9 +140,11 @@ class Counters(News, tag="counters"):
 
 
 class Waiting(News, tag="waiting"):
-    """It cannot start for want of room on the disk, and does so when there is some. Said again after each try."""
+    """It cannot start for want of room on the disk, or because somebody holds its lock, and does so when it can. Said again when the
+    reason is another."""
 
     why: str
+    """What it waits for; empty: for nothing any more."""
 
 
 class Crowded(News, tag="crowded"):
