@@ -9,12 +9,12 @@ import pytest
 from jsonqueue.config import Config
 from jsonqueue.core.records import encode_records
 from jsonqueue.errors import CorruptQueue, DiskFull
-from jsonqueue.storage.archive import Archive, committed_archive
+from jsonqueue.storage.archive import committed_archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, checkpoint, final_checkpoint
 from jsonqueue.storage.codec import START, Position
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
-from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, read_header
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, QueueWriter, read_header
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.repair import examine, mend
 from storage.history import AT_MS, CONFIG, Queue, archived, archived_tasks, contents, tasks_in
@@ -386,18 +386,20 @@ def test_what_is_synced_by_its_writer_costs_a_checkpoint_nothing(queue: Queue) -
 
 
 def test_a_log_that_began_anew_meanwhile_is_durable_by_itself(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its writer has copied and synced what was in the segment that is gone."""
+    """Its writer has copied and synced what was in the segment that is gone. And where nothing was published there is nothing to sync."""
     files = queue.files
     assert isinstance(files, MemoryFiles)
+    relaxed = Config(durability="process-crash")
+    assert checkpoint(files, queue.rotate(), config=relaxed, at_ms=AT_MS).tasks == 0
     queue.publish("a")
-    finish = Archive.finish
+    finish = QueueWriter.finish
 
-    def restarts(archive: Archive) -> ArchiveMark:
+    def restarts(writer: QueueWriter) -> None:
+        finish(writer)
         queue.pub.close()
         queue.pub = LogWriter.open(files, LogKind.PUBLISHED)
-        return finish(archive)
 
-    monkeypatch.setattr(Archive, "finish", restarts)
-    checkpoint(files, Cut(queue.prog.position, queue.pub.position), config=Config(durability="process-crash"), at_ms=AT_MS)
+    monkeypatch.setattr(QueueWriter, "finish", restarts)
+    assert checkpoint(files, Cut(queue.prog.position, queue.pub.position), config=relaxed, at_ms=AT_MS).tasks == 1
     files.crash()
     assert list(load_state(files).state.tasks) == ["a"]

@@ -13,6 +13,7 @@ import pytest
 from jsonqueue.config import CONFIG_FILE
 from jsonqueue.core.records import Failed
 from jsonqueue.errors import CorruptQueue, DiskFull, ManagerRunning, StorageError
+from jsonqueue.storage import repair as repair_module
 from jsonqueue.storage.archive import archive_files
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.folder import open_folder
@@ -929,3 +930,35 @@ def test_what_cannot_be_mended_leaves_no_folder_behind(accept_loss: bool, tmp_pa
 
 def refuse_any(handle: int, offset: int, data: bytes) -> int:
     raise DiskFull("no room")
+
+
+def test_a_log_that_finds_no_room_to_be_mended_leaves_no_draft() -> None:
+    """It would take what little room there is; the damaged log is as it was, and is mended when there is some."""
+    files, expected = lived()
+    name = segment_of(files, "progress")
+    data = bytearray(files.get(name))
+    data[data.rindex(b'{"h"') + 70] ^= 1
+    files.put(name, bytes(data))
+    before, files.room = files.list(), 100
+    with pytest.raises(DiskFull):
+        mended(files)
+    assert (files.list(), files.list("damaged-1")) == (before, [])
+    files.room = 1 << 30
+    assert mended(files).ok
+    assert contents(load_state(files)) == expected
+
+
+def test_a_segment_that_goes_while_it_is_looked_at_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint passed."""
+    files, expected = lived()
+    opened = files.open
+
+    def gone(name: str, *, create: bool = False) -> int:
+        if name == "published-000000000001-00000000.jsonl":
+            raise FileNotFoundError(name)
+        return opened(name, create=create)
+
+    files.put("published-000000000001-00000000.jsonl", b"")
+    monkeypatch.setattr(files, "open", gone)
+    monkeypatch.setattr(repair_module, "_count", lambda files: len(expected))
+    assert examine(files).ok
