@@ -43,11 +43,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     flush_interval_ms: Annotated[int, Meta(ge=10, le=_WAIT_MAX_MS)] = 2_000
     """How far queue.json may lie behind the logs while the queue is small (256 KiB for each second of it). At most 23 days."""
     finished_keep_ms: Annotated[int, Meta(ge=0)] = 24 * 3_600_000
-    """How long an ended task stays in the queue, with its result; after that it moves to the archive. Its id is refused as long."""
+    """How long an ended task stays in the queue, with its result, or as long as another waits for it and for more; after that it
+    moves to the archive. Its id is taken as long."""
     finished_keep_max: Annotated[int, Meta(ge=0)] = 100_000
-    """At most this many ended tasks stay, whatever their age."""
+    """At most this many ended tasks stay, whatever their age. Dead letters, and those that others still rest on, do not count."""
     finished_keep_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
-    """At most this many bytes of results and payloads of ended tasks stay."""
+    """At most this many bytes of results and payloads of ended tasks stay, counted alike."""
     dead_keep_ms: Annotated[int, Meta(ge=0)] = 30 * 24 * 3_600_000
     """How long a dead letter stays to be looked at and replayed."""
     archive: bool = True

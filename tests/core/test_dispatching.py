@@ -657,6 +657,30 @@ def test_a_task_that_waits_for_what_is_done_already_runs(stage: Stage) -> None:
     stage.check()
 
 
+@pytest.mark.parametrize("limit", [{"finished_keep_ms": 1_000}, {"finished_keep_max": 0}, {"finished_keep_bytes": 0}])
+def test_what_is_complete_stays_while_somebody_waits_for_it_and_for_more(limit: dict[str, int]) -> None:
+    """Retired, it could not be told from what never completed: a broker that started killed who waited, though nothing had gone wrong."""
+    stage = Stage(config=Config(retry=Never(), **limit))
+    stage.publish("a", given("late", run_at_ms=START_MS + 10_000), given("b", after=("a", "late")), given("c", after=("late", "a")))
+    stage.complete(1, *assigned(stage.join(1)), want=0)
+    stage.later(2_000)
+    assert stage.dispatcher.next_wall_ms() == START_MS + 10_000, "nothing is due before"
+    stage = stage.restarted(epoch=2)
+    stage.later(0)
+    assert stage.statuses() == {"a": "completed", "late": "scheduled", "b": "blocked", "c": "blocked"}
+    stage.later(8_000)
+    stage.cancel("b")
+    stage.later(0)
+    assert "a" in stage.statuses(), "one of two is left"
+    stage.complete(1, *assigned(stage.join(1)), want=0)
+    stage.later(0)
+    assert stage.statuses()["c"] == "pending"
+    assert "a" not in stage.statuses()
+    stage.later(2_000)
+    assert not stage.dispatcher._dependencies._needed
+    stage.check()
+
+
 def test_a_dependant_that_was_cancelled_is_not_woken(stage: Stage) -> None:
     stage.publish("a", given("b", after=("a",)))
     stage.cancel("b")

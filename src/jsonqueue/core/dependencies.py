@@ -18,6 +18,8 @@ class Dependencies:
         self._waiting: dict[str, dict[str, StoredTask]] = {}
         self._missing: dict[int, int] = {}
         """By number: an id may be another task's by the time that the last of what its first one waited for ends."""
+        self._needed: dict[str, dict[str, StoredTask]] = {}
+        """As ``_waiting``, with what is complete already: that is to stay for as long as one of them waits for something else."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -42,7 +44,13 @@ class Dependencies:
         self._missing[task.number] = len(missing)
         for needed in missing:
             self._waiting.setdefault(needed, {})[task.id] = task
+        for needed in task.after:
+            self._needed.setdefault(needed, {})[task.id] = task
         return None
+
+    def needs(self, task_id: str) -> bool:
+        """Whether a blocked task rests on this one: gone, it could not be told from one that never completed, by a broker that starts."""
+        return task_id in self._needed
 
     def completed(self, task_id: str) -> list[StoredTask]:
         """Tasks that waited for nothing but this one."""
@@ -51,6 +59,7 @@ class Dependencies:
             self._missing[task.number] -= 1
             if not self._missing[task.number]:
                 del self._missing[task.number]
+                _take_out(task, self._needed)
                 ready.append(task)
         return ready
 
@@ -70,12 +79,17 @@ class Dependencies:
     def _leave(self, task: StoredTask) -> None:
         """It waits no more. What it waited for may be a year in coming, and must not hold it until then."""
         self._missing.pop(task.number, None)
-        for needed in task.after:
-            waiting = self._waiting.get(needed, {})
-            if waiting.get(task.id) is task:
-                del waiting[task.id]
-                if not waiting:
-                    del self._waiting[needed]
+        _take_out(task, self._waiting)
+        _take_out(task, self._needed)
 
     def _still_blocked(self, task_id: str) -> list[StoredTask]:
         return [task for task in self._waiting.pop(task_id, {}).values() if task.number in self._missing]
+
+
+def _take_out(task: StoredTask, dependants: dict[str, dict[str, StoredTask]]) -> None:
+    for needed in task.after:
+        waiting = dependants.get(needed, {})
+        if waiting.get(task.id) is task:
+            del waiting[task.id]
+            if not waiting:
+                del dependants[needed]

@@ -309,7 +309,7 @@ class Dispatcher:
             self._commit(Due([task.id for task in due]), now)
         if late := [task for task in self._deadlines.due(now.wall_ms) if task.status is not TaskStatus.IN_PROGRESS]:
             self._commit(Died([task.id for task in late], "its deadline passed before it could run"), now)
-        if retired := self._retention.retire(self.state.tasks, now.wall_ms):
+        if retired := self._retention.retire(self.state.tasks, now.wall_ms, needed=self._dependencies.needs):
             self._commit(Retired(retired), now)
 
     def _expire(self, seat: Seat, expired: list[StoredTask], now: Now) -> None:
@@ -428,6 +428,7 @@ class Dispatcher:
         for task_id in record.ids if self._dependencies else ():
             if ready := self._dependencies.completed(task_id):
                 self._commit(Unblocked([task.id for task in ready]), now)
+                self._retention.released(needed for task in ready for needed in task.after)
 
     def _follow_return(self, record: Due | Unblocked | Replayed | Failed | Unleased, now: Now) -> None:
         for task_id in ids_of(record):

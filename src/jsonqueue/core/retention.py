@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from heapq import heappop, heappush
 
 from jsonqueue.config import Config
@@ -21,6 +21,8 @@ class Retention:
         self._ended: list[tuple[int, int, int, str]] = []  # heaps of (ended at, how many were noted before, bytes, id)
         self._dead: list[tuple[int, int, int, str]] = []
         self._bytes = self._count = 0
+        self._needed: dict[str, tuple[int, int, int, str]] = {}
+        """Those past it on which a blocked task rests."""
 
     def keep(self, task: StoredTask) -> None:
         """Note a task that has just ended."""
@@ -32,21 +34,32 @@ class Retention:
         else:
             heappush(self._ended, noted)
             self._bytes += size
+        self.released(task.after)
 
-    def retire(self, tasks: Mapping[str, StoredTask], now_ms: int) -> list[str]:
-        """Ids of tasks past their retention; they are forgotten here."""
+    def retire(self, tasks: Mapping[str, StoredTask], now_ms: int, *, needed: Callable[[str], bool] = lambda task_id: False) -> list[str]:
+        """Ids of tasks past their retention; they are forgotten here. Those still ``needed`` stay until they are :meth:`released`."""
         config, ended, retired = self._config, self._ended, []
         oldest_ms = now_ms - config.finished_keep_ms
         while ended and (ended[0][0] <= oldest_ms or len(ended) > config.finished_keep_max or self._bytes > config.finished_keep_bytes):
-            _, _, size, task_id = heappop(ended)
+            entry = _, _, size, task_id = heappop(ended)
             self._bytes -= size
-            retired.append(task_id)
+            if needed(task_id):
+                self._needed[task_id] = entry
+            else:
+                retired.append(task_id)
         oldest_ms = now_ms - config.dead_keep_ms
         while self._dead and self._dead[0][0] <= oldest_ms:
             finished_ms, _, _, task_id = heappop(self._dead)
             if _is_that_death(tasks.get(task_id), finished_ms):
                 retired.append(task_id)
         return list(dict.fromkeys(retired))  # replayed and dead again within one millisecond, a task is noted twice
+
+    def released(self, ids: Iterable[str]) -> None:
+        """One that needed these needs them no more."""
+        for task_id in ids if self._needed else ():
+            if entry := self._needed.pop(task_id, None):
+                heappush(self._ended, entry)
+                self._bytes += entry[2]
 
     def next_ms(self) -> int | None:
         """When the next task gets too old."""
