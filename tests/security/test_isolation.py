@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -114,6 +115,20 @@ def test_it_leaves_no_core_and_gains_no_rights() -> None:
     assert bare == {"no_new_privs": "0", "core": [0, 0], "leads": True}
     assert limited == {"no_new_privs": "1", "core": [0, 0], "leads": True}
     assert json.loads(bytes(_result(_program("rights", limits=Limits(cpu_s=100))))) == limited
+
+
+_CORE = "import json, resource, sys; sys.stdin.read(); print(json.dumps(resource.getrlimit(resource.RLIMIT_CORE)))"
+
+
+def test_a_program_without_limits_leaves_no_core_either() -> None:
+    """Before it is told of its task, so that no payload is in one."""
+    runner = ProgramRunner(Program([sys.executable, "-S", "-c", _CORE]), timeout=30, config=Config)
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    try:
+        assert json.loads(bytes(_result(runner.run(_task())))) == [0, 0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
 # ── what it takes ────────────────────────────────────────────────────────────────────────────────────────────────────

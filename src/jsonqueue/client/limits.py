@@ -8,8 +8,8 @@ setting                   the kernel's name           what happens beyond it
 ``cpu_s``                 ``RLIMIT_CPU``              ``SIGXCPU``. Of each task, and each process by itself
 ``open_files``            ``RLIMIT_NOFILE``           ``OSError``: too many open files. Of each process by itself
 ``processes``             ``RLIMIT_NPROC``            no new process or thread. Counts *all* of this user's; root has no such limit
-always                    ``RLIMIT_CORE`` = 0         no core file with a payload in it
-always, on Linux          ``PR_SET_NO_NEW_PRIVS``     no program that it starts gains rights by setuid, so none is free of these limits
+always                    ``RLIMIT_CORE`` = 0         no core file with a payload in it (of a program without limits: on Linux)
+with any, on Linux        ``PR_SET_NO_NEW_PRIVS``     no program that it starts gains rights by setuid, so none is free of these limits
 ========================  ==========================  ===============================================================================
 
 They contain a mistake: a leak, a loop, a fork bomb. They are no sandbox: the handler may read, write and connect whatever its user may.
@@ -20,11 +20,12 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from contextlib import suppress
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta, Struct
 
-__all__ = ["Limits", "apply", "launcher", "renew_cpu"]
+__all__ = ["Limits", "apply", "launcher", "leave_no_core", "renew_cpu"]
 
 _Most = Annotated[int, Meta(ge=1, le=2**62)]
 
@@ -91,6 +92,13 @@ def apply(limits: Limits | None) -> None:
     for kind, soft, hard in _bounds(limits):
         if kind != resource.RLIMIT_CPU:  # Of each task: it is set when one begins.
             _lower(kind, soft, hard)
+
+
+def leave_no_core(pid: int) -> None:
+    """Of a program that was started without limits, and has not been told of its task yet: no core file with a payload in it."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # it has ended, or is another user's by now
+            resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
 
 
 def renew_cpu(limits: Limits | None) -> None:

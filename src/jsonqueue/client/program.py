@@ -30,7 +30,7 @@ from typing import IO, Any
 import msgspec
 
 from jsonqueue.client.children import GRACE_S, end_group, kill_group, says_how, signal_group
-from jsonqueue.client.limits import Limits, launcher
+from jsonqueue.client.limits import Limits, launcher, leave_no_core
 from jsonqueue.client.outcome import ERROR_MAX_BYTES, NotStarted, Retry, Verdict, failure, failure_of
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.payload import NULL, encode_value
@@ -197,10 +197,13 @@ class ProgramRunner:
     def _start(self, task: Task[Any]) -> subprocess.Popen[bytes]:
         mine = {"JSONQUEUE_TASK_ID": task.id, "JSONQUEUE_ATTEMPT": str(task.attempt)}
         command = [*(launcher(self._limits) if self._limits else ()), *self._program.arguments]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, **self._program.env, **mine}, cwd=self._program.cwd, process_group=0,
         )  # fmt: skip
+        if self._limits is None:
+            leave_no_core(process.pid)
+        return process
 
     def _watch(self, process: subprocess.Popen[bytes], task: Task[Any]) -> Verdict:
         most = self._config().payload_max_bytes
