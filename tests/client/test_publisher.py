@@ -438,6 +438,14 @@ def test_a_queue_that_refuses_a_whole_batch_ends_it(broker: FakeBroker, publishe
     assert caught.value.stopped_after == 2 * (WINDOW + 1)
 
 
+def test_a_batch_of_which_each_task_waits_for_what_is_not_there_stops_no_other(tmp_path: Path) -> None:
+    """That is the fault of these tasks; it was taken for a queue that refuses all, and nothing behind them was read."""
+    tasks = [TaskIn(data=n, after=("nope",)) for n in range(20)] + [TaskIn(data=n) for n in range(20)]
+    with Publisher(tmp_path / "q") as publisher, pytest.raises(TasksRejected) as caught:
+        publisher.publish_many(iter(tasks), batch_max=2)
+    assert (caught.value.published, caught.value.count, caught.value.stopped_after) == (20, 20, None)
+
+
 def test_duplicates_are_counted(broker: FakeBroker, publisher: Publisher) -> None:
     side = Side(lambda: publisher.publish_many([TaskIn(data=1, id="a"), TaskIn(data=1, id="a"), 2]))
     acknowledge(broker.accept(), duplicates=[1])

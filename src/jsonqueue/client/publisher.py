@@ -320,7 +320,9 @@ class _Stream:
         duplicates = sum(1 for position in answer.duplicates if self._ids.given(batch.indexes[position]))
         self._duplicates += duplicates
         self.published += len(batch.tasks) - len(answer.refused) - duplicates
-        self._stopped = self._stopped or len(answer.refused) == len(batch.tasks) > 1
+        # What waits for a task may be refused for its own sake; the others, once they got here, only because all would be.
+        if len(answer.refused) == len(batch.tasks) > 1 and any(not task.after for task in batch.tasks):
+            self._stopped = True
         self._through = batch.indexes[-1] + 1
         if self._on_progress is not None:
             self._on_progress(self.published + self._duplicates + self._rejected_count)
