@@ -307,6 +307,6 @@ class CorruptQueue(StorageError):
         super().__init__(
             f"{file} is damaged at byte {offset}{at}: {why}",
             hint="nothing was changed; `jsonqueue verify` shows the extent, `jsonqueue repair` mends what can be mended without loss, "
-            "`jsonqueue repair --accept-loss` copies the folder aside and keeps what is whole",
+            "`jsonqueue repair --accept-loss` puts the files as they are aside and keeps what is whole",
         )
         self.file, self.offset, self.why, self.batch = file, offset, why, batch

@@ -24,20 +24,29 @@ from jsonqueue.core.publishing import Admission
 from jsonqueue.core.taken import TakenIds
 from jsonqueue.errors import BadFrame, ConnectionClosed
 from jsonqueue.event import (
+    EVENTS_BY_OWNER,
     Assign,
+    Cancel,
+    Changed,
     Complete,
     Event,
     EventOwner,
+    EventType,
     Fail,
     Failure,
     Heartbeat,
     Join,
     Look,
+    Mark,
+    Replay,
     Result,
     Return,
+    Revoke,
     Settled,
+    Watch,
     Welcome,
     Write,
+    Written,
     decoder_for,
     encode,
 )
@@ -143,6 +152,26 @@ def test_a_frame_of_brackets_is_a_bad_frame_and_no_overflow() -> None:
     for depth in (1_000, 100_000, 5_000_000):
         with pytest.raises(BadFrame):
             decoder_for(EventOwner.PUBLISHER)(b'{"type":"write","request":1,"tasks":[{"id":"a","data":' + b"[" * depth)
+
+
+@pytest.mark.parametrize("owner", EventOwner)
+def test_nobody_says_what_is_anothers_to_say(owner: EventOwner) -> None:
+    """A consumer cannot publish, a publisher cannot complete, a client cannot answer: the same frame is taken of its owner alone."""
+    others = [
+        Write(1, [TaskIn(id="a", data=Raw(b"1"))]), Written(1, 1), Mark(1, 1), Join("c", 1, 1), Welcome("c@1", 1, 1), Assign([]),
+        Complete(1, ["a"], [1], [Raw(b"1")], 1), Fail(1, [], 1), Return(1, ["a"], [1], 1), Heartbeat([], [], 1), Settled(1), Revoke([], []),
+        Look(1, "a"), Watch(1, ["a"]), Cancel(1, ["a"]), Replay(1, ["a"]), Result(1, "a", None), Changed(1, ["a"]),
+    ]  # fmt: skip
+    assert {event.type for event in others} == set(EventType)
+    for event in others:
+        frame = encode(event)
+        if owner is event.owner:
+            assert decoder_for(owner)(frame) == event
+            with pytest.raises(BadFrame, match="extra"):
+                decoder_for(owner)(frame[:-1] + b',"extra":1}')
+        elif EVENTS_BY_OWNER[owner]:
+            with pytest.raises(BadFrame, match=f"not an event that a {owner} may send"):
+                decoder_for(owner)(frame)
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────

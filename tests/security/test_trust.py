@@ -16,11 +16,15 @@ from typing import Any
 import pytest
 
 from cli.calls import NOW_MS, a_queue_of, call, ended, task
+from jsonqueue.broker.loop import PEER_PENDING_MAX_BYTES
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.broker.narration import Narration
+from jsonqueue.broker.reception import _GUESTS_MAX
 from jsonqueue.channel import registration
 from jsonqueue.channel.registration import SOCKET_NAME, Listener, operate
+from jsonqueue.client.children import GRACE_S
 from jsonqueue.client.publisher import Publisher
+from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame, CorruptQueue
 from jsonqueue.event import EventOwner, decoder_for
 from jsonqueue.storage.recovery import inspect
@@ -175,6 +179,17 @@ def test_a_checksum_finds_accidents_and_no_forger(tmp_path: Path, with_checksum:
 
 def _payload_of(queue: Path, task_id: str) -> Any:
     return json.loads(bytes(inspect(queue).state.tasks[task_id].data))
+
+
+def test_the_figures_of_the_page_are_those_of_the_code() -> None:
+    """Whoever changes one of them changes what was promised."""
+    page = (Path(__file__).resolve().parents[2] / "SECURITY.md").read_text()
+    assert f"| {registration._REQUEST_MAX_BYTES // 1024} KiB and one request before they are known, " in page
+    assert (registration.HANDSHAKE_MS, "two seconds from the call" in page) == (2_000, True)
+    assert f", {_GUESTS_MAX} at a time." in page
+    assert f"`payload_max_bytes` and {(Config().frame_max_bytes - Config().payload_max_bytes) // 2**20} MiB" in page
+    assert f"A Pipe keeps at most {PEER_PENDING_MAX_BYTES // 2**20} MiB (or one answer)" in page
+    assert (GRACE_S, "SIGTERM at its time limit or when its task was cancelled, a second later SIGKILL" in page) == (1, True)
 
 
 def test_the_pages_say_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -81,6 +82,20 @@ def test_what_cannot_be_locked_is_refused(tmp_path: Path) -> None:
     (tmp_path / "queue.lock").symlink_to("/etc/passwd")
     with pytest.raises(FolderRefused, match="cannot be locked"):
         hold(tmp_path, "queue")
+
+
+def test_where_there_are_no_locks_nobody_holds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem without flock: refused, and not locked in some weaker way."""
+
+    def missing(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(fcntl, "flock", missing)
+        with pytest.raises(FolderRefused, match="cannot be locked: Function not implemented") as caught:
+            hold(tmp_path, "queue")
+    assert caught.value.exit_status == 77
+    assert holder(tmp_path, "queue") == ""
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def verify(settings: Settings) -> int:
 
 
 @command("repair", short_help="Mend damaged files; loses nothing unless told to.")
-@click.option("--accept-loss", is_flag=True, help="Where something cannot be saved, keep what is whole; the folder is copied aside first.")
+@click.option("--accept-loss", is_flag=True, help="Where something cannot be saved, keep what is whole; all that is replaced stays aside.")
 @click.option("--accept-edit", is_flag=True, help="Take a queue.json that was edited by hand as it stands now.")
 def repair(settings: Settings, accept_loss: bool, accept_edit: bool) -> int:
     """Mend damaged files. No broker may be running.
