@@ -270,18 +270,19 @@ def test_a_consumer_broker_that_is_still_loading_has_no_cut(stage):
         SyncFailed("no"), ValueError("a bug"),
     ],
 )  # fmt: skip
-def test_damage_stops_everything(stage, error):
-    """A checkpoint that finds damage, or a disk that lies, is no matter of trying again."""
+def test_damage_stops_everything(stage, error, caplog):
+    """A checkpoint that finds damage, or a disk that lies, is no matter of trying again; and nobody says that nothing is lost."""
     stage.outcome = error
     stage.after(100)
     stage.answer(1)
     stage.fold()
     assert len(stage.damage) == 1
     assert str(error) in str(stage.damage[0])
+    assert "nothing is lost" not in caplog.text
 
 
 @pytest.mark.parametrize("error", [DiskFull("no room"), FileNotFoundError("moved")])
-def test_a_full_disk_is_tried_again(stage, error):
+def test_a_full_disk_is_tried_again(stage, error, caplog):
     """Nothing is lost by waiting; the reason is kept for the status until a checkpoint succeeds."""
     stage.outcome = error
     stage.after(100)
@@ -289,6 +290,7 @@ def test_a_full_disk_is_tried_again(stage, error):
     stage.fold()
     assert stage.damage == []
     assert stage.checkpointing.error == str(error)
+    assert caplog.text.count("nothing is lost, the next try follows") == 1
     stage.outcome = CheckpointDone({}, 9, 9, 1000, 2)
     stage.after(1000)
     stage.answer(2)

@@ -213,11 +213,11 @@ class Checkpointing:
         self._seen = ()
         self._pause_ms = min(2 * self._pause_ms or _PAUSE_MS, _PAUSE_MAX_MS) if isinstance(error, DiskFull) else 0
         self._due_ms = self._clock.monotonic_ms() + max(self._config.flush_interval_ms, _PAUSE_MS, self._pause_ms)
-        if str(error) != self.error:  # A disk that stays full is told of once.
-            self._say.checkpoint_failed(error)
-        self._finish(str(error))
         # A broker that starts replaces its newest segment, maybe just while that was read. What is really damaged is found again.
         passes = isinstance(error, DiskFull | OSError) or is_want(error) or (self._disturbed and not isinstance(error, SyncFailed))
+        if passes and str(error) != self.error:  # A disk that stays full is told of once.
+            self._say.checkpoint_failed(error)
+        self._finish(str(error))
         if not passes:
             self._on_damage(error if isinstance(error, JsonQueueError) else StorageError(f"the checkpoint failed: {error!r}"))
 
