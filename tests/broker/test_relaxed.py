@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Raw
@@ -9,49 +10,82 @@ from msgspec.structs import replace
 
 from broker.speech import CONFIG, Audience
 from jsonqueue.config import Config
-from jsonqueue.event import Assign, Complete, Event, Join, Settled, Write, Written
+from jsonqueue.event import Assign, Cancel, Complete, Event, Fail, Failure, Heartbeat, Join, Mark, Replay, Return, Watch, Write
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.task import TaskIn, TaskStatus
 
 
 class _Syncs(MemoryFiles):
-    """Counts the syncs of what was written."""
+    """Notes the syncs of what was written, in ``done``."""
 
-    syncs = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[str] = []
 
     def sync(self, handle: int) -> None:
-        self.syncs += 1
+        self.done.append("sync")
         super().sync(handle)
 
 
-def _played(config: Config) -> tuple[_Syncs, int, list[Any]]:
-    """A task is published, delivered and completed: the disk, the syncs that took, and what was told."""
-    files, marks, told = _Syncs(), [], []
-    both = Audience(files, 1, marks.append, config)
+class _Stage:
+    """Both brokers; what they do and what they tell goes into one list, in its order."""
 
-    def send(peer: int, event: Event) -> None:
-        told.append(event)
+    def __init__(self, config: Config) -> None:
+        self.files = _Syncs()
+        self.marks: list[Mark] = []
+        self.told: list[Any] = []
+        self.brokers = Audience(self.files, 1, self.marks.append, config)
+        self.files.done.clear()
 
-    before = files.syncs
-    both.publisher_broker.step([(1, Write(1, [TaskIn(id="a", data=Raw(b"1"))])), (1, Write(2, [TaskIn(id="a", data=Raw(b"1"))]))], send)
-    both.consumer_broker.step([(0, marks[-1]), (2, Join("c", 1, 1))], send)
-    (task,) = next(event for event in told if isinstance(event, Assign)).tasks
-    both.consumer_broker.step([(2, Complete(1, ["a"], [task.token], [Raw(b"2")], 0))], send)
-    return files, files.syncs - before, told
+    def publish(self, *ids: str) -> list[str]:
+        """In one write each."""
+        writes = [(1, Write(number, [TaskIn(id=task_id, data=Raw(b"1"), attempts_max=1)])) for number, task_id in enumerate(ids)]
+        return self._done(lambda: self.brokers.publisher_broker.step(writes, self._tell))
+
+    def say(self, *events: Event) -> list[str]:
+        """A consumer or a caller."""
+        arrivals = [(0, self.marks[-1]), *[(2, event) for event in events]]
+        return self._done(lambda: self.brokers.consumer_broker.step(arrivals, self._tell))
+
+    @property
+    def assigned(self) -> tuple[list[str], list[int]]:
+        """What was handed out last."""
+        tasks = next(event for event in reversed(self.told) if isinstance(event, Assign)).tasks
+        return [task.id for task in tasks], [task.token for task in tasks]
+
+    def _tell(self, peer: int, event: Event) -> None:
+        self.told.append(event)
+        self.files.done.append(event.type)
+
+    def _done(self, step: Callable[[], None]) -> list[str]:
+        self.files.done.clear()
+        step()
+        return list(self.files.done)
 
 
 def test_a_relaxed_queue_says_so_in_each_answer_and_syncs_nothing() -> None:
     """Of a new task and of a duplicate; the files, as every process would find them after a kill -9, hold all of it."""
-    files, syncs, told = _played(replace(CONFIG, durability="process-crash"))
-    assert syncs == 0
-    assert [event.durability for event in told if isinstance(event, Written)] == ["process-crash"] * 2
-    assert [event.stale for event in told if isinstance(event, Settled)] == [[]]
-    assert load_state(files).state.tasks["a"].status is TaskStatus.COMPLETED
+    stage = _Stage(replace(CONFIG, durability="process-crash"))
+    assert stage.publish("a", "a") == ["written"] * 2
+    assert [event.durability for event in stage.told] == ["process-crash"] * 2
+    assert stage.say(Join("c", 1, 1)) == ["assign", "welcome"]
+    assert stage.say(Complete(1, *stage.assigned, [Raw(b"2")], 0)) == ["settled"]
+    assert load_state(stage.files).state.tasks["a"].status is TaskStatus.COMPLETED
 
 
 def test_any_other_queue_syncs_before_each_answer_and_says_nothing() -> None:
-    """One batch published, one leased, one completed."""
-    _, syncs, told = _played(CONFIG)
-    assert syncs == 3
-    assert [event.durability for event in told if isinstance(event, Written)] == [""] * 2
+    """Of publishing, completing, returning, failing, cancelling and replaying; a lease alone goes out before it is synced."""
+    stage = _Stage(CONFIG)
+    assert stage.publish("a", "a", "b") == ["sync", "written", "written", "written"]
+    assert [event.durability for event in stage.told] == [""] * 3
+    assert stage.say(Join("c", 1, 1)) == ["assign", "sync", "welcome"]
+    assert stage.say(Return(1, *stage.assigned, 1)) == ["assign", "sync", "settled"]
+    (task_id,), (token,) = stage.assigned
+    assert stage.say(Fail(2, [Failure(task_id, token, "no")], 0)) == ["sync", "settled"]
+    assert stage.say(Replay(7, [task_id]), Cancel(8, [task_id])) == ["sync", "changed", "changed"]
+    assert stage.say(Cancel(3, ["b"])) == ["sync", "changed"]
+    stage.publish("x", "y")
+    stage.say(Heartbeat([], [], 1))
+    assert stage.say(Complete(4, *stage.assigned, [Raw(b"2")], 0), Watch(5, ["x"])) == ["sync", "settled", "result"]
+    assert stage.say(Replay(6, [])) == ["changed"], "nothing is dead: nothing is to be made durable"
