@@ -297,5 +297,5 @@ def test_where_the_kernel_tells_no_pid_it_tells_the_uid(monkeypatch):
     monkeypatch.delattr(socket, "SO_PEERCRED", raising=False)
     asked = []
     connection = SimpleNamespace(getsockopt=lambda *what: asked.append(what) or struct.pack("IIh16I", 0, 501, 1, *range(16)))
-    assert _peer(connection) == (0, 501)
+    assert _peer(connection) == (None, 501)
     assert asked == [(0, 1, 128)]

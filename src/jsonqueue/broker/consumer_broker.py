@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
 
+from msgspec import structs
+
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
 from jsonqueue.core.dispatching import Dispatcher
@@ -83,6 +85,7 @@ class ConsumerBroker:
         self._orphans_due_ms = 0
         self._early: list[tuple[int, Event]] = []
         self._gone: list[int] = []
+        self._pids: dict[int, int] = {}
         self._unwritten: tuple[Turn, int] | None = None
         self._unwritten_due_ms = 0
 
@@ -158,6 +161,11 @@ class ConsumerBroker:
         """The Pipe of a peer is closed; what it held is decided in the next turn."""
         self._gone.append(peer)
 
+    def met(self, peer: int, pid: int) -> None:
+        """The kernel says which process this peer is, as seen from here (0: one that cannot be seen). That counts, and not what it says of
+        itself: in a container of its own it knows itself by a number that is nobody's here, or somebody else's."""
+        self._pids[peer] = pid
+
     # ── work ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def step(self, arrivals: Sequence[tuple[int, Event]], send: Callable[[int, Event], None]) -> None:
@@ -176,7 +184,7 @@ class ConsumerBroker:
             self._take_in(dispatcher, mark, now)
         for peer, event in arrivals:
             if type(event) is not Mark:
-                _HANDLE[type(event)](dispatcher, peer, event, now)
+                _HANDLE[type(event)](dispatcher, peer, self._as_met(peer, event) if type(event) is Join else event, now)
         self._see_off(dispatcher, now)
         dispatcher.tick(now)
         dispatcher.assign(now)
@@ -214,9 +222,13 @@ class ConsumerBroker:
             dispatcher.published(tasks, now)
             self._read = batch.position
 
+    def _as_met(self, peer: int, event: Join) -> Join:
+        return structs.replace(event, pid=self._pids.get(peer, event.pid))
+
     def _see_off(self, dispatcher: Dispatcher, now: Now) -> None:
         """Peers whose Pipe closed, and consumers of an earlier life that are proved dead."""
         for peer in self._gone:
+            self._pids.pop(peer, None)
             dispatcher.leave(peer, now)
             dispatcher.forget_watcher(peer)
         self._gone.clear()
@@ -224,7 +236,8 @@ class ConsumerBroker:
             return
         for label in sorted(dispatcher.orphan_holders):
             self._orphans_due_ms = now.monotonic_ms + _ORPHAN_LOOK_MS
-            if not self._is_alive(int(label.rpartition("@")[2])):
+            pid = int(label.rpartition("@")[2])
+            if pid and not self._is_alive(pid):
                 dispatcher.bury(label, now)
 
     def _carry_out(self, turn: Turn, at_ms: int, now: Now, send: Callable[[int, Event], None]) -> None:

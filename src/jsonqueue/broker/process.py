@@ -279,6 +279,7 @@ class _Desk:
         """Serve this client, unless its Pipe is among the last files that this process may open: those are for the queue's own."""
         if pipe.fileno() < self._files_max - _FILES_KEPT:
             self._loop.attach(order.peer, pipe, order.owner, order.name)
+            self._side.met(order.peer, order.pid)
             return
         pipe.close()
         self._tell(Crowded(f"{self._loop.peers} clients are connected, and {self._files_max} open files allowed (ulimit -n)"))
@@ -338,6 +339,9 @@ class _PublisherSide:
         self._outlet.renew(pipe, loop)
         self._outlet.announce(self._broker.mark)
 
+    def met(self, peer: int, pid: int) -> None:
+        """It holds nothing of theirs."""
+
     def drain(self) -> None:
         """It hands out nothing."""
 
@@ -368,6 +372,9 @@ class _ConsumerSide:
     @property
     def unsettled(self) -> int:
         return self._broker.unsettled
+
+    def met(self, peer: int, pid: int) -> None:
+        self._broker.met(peer, pid)
 
     def drain(self) -> None:
         self._broker.drain()

@@ -352,7 +352,8 @@ class Supervisor:
             self._reception.answer(guest, Refused(f"the manager has no room for another client: {error.strerror}"))
             return
         self._last_peer += 1
-        child.post(Attach(self._last_peer, register.owner, register.name, guest.visitor.pid or register.pid), brokers_end)
+        pid = register.pid if guest.visitor.pid is None else guest.visitor.pid
+        child.post(Attach(self._last_peer, register.owner, register.name, pid), brokers_end)
         self._crew.mind_backlog(child)
         self._reception.answer(guest, Registered(self._config), (clients_end,))
 

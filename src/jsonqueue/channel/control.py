@@ -82,6 +82,7 @@ class Attach(Order, tag="attach"):
     owner: EventOwner
     name: str
     pid: int
+    """Its process as seen from here; 0: in another pid namespace, where nobody here can tell whether it lives."""
 
 
 class Marks(Order, tag="marks"):

@@ -304,10 +304,10 @@ class Listener:
 class Visitor:
     """A caller at the manager's end: asks once, is answered once."""
 
-    def __init__(self, fd: int, pid: int) -> None:
+    def __init__(self, fd: int, pid: int | None) -> None:
         self._pipe = FdPipe(fd, frame_max=_REQUEST_MAX_BYTES)
         self.pid = pid
-        """As the kernel knows it; 0 where it does not tell."""
+        """As the kernel knows it from here; 0: in a container that is out of sight. None where it does not tell."""
 
     def fileno(self) -> int:
         """For a selector."""
@@ -371,17 +371,17 @@ def _decode_answer(frame: bytes) -> Registered | Refused | Report:
         raise BadFrame(f"not an answer of a manager: {error}") from None
 
 
-def _peer(connection: socket.socket) -> tuple[int, int]:
-    """pid (0 where unknown) and uid of the process at the other end."""
+def _peer(connection: socket.socket) -> tuple[int | None, int]:
+    """pid (None where it is not told) and uid of the process at the other end."""
     if hasattr(socket, "SO_PEERCRED"):
         pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         return pid, uid
     # macOS and the BSDs: struct xucred is {u_int version; uid_t uid; ...}, level SOL_LOCAL 0, option LOCAL_PEERCRED 1.
     _, uid = struct.unpack_from("II", connection.getsockopt(0, 1, 128))
-    return 0, uid
+    return None, uid
 
 
-def _peer_or_nobody(connection: socket.socket) -> tuple[int, int]:
+def _peer_or_nobody(connection: socket.socket) -> tuple[int | None, int]:
     """The same; of whom the kernel tells nothing: nobody's uid."""
     try:
         return _peer(connection)

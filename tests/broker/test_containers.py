@@ -1,0 +1,67 @@
+"""Consumers in containers of their own, who know themselves by a number that is not theirs here."""
+
+from __future__ import annotations
+
+import os
+from random import Random
+
+import pytest
+from msgspec import Raw
+
+from broker.speech import CONFIG, TickingClock
+from jsonqueue.broker.consumer_broker import ConsumerBroker
+from jsonqueue.broker.manager import BrokerManager
+from jsonqueue.broker.publisher_broker import PublisherBroker
+from jsonqueue.channel import registration
+from jsonqueue.event import Assign, EventOwner, Join, Welcome, Write, decoder_for, encode
+from jsonqueue.storage.folder import open_folder
+from jsonqueue.task import TaskIn
+
+NOBODY = 2**31
+
+
+@pytest.mark.processes
+def test_a_consumer_is_known_by_the_number_that_the_kernel_tells_of_it(tmp_path):
+    """In a container of its own it may believe to be process 7: whether that one lives, here, says nothing of it."""
+    with BrokerManager(tmp_path / "queue"):
+        pipe, _ = registration.connect(tmp_path / "queue", EventOwner.CONSUMER, name="w")
+        pipe.send(encode(Join("w", NOBODY, 1)))
+        welcome = decoder_for(EventOwner.CONSUMER_BROKER)(pipe.receive(5)[0])
+        pipe.close()
+    assert isinstance(welcome, Welcome)
+    assert welcome.label == f"w@{os.getpid()}"
+
+
+def test_a_consumer_that_cannot_be_seen_is_not_taken_for_dead(tmp_path):
+    """After its broker died it comes back with its token and keeps its lease, though no process here has its number."""
+    files, clock = open_folder(tmp_path / "queue", create=True), TickingClock()
+    publisher = PublisherBroker(files, clock, CONFIG, announce=lambda mark: None)
+    publisher.open()
+    publisher.step([(1, Write(1, [TaskIn(id="t", data=Raw(b"1"))]))], lambda peer, event: None)
+
+    first = _broker(files, clock)
+    first.met(1, 0)
+    assigned = next(event for event in _said_to(first, [(0, publisher.mark), (1, Join("w", NOBODY, 1))]) if isinstance(event, Assign))
+    token = assigned.tasks[0].token
+    first.close()
+
+    second = _broker(files, clock)
+    _said_to(second, [(0, publisher.mark)])  # it looks for those who are gone before anybody is back
+    second.met(1, 0)
+    welcome = next(event for event in _said_to(second, [(1, Join("w", NOBODY, 0, ["t"], [token]))]) if isinstance(event, Welcome))
+    assert welcome.stale == []
+    second.close()
+    publisher.close()
+    files.shut()
+
+
+def _broker(files, clock) -> ConsumerBroker:
+    broker = ConsumerBroker(files, clock, CONFIG, chance=Random(1), is_alive=lambda pid: False)
+    broker.open()
+    return broker
+
+
+def _said_to(broker, arrivals) -> list:
+    said: list = []
+    broker.step(arrivals, lambda peer, event: said.append(event))
+    return said
