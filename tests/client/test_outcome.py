@@ -51,6 +51,17 @@ def test_an_exception_is_a_failure_with_its_traceback() -> None:
     assert "/outcome.py" not in error
 
 
+def raise_together(task: Any) -> None:
+    raise ExceptionGroup("unhandled errors in a TaskGroup", [ExceptionGroup("inner", [ValueError("no\nluck")]), KeyError("b")])
+
+
+def test_a_group_of_exceptions_ends_with_what_it_comes_down_to() -> None:
+    """The last line is what a list shows: of a group that was a frame of hyphens."""
+    error = failed(raise_together).error
+    assert "KeyError: 'b'" in error
+    assert error.endswith("\nExceptionGroup: unhandled errors in a TaskGroup (2 sub-exceptions), the first of them ValueError: no luck\n")
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [

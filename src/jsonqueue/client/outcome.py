@@ -173,9 +173,19 @@ def failure(task: Task[Any], said: str) -> Failure:
 
 def _traceback(error: BaseException) -> list[str]:
     try:
-        return traceback.format_exception(type(error), error, _of_the_handler(error.__traceback__))
+        lines = traceback.format_exception(type(error), error, _of_the_handler(error.__traceback__))
+        return [*lines, _gist(error)] if isinstance(error, BaseExceptionGroup) else lines
     except Exception as broken:  # noqa: BLE001 - an exception whose own __str__ raises must not take the consumer along
         return [f"{type(error).__name__} (and showing it failed: {type(broken).__name__})"]
+
+
+def _gist(group: BaseExceptionGroup[BaseException]) -> str:
+    """One line, since the last line of a traceback is what stands for it, and that of a group is a frame."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    said = f"{type(group).__name__}: {group}, the first of them {type(first).__name__}: {first}"
+    return " ".join(said.split()) + "\n"
 
 
 def _of_the_handler(trace: TracebackType | None) -> TracebackType | None:
