@@ -81,7 +81,9 @@ def deaf(task: Any) -> None:
 
 
 def tidy(task: Any) -> None:
-    """Clears up when it is told that its time is up."""
+    """Clears up when it is told that its time is up. Given nothing to clear, it does nothing."""
+    if not task.data["cleared"]:
+        return
     try:
         time.sleep(600)
     finally:

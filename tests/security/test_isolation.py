@@ -170,7 +170,13 @@ def test_cpu_time_is_counted_for_each_task_anew() -> None:
 def test_a_handler_may_clear_up_when_its_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM comes first: `finally` runs. (A second is enough for it, but on a machine that has much else to do.)"""
     monkeypatch.setattr("jsonqueue.client.children.GRACE_S", 30)
-    assert "timed out after 2 s" in _error(_child(greedy.tidy, data={"cleared": str(tmp_path / "cleared")}, timeout=2))
+    runner = ChildRunner(address_of(greedy.tidy), timeout=60, config=Config)
+    try:
+        assert _result(runner.run(_task({"cleared": ""})))  # The child is up, and has loaded what it needs.
+        runner._timeout = 2
+        assert "timed out after 2 s" in _error(runner.run(_task({"cleared": str(tmp_path / "cleared")}, token=2)))
+    finally:
+        runner.close()
     assert (tmp_path / "cleared").exists()
 
 
