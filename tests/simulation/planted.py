@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+from msgspec.structs import replace
+
 from jsonqueue.broker import consumer_broker
 from jsonqueue.broker.consumer_broker import ConsumerBroker
 from jsonqueue.broker.publisher_broker import PublisherBroker
@@ -23,7 +25,7 @@ from jsonqueue.core.ready import ReadyQueue
 from jsonqueue.errors import SyncFailed
 from jsonqueue.event import Complete, Mark, Write, Written
 from jsonqueue.retry import Linear
-from jsonqueue.simulation import Fault, Habits, Scenario
+from jsonqueue.simulation import Fault, Habits, Scenario, Weather
 from jsonqueue.simulation.disk import ProcessFiles
 from jsonqueue.simulation.world import PRODUCTION, Cast
 from jsonqueue.storage import log as logging_of_the_queue
@@ -302,6 +304,9 @@ _FULL_DISK = Scenario(
 )
 """A disk that is full most of the time."""
 
+_FULL_AND_LOSSY = replace(_FULL_DISK, weather=Weather(drop=0.2), patience_us=30_000)
+"""The same, and many an answer is lost: what is stored is published again beside what finds no room."""
+
 BUGS: dict[str, Planted] = {
     "publish answered before it is stored": Planted(0, _cast(publisher_broker=_AnswersFirst)),
     "publish answered without fsync": Planted(0, _patch(LogWriter, "sync", _unsynced(LogKind.PUBLISHED))),
@@ -344,6 +349,28 @@ BUGS: dict[str, Planted] = {
             "range(first, self._next_token), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms",
             "range(first, self._next_token), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms // 2",
         ),
+    ),
+    "a stored task is refused for want of room": Planted(
+        0,
+        _line(
+            "broker/publisher_broker.py",
+            "_for_want_of_room(self._admission.decide(write.tasks, room=False), str(error))",
+            "Verdict([], [], [Refusal(index, str(error)) for index in range(len(write.tasks))])",
+        ),
+        "",
+        _FULL_AND_LOSSY,
+    ),
+    "a stream of leases holds a term open": Planted(
+        38, _line("core/waiting.py", "ends < self._closes_ms:", "ends - terms[-1][0] < lease_ms // self._TERMS_A_LEASE:")
+    ),
+    "a client that is gone is dropped unread": Planted(
+        156, _line("broker/loop.py", "pass  # It has ended, maybe by Ctrl-C.", "self._give_up(peer)  # It has ended, maybe by Ctrl-C.")
+    ),
+    "a checkpoint without room leaves its draft": Planted(
+        1, _line("storage/queue_file.py", "            files.unlink(name)  # Until", "            # Until")
+    ),
+    "a checkpoint without room leaves a file open": Planted(
+        2, _line("storage/checkpoint.py", "        finally:\n            self._archive.close()", "        finally:\n            pass")
     ),
     "newest first": Planted(0, _patch(ReadyQueue, "take", _newest_first)),
 }

@@ -85,10 +85,14 @@ class ProcessFiles:
         self._disk = disk
         self._spend = spend
         self.dead = False
+        self.handles: set[int] = set()
+        """What it has open."""
 
     def open(self, name: str, *, create: bool = False) -> int:
         self._spend(self._disk.write_us if create else self._disk.read_us)
-        return self._disk.open(name, create=create)
+        handle = self._disk.open(name, create=create)
+        self.handles.add(handle)
+        return handle
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         if self._disk.read_us:
@@ -113,6 +117,7 @@ class ProcessFiles:
     def close(self, handle: int) -> None:
         if not self.dead:  # the kernel has closed what a dead process had open
             self._disk.close(handle)
+            self.handles.discard(handle)
 
     def sync_folder(self, name: str = "") -> None:
         self._spend(self._disk.sync_us)

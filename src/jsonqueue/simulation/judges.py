@@ -17,7 +17,7 @@ from jsonqueue.simulation.shadow import Shadow
 from jsonqueue.simulation.trace import precedes
 from jsonqueue.simulation.verdict import Totals, Violation
 from jsonqueue.simulation.wasted import Waste
-from jsonqueue.storage.checkpoint import final_checkpoint
+from jsonqueue.storage.checkpoint import DRAFT, final_checkpoint
 from jsonqueue.storage.codec import Batch, Position
 from jsonqueue.storage.log import LogKind, LogReader
 from jsonqueue.storage.memory import MemoryFiles
@@ -29,6 +29,7 @@ from jsonqueue.task import AnyTask, StoredTask, TaskStatus
 
 if TYPE_CHECKING:
     from jsonqueue.simulation.clients import CallerClient, ConsumerClient, PublisherClient
+    from jsonqueue.simulation.manager import Manager
     from jsonqueue.simulation.process import Actor, BrokerProcess
     from jsonqueue.simulation.world import World
 
@@ -109,6 +110,12 @@ class Judge:
         for task_id in ids:
             if task_id not in self.shadow.numbers:
                 raise Violation("not durable", f"{task_id} {how}, and is not on the disk", task_id=task_id)
+
+    def _require_not_stored(self, ids: list[str]) -> None:
+        """A refusal is certain: whoever hears it publishes under another id, or gives up."""
+        for task_id in ids:
+            if task_id in self.shadow.numbers and task_id not in self.shadow.retired:
+                raise Violation("not linear", f"{task_id} is being refused, and is in the queue", task_id=task_id)
 
     # ── the brokers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -191,6 +198,8 @@ class Judge:
         if batch:
             refused = {refusal.index for refusal in event.refused}
             self._require_stored([task.id for index, task in enumerate(batch) if index not in refused], "is being acknowledged")
+            # Of what it would wait for, a later write of the same turn, stored by now, may have done without.
+            self._require_not_stored([batch[refusal.index].id for refusal in event.refused if "wait for" not in refusal.reason])
             if len(batch) > len(refused) + len(event.duplicates):
                 self._require_room(broker)
 
@@ -223,6 +232,19 @@ class Judge:
         for task_id, task in self.shadow.state.tasks.items():
             if believed.get(task_id) != task.status and broker.broker.position == self.shadow.progress:
                 raise Violation("forked", f"{task_id} is {believed.get(task_id)} in memory and {task.status} by the log", task_id=task_id)
+
+    # ── the manager ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def closed_its_files(self, manager: Manager) -> None:
+        """A checkpoint is over: one a few seconds, for months, and each file that it leaves open is one fewer."""
+        if manager.files.handles:
+            raise Violation("broke", f"{manager.name} has {len(manager.files.handles)} files open after a checkpoint")
+
+    def found_no_room(self, manager: Manager) -> None:
+        """A checkpoint was given up: what it has written of itself must not take the room that is left."""
+        self.closed_its_files(manager)
+        if DRAFT in self._world.disk.list():
+            raise Violation("room", f"{manager.name} found no room for a checkpoint, and left its draft there")
 
     # ── consumers ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -217,7 +217,10 @@ class Manager(Actor):
             done = self.world.cast.checkpoint(self.files, cut, config=self.world.config, at_ms=self.world.clock.wall_ms())
         except Killed:
             return
-        except (DiskFull, OSError):
+        except DiskFull:
+            self.world.judge.found_no_room(self)
+            return
+        except OSError:
             return
         except CorruptQueue as error:
             # A broker that starts replaces its newest segment, maybe just while that was read. What is really damaged is found again.
@@ -228,6 +231,7 @@ class Manager(Actor):
             return
         finally:
             self.world.folding = False
+        self.world.judge.closed_its_files(self)
         self._last_cut = cut
         self.note("checkpoint", f"{done.tasks} tasks, {len(done.left)} left")
         self.world.scheduler.after(self._chance.randint(*_ORDER_US), self._tell_what_left, done)

@@ -83,6 +83,8 @@ class BrokerProcess(Actor):
         self.role = role
         self.files = ProcessFiles(world.disk, self._spend)
         self.links: dict[int, Link] = {}
+        self.told = Mark(0, 0)
+        """How far a PublisherBroker has said that its log is durable. In the midst of a step it has written more than that."""
         self.opened = False
         self.doomed = False
         """Killed while it was in the midst of something; it ends at its next operation."""
@@ -134,6 +136,8 @@ class BrokerProcess(Actor):
         merge(self.clock, self.world.disk_clock)
         self.note("starts")
         self.broker.open()
+        if self.role is EventOwner.PUBLISHER_BROKER:
+            self.told = self.broker.mark
         self.opened = True
         self.note("open", f"epoch {self.broker.epoch}")
         self.world.broker_opened(self)
@@ -300,6 +304,7 @@ class BrokerProcess(Actor):
             self.note(type(event).__name__.lower(), f"to {link.client.name if link else peer}")  # type: ignore[attr-defined]
 
     def _announce(self, mark: Mark) -> None:
+        self.told = mark
         self.note("durable", f"through batch {mark.number}")
         merge(self.world.disk_clock, self.clock)
         self.world.judge.announced(self, mark)

@@ -122,5 +122,8 @@ class SimulatedPipe(Readable):
         """The loop parts from it."""
         if self._link is not None and self._link.open and not self._ended:
             raise Violation("broke", f"the broker's loop dropped the Pipe of {self._link.client.name}, who had said nothing wrong")  # type: ignore[attr-defined]
+        if self._link is not None and self._frames:
+            said = f"{len(self._frames)} frames of {self._link.client.name}"  # type: ignore[attr-defined]
+            raise Violation("wasted", f"the broker's loop dropped a Pipe with {said} unread: what they settle is done again")
         self._selector.hush(self)
         self._closed()

@@ -34,6 +34,10 @@ _VAIN_TURNS, _VAIN_US = 200, 50_000
 """So many turns in a row that heard nothing and wrote nothing, within that time: whatever is due by a clock is a millisecond apart."""
 
 
+_LATE_MS = 100
+"""By so much a broker may be late in whose turns a checkpoint takes its own time."""
+
+
 class _Lease(NamedTuple):
     token: int
     at_ms: int
@@ -62,6 +66,10 @@ class Waste:
         self._not_before_ms: dict[str, int] = {}
         self._given_up: set[int] = set()
         self._sent: dict[int, Link] = {}
+        # A broker that stands still, or waits for its disk, is late with everything.
+        self._broker_is_quick = not {fault.kind for fault in scenario.faults} & {"stall broker", "slow disk", "full disk", "clock jump"}
+        self._named_ms: dict[int, int] = {}
+        """Token → when its consumer last listed it, be that since revised or not."""
         self._heard_ms: dict[int, int] = {}
         """Token → when its consumer last listed it. One that is listed no more may run out at any time: nobody knows of it."""
         self._listed: dict[int, frozenset[int]] = {}
@@ -101,6 +109,7 @@ class Waste:
                 listed = frozenset(event.tokens)
                 self._heard_ms.update(dict.fromkeys(self._listed.get(peer, frozenset()) - listed, 0))
                 self._heard_ms.update(dict.fromkeys(listed, now_ms))
+                self._named_ms.update(dict.fromkeys(listed, now_ms))
                 self._listed[peer] = listed
 
     def assigns(self, link: Link | None, event: Assign) -> None:
@@ -175,6 +184,7 @@ class Waste:
             raise Violation("wasted", f"{task_id} is at attempt {attempt}, and {ended} have ended that count", task_id=task_id)
         if outcome is Outcome.EXPIRED:
             self._require_silence(task_id, lease, batch.at_ms)
+            self._require_haste(task_id, lease, batch)
         elif outcome is Outcome.LOST and self._wire_is_true and not _is_lost(lease, batch.epoch):
             raise Violation("wasted", f"{task_id} was taken for lost, and its consumer is there as ever", task_id=task_id)
         elif outcome in {Outcome.RETURNED, Outcome.FAILED} and lease.token not in self._given_up:
@@ -185,6 +195,16 @@ class Waste:
         if self._clock_is_true and silent_ms < lease_ms * 2 // 3:
             why = f"the lease of {task_id} expired, and was renewed {silent_ms} ms before: it lasts for {lease_ms}"
             raise Violation("wasted", why, task_id=task_id)
+
+    def _require_haste(self, task_id: str, lease: _Lease, batch: Batch) -> None:
+        """Nor does it last for much longer than it should, if its broker has had nothing in its way."""
+        if not self._broker_is_quick or batch.epoch != lease.epoch:
+            return
+        late_ms = batch.at_ms - self._named_ms.get(lease.token, lease.at_ms) - self._world.config.lease_ms
+        if late_ms > self._world.config.lease_ms // 8 + _LATE_MS:
+            raise Violation(
+                "wasted", f"the lease of {task_id} expired {late_ms} ms late: its consumer had long been silent", task_id=task_id
+            )
 
 
 def _is_lost(lease: _Lease, epoch: int) -> bool:

@@ -364,7 +364,7 @@ class World:
         merge(self.disk_clock, broker.clock)
         publisher_broker, consumer_broker = self.broker(EventOwner.PUBLISHER_BROKER), self.broker(EventOwner.CONSUMER_BROKER)
         if publisher_broker and consumer_broker and publisher_broker.opened and consumer_broker.opened:
-            consumer_broker.listen_to_marks(publisher_broker.broker.mark, publisher_broker.clock)
+            consumer_broker.listen_to_marks(publisher_broker.told, publisher_broker.clock)
 
     def broker_gone(self, broker: BrokerProcess) -> None:
         """It ended."""
