@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from faults.lanes import Lane, arguments, fast_folder
 from faults.life import Ledger, Life, StillOpenError, judge, recover, the_life
-from jsonqueue.errors import JsonQueueError
+from jsonqueue.errors import CorruptQueue, JsonQueueError
 from jsonqueue.storage import files as real
 from jsonqueue.storage.files import RealFiles
 
@@ -167,6 +167,8 @@ def _lived(work: Callable[[], None]) -> str:
     """How it ended: an error of the kinds that end a broker's process in good order, or not at all."""
     try:
         work()
+    except CorruptQueue as error:
+        raise AssertionError(f"a sound queue is called damaged for an error of the system: {error}") from error
     except (JsonQueueError, OSError):
         return "ended by the error"
     except StillOpenError:
