@@ -12,9 +12,9 @@ import pytest
 
 from jsonqueue.config import CONFIG_FILE
 from jsonqueue.core.records import Failed
-from jsonqueue.errors import CorruptQueue, DiskFull, ManagerRunning, StorageError
+from jsonqueue.errors import CorruptQueue, DiskFull, ManagerRunning, StorageError, UnreadableFile
 from jsonqueue.storage import repair as repair_module
-from jsonqueue.storage.archive import archive_files
+from jsonqueue.storage.archive import archive_files, archived_since
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.locks import hold
@@ -683,6 +683,17 @@ def test_what_was_retired_is_in_the_archive_once_whatever_is_given_up(base: str)
     assert archived(files, load_state(files)) == ["a", "b", "c", "y"]
     assert files.get("archive/2024-01.jsonl") == b'{"number":99}\n'
     queue.close()
+
+
+def test_an_archive_that_cannot_be_read_is_not_taken_for_an_empty_one() -> None:
+    """What stands in it would be archived again. It is the user's to move away; then a repair goes on without it."""
+    files = MemoryFiles()
+    files.put("archive/2025-11.jsonl", b'{"number":1}\n' * 100)
+    assert archived_since(files, ArchiveMark()) == {1}
+    files.spoil("archive/2025-11.jsonl", range(600, 700))
+    with pytest.raises(UnreadableFile, match=r"archive/2025-11\.jsonl cannot be read") as caught:
+        archived_since(files, ArchiveMark())
+    assert "move it away" in str(caught.value.hint)
 
 
 def test_what_was_retired_is_dropped_by_a_repair_too_where_no_archive_is_kept() -> None:

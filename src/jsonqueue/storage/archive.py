@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from msgspec import Struct, json
 
-from jsonqueue.errors import StorageError
+from jsonqueue.errors import FolderRefused, StorageError
 from jsonqueue.storage.codec import UNREADABLE
 from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.queue_file import ArchiveMark, encode_task
@@ -142,7 +142,7 @@ def archived_since(files: Files, mark: ArchiveMark) -> set[int]:
     found: set[int] = set()
     for name in archive_files(files):
         if name >= mark.file:
-            with suppress(StorageError, FileNotFoundError):  # it is the user's, and may be anything by now
+            with suppress(FolderRefused, FileNotFoundError):  # It is the user's, who may have put a link in its place.
                 for line in _lines_behind(files, name, mark.length if name == mark.file else 0):
                     with suppress(*UNREADABLE):
                         found.add(json.decode(line, type=_Archived).number)
