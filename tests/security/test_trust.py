@@ -68,9 +68,10 @@ class _Elsewhere:
 
 
 def test_where_there_is_no_peercred_the_uid_is_asked_for_as_getpeereid_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pid nobody tells there."""
     monkeypatch.delattr(socket, "SO_PEERCRED")
     connection = _Elsewhere(501)
-    assert registration._peer(connection) == (0, 501)  # type: ignore[arg-type]
+    assert registration._peer(connection) == (None, 501)  # type: ignore[arg-type]
     assert connection.asked == [(0, 1)]
 
 

@@ -341,7 +341,9 @@ BUGS: dict[str, Planted] = {
     "a revoked run leaves its slot free": Planted(
         62, _line("client/holdings.py", "if slot.task is None or not slot.cancelled", "if slot.task is None or slot.task")
     ),
-    "a living consumer is buried": Planted(9, _line("broker/consumer_broker.py", "if not self._is_alive(int(", "if self._is_alive(int(")),
+    "a living consumer is buried": Planted(
+        9, _line("broker/consumer_broker.py", "if pid and not self._is_alive(pid)", "if pid and self._is_alive(pid)")
+    ),
     "a lease lasts for half its time": Planted(
         3,
         _line(

@@ -159,3 +159,15 @@ def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, creat
     with pytest.raises(FolderRefused, match=name):
         open_folder(root, create=create)
     assert not list(elsewhere.iterdir())
+
+
+def test_a_denial_is_explained_by_the_mode_alone(tmp_path: Path) -> None:
+    """Of a folder that has gone meanwhile, or whose mode denies its owner nothing, or of another error, there is nothing to say."""
+    denied = PermissionError(13, "Permission denied")
+    tmp_path.chmod(0o500)
+    said = folder.denied_by(tmp_path, denied)
+    tmp_path.chmod(0o700)
+    assert "its mode is 0500" in str(said)
+    assert folder.denied_by(tmp_path, denied) is None
+    assert folder.denied_by(tmp_path / "gone", denied) is None
+    assert folder.denied_by(tmp_path, FileNotFoundError()) is None
