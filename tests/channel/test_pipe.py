@@ -401,6 +401,18 @@ def test_only_fds_are_taken_from_beside_the_frames():
     taker.close()
 
 
+def test_fds_given_to_a_closed_pipe_are_closed():
+    """Whoever posts them has given them away, even where they arrive nowhere."""
+    ours, theirs = FdPipe.pair()
+    os.close(theirs)
+    giver = FdPipe(ours)
+    giver.close()
+    fd = os.open(os.devnull, os.O_RDONLY)
+    with pytest.raises(ConnectionClosed):
+        giver.post_with_fds(b"frame", [fd])
+    assert not _is_open(fd)
+
+
 def _is_open(fd: int) -> bool:
     try:
         os.fstat(fd)

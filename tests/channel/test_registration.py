@@ -140,6 +140,15 @@ def test_an_operator_is_told_why_there_is_no_report(tmp_path, listener, given, w
     thread.join()
 
 
+def test_an_operator_gets_the_report_it_asked_for(tmp_path, listener):
+    """Word for word, whatever was asked."""
+    asked = []
+    thread = answer_one(listener, lambda visitor, request: (asked.append(request), visitor.answer(a_report("done"))))
+    assert operate(tmp_path, "checkpoint") == a_report("done")
+    thread.join()
+    assert [request.action for request in asked] == ["checkpoint"]
+
+
 def test_a_report_is_no_pipe(tmp_path, listener):
     """A client that asked for its Pipe takes no other answer for one."""
     thread = answer_one(listener, lambda visitor, request: visitor.answer(a_report()))
@@ -240,6 +249,11 @@ def test_a_caller_that_hung_up_is_noticed(tmp_path, listener):
     with pytest.raises(ConnectionClosed):
         visitor.request()
     visitor.close()
+
+
+def test_nobody_at_the_door_is_no_caller(listener):
+    """Asking costs no waiting, so a manager that was woken in vain goes on."""
+    assert listener.accept() is None
 
 
 def test_a_caller_of_another_user_is_hung_up_on(tmp_path, listener, monkeypatch):

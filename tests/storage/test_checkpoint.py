@@ -10,7 +10,7 @@ from jsonqueue.config import Config
 from jsonqueue.core.records import encode_records
 from jsonqueue.errors import CorruptQueue, DiskFull
 from jsonqueue.storage.archive import committed_archive
-from jsonqueue.storage.checkpoint import DRAFT, Cut, checkpoint, final_checkpoint
+from jsonqueue.storage.checkpoint import DRAFT, Cut, checkpoint, clear_draft, final_checkpoint
 from jsonqueue.storage.codec import START, Position
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
@@ -299,6 +299,17 @@ def test_a_checkpoint_without_room_leaves_nothing_behind(queue: Queue, monkeypat
         assert len(files._handles) == handles
     assert ends_at == {committed.file, f"{QUEUE}.draft"}, "it was to end in both"
     queue.check()
+
+
+def test_a_draft_that_was_left_can_be_cleared_and_one_that_was_not_is_no_error(queue: Queue) -> None:
+    """A manager that was killed in the midst of a checkpoint left it; the next one gives its room back, and touches nothing else."""
+    queue.publish("a")
+    names = queue.files.list()
+    queue.files.put(DRAFT, b"half of a queue")  # type: ignore[attr-defined]
+    clear_draft(queue.files)
+    assert queue.files.list() == names
+    clear_draft(queue.files)
+    assert queue.files.list() == names
 
 
 def test_a_damaged_queue_json_is_not_folded_into_a_sound_one(queue: Queue) -> None:
