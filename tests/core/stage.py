@@ -89,11 +89,11 @@ class Stage:
         return self.turn()
 
     def cancel(self, *ids: str, peer: int = 90) -> Turn:
-        self.dispatcher.cancel(peer, Cancel(1, list(ids)), self.now)
+        self.dispatcher.callers.cancel(peer, Cancel(1, list(ids)), self.now)
         return self.turn()
 
     def replay(self, *ids: str, peer: int = 90) -> Turn:
-        self.dispatcher.replay(peer, Replay(2, list(ids)), self.now)
+        self.dispatcher.callers.replay(peer, Replay(2, list(ids)), self.now)
         return self.turn()
 
     def task(self, task_id: str) -> StoredTask:

@@ -757,9 +757,9 @@ def test_a_replayed_dependant_waits_again(stage: Stage) -> None:
 def test_look_and_watch(stage: Stage) -> None:
     """Look answers now; watch when the task has ended, or at once if there is nothing to wait for."""
     stage.publish("a")
-    stage.dispatcher.look(50, Look(1, "a"))
-    stage.dispatcher.look(50, Look(2, "nope"))
-    stage.dispatcher.watch(50, Watch(3, ["a", "nope"]))
+    stage.dispatcher.callers.look(50, Look(1, "a"))
+    stage.dispatcher.callers.look(50, Look(2, "nope"))
+    stage.dispatcher.callers.watch(50, Watch(3, ["a", "nope"]))
     found = answers(stage.turn(), Result)
     assert [(result.request, result.id, result.task and result.task.status) for result in found] == [
         (1, "a", "pending"),
@@ -768,15 +768,15 @@ def test_look_and_watch(stage: Stage) -> None:
     ]
     turn = stage.complete(1, *assigned(stage.join(1)))
     assert [(result.request, result.task.status) for result in answers(turn, Result)] == [(3, "completed")]
-    stage.dispatcher.watch(50, Watch(4, ["a"]))
+    stage.dispatcher.callers.watch(50, Watch(4, ["a"]))
     assert [result.request for result in answers(stage.turn(), Result)] == [4]
 
 
 def test_a_watcher_that_left_is_not_told(stage: Stage) -> None:
     stage.publish("a", "b")
-    stage.dispatcher.watch(50, Watch(1, ["a", "b"]))
-    stage.dispatcher.watch(51, Watch(1, ["a"]))
-    stage.dispatcher.forget_watcher(50)
+    stage.dispatcher.callers.watch(50, Watch(1, ["a", "b"]))
+    stage.dispatcher.callers.watch(51, Watch(1, ["a"]))
+    stage.dispatcher.callers.leave(50)
     turn = stage.cancel("a", "b")
     assert [peer for peer, event in turn.answers if isinstance(event, Result)] == [51]
 

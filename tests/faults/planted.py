@@ -258,7 +258,7 @@ BUGS = (
         "task.deadline_ms)\n        for"),
     Bug("a restart hands out what consumers hold", "core", "core/dispatching.py", "                self._orphans.add(task)",
         "                self._queue(task, now)"),
-    Bug("a cancelled task is not taken from its consumer", "core", "core/dispatching.py",
+    Bug("a cancelled task is not taken from its consumer", "core", "core/callers.py",
         "                self._take_away(task)\n", ""),
     Bug("a repeated completion is called stale", "core", "core/dispatching.py",
         "    return any(attempt.token == token and", "    return any(attempt.token < 0 and"),

@@ -230,7 +230,7 @@ class ConsumerBroker:
         for peer in self._gone:
             self._pids.pop(peer, None)
             dispatcher.leave(peer, now)
-            dispatcher.forget_watcher(peer)
+            dispatcher.callers.leave(peer)
         self._gone.clear()
         if now.monotonic_ms < self._orphans_due_ms:
             return
@@ -296,8 +296,8 @@ _HANDLE: dict[type[Event], Callable[..., None]] = {
     Fail: Dispatcher.fail,
     Return: Dispatcher.give_back,
     Heartbeat: Dispatcher.heartbeat,
-    Look: lambda dispatcher, peer, event, now: dispatcher.look(peer, event),
-    Watch: lambda dispatcher, peer, event, now: dispatcher.watch(peer, event),
-    Cancel: Dispatcher.cancel,
-    Replay: Dispatcher.replay,
+    Look: lambda dispatcher, peer, event, now: dispatcher.callers.look(peer, event),
+    Watch: lambda dispatcher, peer, event, now: dispatcher.callers.watch(peer, event),
+    Cancel: lambda dispatcher, peer, event, now: dispatcher.callers.cancel(peer, event, now),
+    Replay: lambda dispatcher, peer, event, now: dispatcher.callers.replay(peer, event, now),
 }

@@ -2,8 +2,10 @@
 
 One :class:`Dispatcher` holds the state of the queue and everything derived from it (what is ready, who waits, which leases run out when).
 Its methods are told what happened and what time it is. Each first decides, which yields records, and then applies those records, to the
-state by the same code that replays a log and to the derived parts by :meth:`Dispatcher._follow`. All they want to have done collects in a
+state by the same code that replays a log and to the derived parts under "following up". All they want to have done collects in a
 :class:`Turn`: records to write, events to push once these are written, and answers to give once they are durable.
+
+Here are consumers and time. What callers ask, :mod:`~jsonqueue.core.callers` judges.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from itertools import islice
 from random import Random
 
 from jsonqueue.config import Config
+from jsonqueue.core.callers import Callers
 from jsonqueue.core.dependencies import Dependencies
 from jsonqueue.core.orphans import Orphans
 from jsonqueue.core.payload import all_sound, fault_of
@@ -37,23 +40,17 @@ from jsonqueue.core.state import QueueState, ids_of
 from jsonqueue.core.timetable import Timetable, earliest
 from jsonqueue.core.turn import Now, Turn
 from jsonqueue.core.waiting import Seat, WaitingQueue
-from jsonqueue.core.watching import Watchers
 from jsonqueue.event import (
     Assign,
-    Cancel,
-    Changed,
     Complete,
+    Event,
     Fail,
     Failure,
     Heartbeat,
     Join,
-    Look,
-    Replay,
-    Result,
     Return,
     Revoke,
     Settled,
-    Watch,
     Welcome,
 )
 from jsonqueue.task import Outcome, StoredTask, TaskStatus
@@ -89,7 +86,7 @@ class Dispatcher:
         self._deadlines = Timetable(lambda task, at_ms: task.deadline_ms == at_ms and not task.status.ended)
         self._dependencies = Dependencies()
         self._retention = Retention(config)
-        self._watchers = Watchers()
+        self.callers = Callers(state, answer=self._answer, commit=self._commit, take_away=self._take_away)
         self._orphans = Orphans()
         self._draining = False
 
@@ -142,7 +139,7 @@ class Dispatcher:
         stale = [token for task_id, token in zip(event.ids, event.tokens, strict=False) if not self._rejoin(seat, task_id, token)]
         seat.renew(list(seat.held), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
         self._waiting.update(seat)
-        self.turn.answers.append((peer, Welcome(seat.label, self._epoch, self._config.lease_ms, stale)))
+        self._answer(peer, Welcome(seat.label, self._epoch, self._config.lease_ms, stale))
 
     def _rejoin(self, seat: Seat, task_id: str, token: int) -> bool:
         known = self.state.tasks.get(task_id)
@@ -222,7 +219,7 @@ class Dispatcher:
         self._waiting.update(seat)
         stray = [(task_id, token) for task_id, token in zip(event.ids, event.tokens, strict=False) if token not in seat.held]
         if stray:
-            self.turn.answers.append((peer, Revoke([task_id for task_id, _ in stray], [token for _, token in stray])))
+            self._answer(peer, Revoke([task_id for task_id, _ in stray], [token for _, token in stray]))
 
     def _seat(self, peer: int, want: int) -> Seat:
         seat = self._seats.get(peer)
@@ -234,7 +231,7 @@ class Dispatcher:
     def _settle(self, seat: Seat, request: int, stale: list[int]) -> None:
         if seat.peer in self._seats:
             self._waiting.update(seat)
-        self.turn.answers.append((seat.peer, Settled(request, stale)))
+        self._answer(seat.peer, Settled(request, stale))
 
     def _truly_stale(self, ids: list[str], tokens: list[int], stale: list[int]) -> list[int]:
         """Of the tokens nobody holds, those that did not settle their task themselves (a repeated outcome is no stale one)."""
@@ -243,57 +240,6 @@ class Dispatcher:
         named = dict(zip(tokens, ids, strict=False))
         tasks = self.state.tasks
         return [token for token in stale if (task := tasks.get(named[token])) is None or not _settled_under(task, token)]
-
-    # ── what callers ask ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    def look(self, peer: int, event: Look) -> None:
-        """How a task stands."""
-        self.turn.answers.append((peer, Result(event.request, event.id, self.state.tasks.get(event.id))))
-
-    def watch(self, peer: int, event: Watch) -> None:
-        """An answer for each task: at once if it has ended or is unknown, else when it ends."""
-        for task_id in event.ids:
-            task = self.state.tasks.get(task_id)
-            if task is None or task.status.ended:
-                self.turn.answers.append((peer, Result(event.request, task_id, task)))
-            else:
-                self._watchers.add(task_id, peer, event.request)
-
-    def forget_watcher(self, peer: int) -> None:
-        """The caller is gone."""
-        self._watchers.forget(peer)
-
-    def cancel(self, peer: int, event: Cancel, now: Now) -> None:
-        """Cancel what has not ended yet; a consumer that runs it is told."""
-        ids: dict[str, None] = {}
-        refused: dict[str, str] = {}
-        for task_id in event.ids:
-            task = self.state.tasks.get(task_id)
-            if task is None:
-                refused[task_id] = "not in the queue"
-            elif task.status.ended:
-                refused[task_id] = f"already {task.status}"
-            else:
-                self._take_away(task)
-                self._commit(Cancelled([task_id], event.reason), now)
-                ids[task_id] = None
-        self.turn.answers.append((peer, Changed(event.request, list(ids), refused)))
-
-    def replay(self, peer: int, event: Replay, now: Now) -> None:
-        """Dead letters get another life."""
-        tasks = self.state.tasks
-        wanted = event.ids or [task.id for task in tasks.values() if task.status is TaskStatus.DEAD]
-        refused = {}
-        ids = []
-        for task_id in dict.fromkeys(wanted):
-            task = tasks.get(task_id)
-            if task is not None and task.status is TaskStatus.DEAD:
-                ids.append(task_id)
-            else:
-                refused[task_id] = "not in the queue" if task is None else f"{task.status}, not dead"
-        if ids:
-            self._commit(Replayed(ids), now)
-        self.turn.answers.append((peer, Changed(event.request, ids, refused)))
 
     # ── what time does ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -313,7 +259,7 @@ class Dispatcher:
             self._commit(Retired(retired), now)
 
     def _expire(self, seat: Seat, expired: list[StoredTask], now: Now) -> None:
-        self.turn.answers.append((seat.peer, Revoke([task.id for task in expired], [task.token for task in expired])))
+        self._answer(seat.peer, Revoke([task.id for task in expired], [task.token for task in expired]))
         for task in expired:
             del seat.held[task.token]
         # It fell silent: it gets no more until it is heard of again.
@@ -420,9 +366,7 @@ class Dispatcher:
         tasks, keep = self.state.tasks, self._retention.keep
         for task_id in record.ids:
             keep(tasks[task_id])
-        if self._watchers:
-            for task_id, peer, request in self._watchers.told(record.ids):
-                self.turn.answers.append((peer, Result(request, task_id, tasks[task_id])))
+        self.callers.tell_of_end(record.ids)
 
     def _unblock(self, record: Completed, now: Now) -> None:
         for task_id in record.ids if self._dependencies else ():
@@ -459,12 +403,15 @@ class Dispatcher:
         for record in decide_loss(tasks, outcome, config=self._config, now_ms=now.wall_ms):
             self._commit(record, now)
 
+    def _answer(self, peer: int, event: Event) -> None:
+        self.turn.answers.append((peer, event))
+
     def _take_away(self, task: StoredTask) -> None:
         """Free whoever holds the task of it, and say so."""
         self._orphans.claim(task.token)
         for seat in self._seats.values():
             if task.token and seat.held.pop(task.token, None) is not None:
-                self.turn.answers.append((seat.peer, Revoke([task.id], [task.token])))
+                self._answer(seat.peer, Revoke([task.id], [task.token]))
                 self._waiting.update(seat)
 
     # ── looking in ───────────────────────────────────────────────────────────────────────────────────────────────────
