@@ -10,6 +10,7 @@ import pytest
 from msgspec import Raw
 
 from client.fakes import PATIENCE_S, FakeBroker, Side
+from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.client.caller import Caller, caller_of
 from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.patience import Patience
@@ -405,12 +406,16 @@ def test_a_result_waits_for_a_broker_to_start(broker: FakeBroker, tmp_path: Path
 
 
 def test_handles_are_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal by queue and id, however its path is written; only a valid id makes one."""
+    """Equal by queue and id, however its path is written, be it by a manager; only a folder and a valid id make one."""
     assert TaskHandle(tmp_path, "a") == TaskHandle(str(tmp_path), "a", duplicate=True)
     assert len({TaskHandle(tmp_path, "a"), TaskHandle(tmp_path, "a"), TaskHandle(tmp_path, "b")}) == 2
     assert repr(TaskHandle("/q", "a")) == "TaskHandle('/q', 'a')"
     monkeypatch.chdir(tmp_path)
-    assert TaskHandle("q", "a") == TaskHandle(Path("q"), "a") == Publisher("q").publish(1, id="a")
+    published = Publisher("q").publish(1, id="a")
+    assert TaskHandle("q", "a") == TaskHandle(Path("q"), "a") == TaskHandle(tmp_path / "x" / ".." / "q", "a") == published
+    assert TaskHandle(BrokerManager("q"), "a") == published
+    with pytest.raises(TypeError, match="5 is no queue folder"):
+        TaskHandle(5, "a")
     with pytest.raises(InvalidTask):
         TaskHandle(tmp_path, "../a")
 

@@ -31,6 +31,7 @@ import msgspec
 
 from jsonqueue.client.children import ChildRunner
 from jsonqueue.client.exchange import Connect
+from jsonqueue.client.folder import ServesFolder, folder_of
 from jsonqueue.client.handlers import address_of, is_async, resolve, title_of
 from jsonqueue.client.holdings import ConsumerStats, Holdings
 from jsonqueue.client.intake import check_id
@@ -38,7 +39,6 @@ from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import forks, run_here
 from jsonqueue.client.presence import register
 from jsonqueue.client.program import Program, ProgramRunner
-from jsonqueue.client.publisher import ServesFolder, folder_of
 from jsonqueue.client.session import Session
 from jsonqueue.client.threads import InlineRunner, Runner, Threads
 from jsonqueue.clock import stopwatch

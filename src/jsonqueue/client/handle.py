@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonqueue.client.caller import Caller, caller_of
 from jsonqueue.client.exchange import NoAnswer
+from jsonqueue.client.folder import ServesFolder, folder_of
 from jsonqueue.client.intake import check_id
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.payload import opened
@@ -27,13 +28,26 @@ class TaskHandle:
 
     __slots__ = ("_caller", "duplicate", "id", "queue_dir")
 
-    def __init__(self, queue_dir: str | os.PathLike[str], id: str, *, duplicate: bool = False, caller: Caller | None = None) -> None:  # noqa: A002 - the word that users type
+    def __init__(
+        self,
+        queue_dir: str | os.PathLike[str] | ServesFolder,
+        id: str,  # noqa: A002 - the word that users type
+        *,
+        duplicate: bool = False,
+        caller: Caller | None = None,
+    ) -> None:
         """``duplicate``: the queue knew the id before this publish (which, after a lost connection, may have been its own first try)."""
-        # Kept from the root on, as a Publisher does. Taken apart and put together again, a path costs a tenth of what a publish costs.
-        self.queue_dir = queue_dir if isinstance(queue_dir, Path) and queue_dir.is_absolute() else Path(os.path.abspath(queue_dir))
+        self.queue_dir = folder_of(queue_dir)
         self.id = check_id(id)
         self.duplicate = duplicate
         self._caller = caller
+
+    @classmethod
+    def of(cls, folder: Path, task_id: str, *, duplicate: bool) -> TaskHandle:
+        """Of a task that was just published: to look at its folder and its id again would cost a tenth of what a publish costs."""
+        handle = cls.__new__(cls)
+        handle.queue_dir, handle.id, handle.duplicate, handle._caller = folder, task_id, duplicate, None
+        return handle
 
     def result(self, timeout: float | None = None) -> Any:
         """What the handler returned, waited for at most ``timeout`` seconds (None: as long as it takes).

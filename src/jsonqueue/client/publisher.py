@@ -11,14 +11,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, overload
 
 from jsonqueue.client import direct
 from jsonqueue.client.exchange import Connect, Exchange, NoAnswer, TooLarge
 from jsonqueue.client.flow import Flow, unanswered
+from jsonqueue.client.folder import ServesFolder, folder_of
 from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.identity import IdSource, draw_prefix
 from jsonqueue.client.intake import HasId, describe, prepare
@@ -42,28 +42,12 @@ from jsonqueue.event import EventOwner, Write, Written, decoder_for
 from jsonqueue.retry import RetryPolicy
 from jsonqueue.task import StoredTaskIn, TaskIn
 
-__all__ = ["PublishSummary", "Publisher", "ServesFolder", "folder_of"]
+__all__ = ["PublishSummary", "Publisher"]
 
 _BATCH_MAX_BYTES = 1024 * 1024
 _BATCH_MAX_MS = 50
 """A batch does not wait longer for more than this, once there is a next task to notice it by."""
 _REJECTIONS_KEPT = 1000
-
-
-class ServesFolder(Protocol):
-    """A BrokerManager, or whatever else has a queue folder."""
-
-    @property
-    def queue_dir(self) -> str | os.PathLike[str]: ...
-
-
-def folder_of(queue: str | os.PathLike[str] | ServesFolder) -> Path:
-    """The folder, from the root: it stays the same one when the program changes its directory, and ``~`` means nothing in it, as with a
-    BrokerManager."""
-    path = queue if isinstance(queue, (str, os.PathLike)) else getattr(queue, "queue_dir", None)
-    if path is None:
-        raise TypeError(f"{queue!r} is no queue folder: give its path (a str or a Path), or a BrokerManager")
-    return Path(os.path.abspath(path))
 
 
 class PublishSummary(NamedTuple):
@@ -153,7 +137,7 @@ class Publisher:
         if answer.refused:
             raise PublishRejected(task.id, reason=answer.refused[0].reason)
         # An id made up here can only be known because a first answer was lost.
-        return TaskHandle(self.queue_dir, task.id, duplicate=bool(answer.duplicates) and not own_id)
+        return TaskHandle.of(self.queue_dir, task.id, duplicate=bool(answer.duplicates) and not own_id)
 
     def _answer_to(self, task: StoredTaskIn, patience: Patience) -> Written:
         """Mostly there is a line, and it stays whole. A flow sees to everything else, and would do so here, at twice the cost."""
