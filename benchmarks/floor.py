@@ -41,8 +41,11 @@ def publish_rate(folder: Path, *, publishers: int, tasks: int) -> float:
     """Lines a second that so many publishers get answered as durable, each ``tasks`` of them, one by one."""
     with _cast() as start, _files(folder) as (log, _):
         ours, theirs = _pipes(publishers)
-        start(_first, theirs, None, log, publishers * tasks)
-        return publishers * tasks / _run_publishers(start, ours, tasks)
+        (told,), (tell,) = _pipes(1)
+        start(_first, theirs, None, tell, log, publishers * tasks)
+        told.recv_bytes()  # its file is there
+        began, ended = _run_publishers(start, ours, tasks)
+        return publishers * tasks / (ended - began)
 
 
 def both_rate(folder: Path, *, publishers: int, workers: int, tasks: int) -> float:
@@ -51,15 +54,15 @@ def both_rate(folder: Path, *, publishers: int, workers: int, tasks: int) -> flo
         ours, theirs = _pipes(publishers)
         bosses, hands = _pipes(workers)
         (out,), (marks,) = _pipes(1)
-        (told,), (tell,) = _pipes(1)
-        start(_first, theirs, out, log, publishers * tasks)
-        start(_second, marks, bosses, tell, other_log, publishers * tasks)
-        for hand in hands:
-            start(_worker, hand)
-        told.recv_bytes()  # all are there
-        began = time.monotonic()
-        _run_publishers(start, ours, tasks)
-        told.recv_bytes()
+        told, tells = _pipes(2 + workers)
+        start(_first, theirs, out, tells[0], log, publishers * tasks)
+        start(_second, marks, bosses, tells[1], other_log, publishers * tasks)
+        for hand, tell in zip(hands, tells[2:], strict=True):
+            start(_worker, hand, tell)
+        for one in told:
+            one.recv_bytes()  # all are there
+        began, _ = _run_publishers(start, ours, tasks)
+        told[1].recv_bytes()
         return publishers * tasks / (time.monotonic() - began)
 
 
@@ -76,8 +79,9 @@ def _publisher(pipe: Connection, report: Connection, tasks: int) -> None:
     report.send((began, time.monotonic()))
 
 
-def _first(clients: list[Connection], onward: Connection | None, path: str, tasks: int) -> None:
+def _first(clients: list[Connection], onward: Connection | None, tell: Connection, path: str, tasks: int) -> None:
     log, ready = _Log(path, tasks), _selector(clients)
+    tell.send_bytes(_WORD)
     while ready.get_map():
         asking = [client for client, _ in _received(ready)]
         log.write(len(asking))
@@ -111,8 +115,9 @@ def _second(marks: Connection, workers: list[Connection], tell: Connection, path
             tell.send_bytes(_WORD)
 
 
-def _worker(pipe: Connection) -> None:
+def _worker(pipe: Connection, tell: Connection) -> None:
     ready = _selector([pipe])
+    tell.send_bytes(_WORD)
     while ready.get_map():
         for _ in _received(ready):
             pipe.send_bytes(_WORD)
@@ -142,8 +147,8 @@ class _Log:
 # ── the stage ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _run_publishers(start: Callable[..., None], pipes: list[Connection], tasks: int) -> float:
-    """Let all of them do their tasks; the seconds from the first's beginning to the last's end."""
+def _run_publishers(start: Callable[..., None], pipes: list[Connection], tasks: int) -> tuple[float, float]:
+    """Let all of them do their tasks; when the first began, and when the last ended: to start their processes is in neither."""
     reports, theirs = _pipes(len(pipes))
     for pipe, report in zip(pipes, theirs, strict=True):
         start(_publisher, pipe, report, tasks)
@@ -152,7 +157,7 @@ def _run_publishers(start: Callable[..., None], pipes: list[Connection], tasks: 
     for report in reports:
         report.send_bytes(_WORD)
     spans: list[tuple[float, float]] = [report.recv() for report in reports]
-    return max(ended for _, ended in spans) - min(began for began, _ in spans)
+    return min(began for began, _ in spans), max(ended for _, ended in spans)
 
 
 @contextmanager
