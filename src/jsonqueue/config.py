@@ -67,6 +67,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """Publishing is refused while the disk has less room than this, so that what is queued can still be finished."""
     segment_max_bytes: Annotated[int, Meta(ge=4096)] = 64 * 1024 * 1024
     """A log segment is sealed, at the latest, at this size."""
+    redact_keys: tuple[str, ...] = ()
+    """Keys, in large or small letters, whose values in payloads and results ``list``, ``show`` and ``dead`` print as "[redacted]", at
+    whatever depth. For onlookers' eyes alone: the files keep the values, and handlers and ``result`` get them. Only in jsonqueue.toml,
+    where these commands read it."""
     durability: Durability = "power-cut"
     """``process-crash`` skips the fsync before each acknowledgement: it survives kill -9, and may lose the last moments in a power cut."""
 
@@ -125,6 +129,8 @@ def _wrong_value(name: str, value: Any, wanted: Any) -> str:
             may = f"{number} " + (f"of {wanted.ge:,} or more" if wanted.le is None else f"from {wanted.ge:,} to {wanted.le:,}")
         case inspect.BoolType():
             may = "true or false"
+        case inspect.VarTupleType():
+            may = 'a list of strings, such as ["password", "token"]'
         case inspect.LiteralType():
             may = " or ".join(f'"{value}"' for value in wanted.values)
         case _:

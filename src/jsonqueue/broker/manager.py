@@ -16,8 +16,8 @@ from typing import Any, Self
 from jsonqueue.broker.supervisor import Supervisor
 from jsonqueue.channel.registration import Action, ManagerStatus, Report
 from jsonqueue.clock import SystemClock
-from jsonqueue.config import Config, checked
-from jsonqueue.errors import BrokerUnavailable, StorageError
+from jsonqueue.config import CONFIG_FILE, Config, checked
+from jsonqueue.errors import BrokerUnavailable, InvalidConfig, StorageError
 from jsonqueue.storage.checkpoint import clear_draft
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.folder import load_config, open_folder
@@ -75,7 +75,7 @@ class BrokerManager:
         try:
             files.guard(lock.check)
             clear_draft(files)
-            config = self._config or load_config(files)
+            config = self._settings(files)
             self._supervisor = Supervisor(
                 self.queue_dir, files, config, SystemClock(), grace_ms=self._grace_ms, check_lock=lock.check, on_change=self._has_changed
             )
@@ -140,6 +140,17 @@ class BrokerManager:
             supervisor.run()
         finally:
             _release(lock, files)
+
+    def _settings(self, files: RealFiles) -> Config:
+        """Those given, or the folder's own. Raises :class:`InvalidConfig` for what nobody would heed."""
+        if self._config is None:
+            return load_config(files)
+        if self._config.redact_keys and self._config.redact_keys != load_config(files).redact_keys:
+            raise InvalidConfig(
+                "redact_keys cannot be set for one run: no broker prints payloads, and the commands that do would not know of it",
+                hint=f"write it into {files.root / CONFIG_FILE}, where they read it",
+            )
+        return self._config
 
     def _has_changed(self) -> None:
         self._on_change()

@@ -90,7 +90,7 @@ def dead_show(settings: Settings, task_id: str) -> None:
     found = find(settings.queue_dir, task_id)
     if found.task.status is not TaskStatus.DEAD:
         raise NotDead(found.task, settings.queue_dir)
-    print_task(settings.console, found, now_ms=time.time_ns() // 1_000_000)
+    print_task(settings, found, now_ms=time.time_ns() // 1_000_000)
 
 
 class NotDead(JsonQueueError):

@@ -57,7 +57,8 @@ class Filter:
 def list_tasks(settings: Settings, statuses: tuple[str, ...], id_prefix: str, priority: int | None, newest: bool, limit: int) -> None:
     """List tasks, in the order they were published.
 
-    Reads the queue's files; no broker needs to run. With --json each task is a line, as it stands in queue.json.
+    Reads the queue's files; no broker needs to run. With --json each task is a line, as it stands in queue.json (but for
+    redact_keys).
     """
     wanted = Filter(frozenset(statuses), id_prefix, priority, newest)
     print_tasks(settings, wanted, limit=limit, now_ms=time.time_ns() // 1_000_000)
@@ -66,16 +67,18 @@ def list_tasks(settings: Settings, statuses: tuple[str, ...], id_prefix: str, pr
 def print_tasks(settings: Settings, wanted: Filter, *, limit: int, now_ms: int) -> None:
     """The first ``limit`` of the tasks that are ``wanted`` (0: all), and how many more there are."""
     from jsonqueue.cli.reading import looking
+    from jsonqueue.cli.redaction import redaction_of
 
     with looking(settings.queue_dir) as view:
+        redaction = redaction_of(settings.queue_dir)
         lines = view.lines(wanted.matches)
         shown, more = _newest(lines, limit) if wanted.newest else (islice(lines, limit or None), lines)
         if settings.console.as_json:
             for line in shown:
-                settings.console.line(json_text(Raw(line)))
+                settings.console.line(json_text(Raw(redaction.line(line))))
         else:
             most = _DETAIL_WIDTH if settings.console.person else None
-            _print_table(settings.console, [_row(_decode_task(line), now_ms, most) for line in shown], more, limit)
+            _print_table(settings.console, [_row(redaction.task(_decode_task(line)), now_ms, most) for line in shown], more, limit)
 
 
 def _newest(lines: Iterator[bytes], limit: int) -> tuple[Iterable[bytes], Iterable[object]]:

@@ -16,6 +16,7 @@ from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.live import LiveLine
 from jsonqueue.cli.options import Seconds
 from jsonqueue.cli.reading import NoQueue, require_queue
+from jsonqueue.cli.redaction import settings_in
 from jsonqueue.cli.text import count, duration, plural, printable, rate, size
 from jsonqueue.errors import BrokerUnavailable, JsonQueueError, ManagerRunning, command_for
 
@@ -72,22 +73,7 @@ def settings_of(queue_dir: Path, assignments: tuple[str, ...]) -> Config:
             given[name.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             given[name.strip()] = value.strip()
-    return config_from(given, source="--set", base=_settings_in(queue_dir))
-
-
-def _settings_in(queue_dir: Path) -> Config:
-    """Those of its ``jsonqueue.toml``, read as the manager reads them: through no link."""
-    from jsonqueue.config import Config
-    from jsonqueue.storage.files import RealFiles
-    from jsonqueue.storage.folder import load_config
-
-    if not queue_dir.is_dir():
-        return Config()  # There is none yet, or the manager will say what is wrong with it.
-    files = RealFiles(queue_dir, read_only=True)
-    try:
-        return load_config(files)
-    finally:
-        files.shut()
+    return config_from(given, source="--set", base=settings_in(queue_dir))
 
 
 def _announce(console: Console, status: ManagerStatus) -> None:

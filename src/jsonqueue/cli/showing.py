@@ -15,6 +15,7 @@ from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.options import Seconds
 from jsonqueue.cli.reading import Found, find
+from jsonqueue.cli.redaction import redaction_of
 from jsonqueue.cli.text import clip, duration, json_text, moment, printable, printable_lines
 from jsonqueue.errors import JsonQueueError, ResultTimeout, TaskFailed
 from jsonqueue.task import Attempt, Outcome, StoredTask, TaskStatus
@@ -32,12 +33,12 @@ def show(settings: Settings, task_id: str) -> None:
 
     Reads the queue's files and, for a task that is past its retention, its archive; no broker needs to run.
     """
-    print_task(settings.console, find(settings.queue_dir, task_id), now_ms=time.time_ns() // 1_000_000)
+    print_task(settings, find(settings.queue_dir, task_id), now_ms=time.time_ns() // 1_000_000)
 
 
-def print_task(console: Console, found: Found, *, now_ms: int) -> None:
-    """The task, for a person or as its line of queue.json."""
-    task = found.task
+def print_task(settings: Settings, found: Found, *, now_ms: int) -> None:
+    """The task, for a person or as its line of queue.json; without what the settings want redacted."""
+    console, task = settings.console, redaction_of(settings.queue_dir).task(found.task)
     if console.as_json:
         console.line(json_text(Raw(msgspec.json.encode(task))))
         return
@@ -150,7 +151,7 @@ def _coloured(console: Console, text: str, tone: str) -> str:
 @click.option("--wait", is_flag=True, help="Wait until the task has ended (a broker must be running).")
 @click.option("--timeout", type=Seconds(), help="Wait at most so many seconds (implies --wait).")
 def result(settings: Settings, task_id: str, wait: bool, timeout: float | None) -> None:
-    """Print the result of a task as JSON.
+    """Print the result of a task as JSON, whole: this is for who needs it (redact_keys is for what list and show print).
 
     Exit status 1 if the task is dead or cancelled, 66 if there is no such task, 75 if it has not ended (in time).
     """
