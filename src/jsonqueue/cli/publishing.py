@@ -136,11 +136,12 @@ def _payload(data: str, *, text: bool) -> orjson.Fragment:
         return _compact(data.encode())
     except RecursionError:
         raise InvalidTask(f"DATA is {_TOO_DEEP}") from None
-    except (msgspec.DecodeError, UnicodeEncodeError):
-        shown = printable(clip(data, 60)).replace("'", "'\\''")
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        # Not what it says: standard error may be a log that others read.
+        why = "it is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error)
         raise InvalidTask(
-            f"DATA is not JSON: {clip(data, 60)}",
-            hint=f"""quote JSON for the shell: '{{"key": "value"}}'; or, for a plain string: jsonqueue publish --text '{shown}'""",
+            f"DATA is not JSON: {why}",
+            hint="""quote JSON for the shell: '{"key": "value"}'; or, for a plain string: jsonqueue publish --text 'a plain string'""",
         ) from None
 
 

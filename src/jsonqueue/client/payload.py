@@ -28,6 +28,7 @@ NULL = Raw(b"null")
 """The result of a handler that returns nothing."""
 
 _read = msgspec.json.Decoder(Raw).decode
+_KEY_SHOWN = 100
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 _HINT = (
     "JSON has dict (with str keys), list, tuple, str, int (64 bit), float, bool and None; "
@@ -114,7 +115,7 @@ def _children(value: object, path: str) -> Iterator[tuple[str, object]]:
     """The parts of a value, as orjson sees them."""
     if isinstance(value, dict):
         for key, child in value.items():
-            yield f"{path}[{key!r}]", child
+            yield f"{path}[{_named(key)}]", child
     elif isinstance(value, (list, tuple)):
         for index, child in enumerate(value):
             yield f"{path}[{index}]", child
@@ -125,6 +126,11 @@ def _children(value: object, path: str) -> Iterator[tuple[str, object]]:
     elif type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
         # Not imported for this: what is no numpy object needs no numpy.
         yield path, value.tolist()
+
+
+def _named(key: object) -> str:
+    """A key says where; what else somebody uses as one may say anything."""
+    return repr(key[:_KEY_SHOWN]) if isinstance(key, str) else f"a {type(key).__name__}"
 
 
 def _attributes(value: Any, path: str) -> Iterator[tuple[str, object]]:
