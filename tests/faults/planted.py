@@ -177,7 +177,7 @@ BUGS = (
         "    if written and len(written) < HEADER and _begins(written):", "    if written and len(written) < 0:"),
     # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────────
     Bug("queue.json holds what nobody synced in the log", "checkpoints", "storage/checkpoint.py",
-        "            _sync_log(files, fold", "            _ = (files, fold"),
+        "            _sync_log(files, segment)\n", "            pass\n"),
     Bug("segments are deleted before queue.json is replaced", "states", "storage/checkpoint.py",
         "    files.rename(DRAFT, QUEUE)\n    files.sync_folder()  # Not before this line is the new queue.json certain to be found after a "
         "power cut.\n    _unlink(files, spent)", "    _unlink(files, spent)\n    files.rename(DRAFT, QUEUE)\n    files.sync_folder()"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from random import Random
 
 import pytest
 
-from jsonqueue.config import Config
-from jsonqueue.core.records import encode_records
+from jsonqueue.config import CONFIG_FILE, Config
+from jsonqueue.core.records import Cancelled, encode_records
 from jsonqueue.errors import CorruptQueue, DiskFull
 from jsonqueue.storage.archive import committed_archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, checkpoint, clear_draft, final_checkpoint
@@ -414,3 +415,30 @@ def test_a_log_that_began_anew_meanwhile_is_durable_by_itself(queue: Queue, monk
     assert checkpoint(files, Cut(queue.prog.position, queue.pub.position), config=relaxed, at_ms=AT_MS).tasks == 1
     files.crash()
     assert list(load_state(files).state.tasks) == ["a"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("again", [False, True])
+def test_a_clean_stop_is_durable_in_the_logs_that_it_leaves(seed: int, again: bool) -> None:
+    """Also of batches that nobody synced: a power cut may take back that the logs are gone, and leave pieces of them, which would be
+    damage. So may it behind a repair that makes queue.json anew."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a")
+    queue.checkpoint()
+    ids = [f"b{number}" for number in range(6)]
+    for number, task_id in enumerate(ids, 2):
+        queue.pub.append(encode_records(tasks_in(task_id, size=15_000)), at_ms=AT_MS, first_task=number)
+    for task_id in ids:
+        queue.prog.append(encode_records([Cancelled([task_id], "x" * 15_000)]), at_ms=AT_MS, after=queue.pub.position)
+    queue.close()
+    files.put(CONFIG_FILE, b'durability = "process-crash"\n')
+    if again:
+        files.put(QUEUE, files.get(QUEUE)[:-3])
+        assert mend(files, accept_loss=False, accept_edit=False, at_ms=AT_MS).ok
+    else:
+        final_checkpoint(files, config=Config(durability="process-crash"), at_ms=AT_MS)
+    expected = contents(load_state(files))
+    files.crash(Random(seed))
+    assert examine(files).ok
+    assert contents(Queue(files).load()) == expected

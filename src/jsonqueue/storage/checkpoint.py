@@ -3,7 +3,7 @@
 What a checkpoint writes, in this order, each step durable before the next::
 
     1  archive/…            cut to the length in queue.json, the retired tasks appended
-    2  queue.json.draft     the new generation (and by ``process-crash`` the published log, as far as it is folded in)
+    2  queue.json.draft     the new generation (and by ``process-crash`` the logs, as far as they are folded in)
     3  previous/            second names for the present queue.json and for the segments that lead from it to the new one
     4  queue.json           replaced by the draft
     5  segments             unlinked: those that have a successor and no batch beyond the cut; in previous/ those of older generations
@@ -68,8 +68,7 @@ def checkpoint(files: Files, cut: Cut, *, config: Config, at_ms: int, left: dict
             return CheckpointDone(left, header.last_task, present.reader.count, present.reader.size, 0)
         fold = _Folding(files, present, cut, config, at_ms, left=left)
         fold.run(closed=False)
-        if config.durability != "power-cut":
-            _sync_log(files, fold.stream.ends[LogKind.PUBLISHED].segment)
+        _sync_folded(files, fold, LogKind.PUBLISHED)
         spent = [segment for kind in LogKind for segment in needed_of(files, kind, fold.stream.ends[kind].number)[1]]
         _replace(files, present, spent)
         return fold.done
@@ -80,6 +79,7 @@ def final_checkpoint(files: Files, *, config: Config, at_ms: int) -> CheckpointD
     with Generation(files) as present:
         fold = _Folding(files, present, ends_of(files, present.header), config, at_ms)
         fold.run(closed=True)
+        _sync_folded(files, fold, *LogKind)
         _replace(files, present, [segment for kind in LogKind for segment in segments_of(files, kind)])
         return fold.done
 
@@ -99,6 +99,7 @@ def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -
             raise CorruptQueue(f"{PREVIOUS}/{QUEUE}", offset=0, why="what would lead from it to the damaged queue.json is not there")
         fold = _Folding(files, present, cut, config, at_ms, folders=folders, again=True)
         fold.run(closed=True)
+        _sync_folded(files, fold, *LogKind)
         segments = [segment for kind in LogKind for segment in segments_of(files, kind)]
         _put_in_place(files, [segment.name for segment in segments])
         return fold.done
@@ -126,7 +127,8 @@ class _Folding:
         again: bool = False,
     ) -> None:
         """``again``: some of it was folded before, so that those who left with it are in the archive already."""
-        self._files, self._header, self._folders, self._config, self._at_ms = files, present.header, folders, config, at_ms
+        self._files, self._header, self._folders, self._at_ms = files, present.header, folders, at_ms
+        self.config = config
         self._left = {} if left is None else left
         mark = present.header.archive
         self._archived = archived_since(files, mark) if again else set()
@@ -147,7 +149,7 @@ class _Folding:
 
     def _retire(self, task: StoredTask) -> None:
         self._left[task.id] = task.number
-        if self._config.archive and task.number not in self._archived:
+        if self.config.archive and task.number not in self._archived:
             self._archive.add(task)
 
     def _write(self, header: QueueHeader) -> CheckpointDone:
@@ -176,11 +178,15 @@ def highest_epoch(files: Files, kind: LogKind, header: QueueHeader, folders: Seq
 # ── from the draft to the new generation ─────────────────────────────────────────────────────────────────────────────
 
 
-def _sync_log(files: Files, segment: Segment | None) -> None:
-    """Make durable what the segment holds in which the cut lies (those before it are sealed): where batches are not synced one by one, a
-    queue.json that survives a power cut would speak of batches that did not, and the log would be missed."""
-    if segment is None:
-        return  # Nothing was published since.
+def _sync_folded(files: Files, fold: _Folding, *kinds: LogKind) -> None:
+    """Make durable what these logs hold of the batches that are folded in, where they are not synced one by one: a queue.json that survives
+    a power cut would speak of batches that did not, and the log would be missed; or be damaged, where a clean stop's unlinking did not."""
+    for segment in [fold.stream.ends[kind].segment for kind in kinds]:
+        if segment is not None and fold.config.durability != "power-cut":  # Those before it are sealed.
+            _sync_log(files, segment)
+
+
+def _sync_log(files: Files, segment: Segment) -> None:
     try:
         handle = files.open(segment.name)
     except FileNotFoundError:
