@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import socket
 import stat
 import struct
 import threading
 from types import SimpleNamespace
+from unittest import mock
 
 import msgspec
 import pytest
 
-from jsonqueue.channel.pipe import Pipe
+from jsonqueue.channel.pipe import FdPipe, Pipe
 from jsonqueue.channel.registration import (
     PROTOCOL,
     SOCKET_NAME,
@@ -167,6 +170,37 @@ def test_an_answer_that_is_none_is_a_bad_frame(tmp_path, listener):
     with pytest.raises(BadFrame, match="not an answer of a manager"):
         operate(tmp_path, "status")
     thread.join()
+
+
+def test_no_open_file_to_call_with_is_no_end(tmp_path, listener, monkeypatch):
+    """That passes, and whoever waits for brokers waits on: it is told as any other reason why there is none."""
+    monkeypatch.setattr(socket, "socket", mock.Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+    with pytest.raises(BrokerUnavailable, match="too many open files") as caught:
+        connect(tmp_path, EventOwner.CONSUMER)
+    assert not caught.value.silent
+
+
+def test_no_open_file_for_the_pipe_that_is_handed_over_is_no_end_either(tmp_path, listener, monkeypatch):
+    """The kernel drops it then; the manager has no part in that."""
+    ours, theirs = Pipe.pair()
+    manager = answer_one(listener, lambda visitor, request: visitor.answer(Registered(Config()), (theirs,)))
+    receive, limits = FdPipe.receive, resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def receive_with_none_left(pipe, timeout):
+        manager.join()
+        lowest = os.dup(ours)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            return receive(pipe, timeout)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    monkeypatch.setattr(FdPipe, "receive", receive_with_none_left)
+    with pytest.raises(BrokerUnavailable, match="no room for more open files") as caught:
+        connect(tmp_path, EventOwner.CONSUMER)
+    assert not caught.value.silent
+    os.close(ours)
 
 
 def test_an_answer_that_finds_no_room_goes_out_when_there_is_some():

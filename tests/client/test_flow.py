@@ -20,7 +20,7 @@ from jsonqueue.client.patience import Patience
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.client.window import Batch
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, CorruptQueue, FolderRefused, PublishUnknown, StorageError
+from jsonqueue.errors import BadFrame, BrokerUnavailable, ConnectionClosed, CorruptQueue, FolderRefused, PublishUnknown, StorageError
 from jsonqueue.event import EventOwner, Write, Written, decoder_for
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.recovery import inspect
@@ -203,17 +203,18 @@ def test_what_the_system_says_of_the_folder_leaves_it_unknown_as_well(monkeypatc
     assert caught.value.task_ids == ("a",)
 
 
-def test_a_folder_that_is_refused_meanwhile_leaves_what_was_on_its_way_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can be asked any more."""
+@pytest.mark.parametrize("error", [FolderRefused("it is a file by now"), BadFrame("not an answer of a manager")])
+def test_a_folder_that_is_refused_meanwhile_leaves_what_was_on_its_way_unknown(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Nobody can be asked any more. So it is where a manager of another version took over, whose answer says nothing to us."""
 
     def refused(timeout: float) -> tuple[Pipe, Config]:
-        raise FolderRefused("it is a file by now")
+        raise error
 
     flow = flow_over(Manager(HandClock(), refused, refused), monkeypatch)
-    with pytest.raises(FolderRefused):
+    with pytest.raises(type(error)):
         flow.finish()
     flow._window.sent(1)
-    with pytest.raises(PublishUnknown, match="it is a file by now"):
+    with pytest.raises(PublishUnknown, match=str(error)):
         flow.finish()
 
 

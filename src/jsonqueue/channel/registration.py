@@ -182,6 +182,8 @@ class _Visit:
             frames = self.pipe.receive(self._left())
         except ConnectionClosed as error:
             raise self.unavailable(f"the manager went away: {error.message}") from None
+        except BadFrame as error:  # The fd that came with the answer was one more than this process may open.
+            raise self.unavailable(error.message) from None
         if not frames:
             raise self.unavailable("the manager did not answer in time", silent=True)
         return _decode_answer(frames[0])
@@ -204,21 +206,26 @@ def _visit(queue_dir: str | os.PathLike[str], timeout: float) -> Iterator[_Visit
 
 def _call(queue_dir: str, timeout: float) -> socket.socket:
     """A connection to the manager of this folder."""
-    caller = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # A blocking connect with a kernel timeout: a non-blocking one fails at once while the backlog is full.
-        caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
-        with _address(queue_dir) as address:
-            caller.connect(address)
-        if _peer(caller)[1] != os.geteuid():
-            raise PermissionError(errno.EPERM, "the process that listens there belongs to another user")
-    except BaseException as error:
-        caller.close()
-        if isinstance(error, OSError):
-            # EAGAIN: the time was up while others were waiting to be let in.
-            raise BrokerUnavailable(queue_dir, cause=_why(error), silent=isinstance(error, BlockingIOError)) from None
-        raise
+        caller = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # for which there may be no open file left
+        try:
+            _reach(caller, queue_dir, timeout)
+        except BaseException:
+            caller.close()
+            raise
+    except OSError as error:
+        # EAGAIN: the time was up while others were waiting to be let in.
+        raise BrokerUnavailable(queue_dir, cause=_why(error), silent=isinstance(error, BlockingIOError)) from None
     return caller
+
+
+def _reach(caller: socket.socket, queue_dir: str, timeout: float) -> None:
+    # A blocking connect with a kernel timeout: a non-blocking one fails at once while the backlog is full.
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
+    with _address(queue_dir) as address:
+        caller.connect(address)
+    if _peer(caller)[1] != os.geteuid():
+        raise PermissionError(errno.EPERM, "the process that listens there belongs to another user")
 
 
 def _why(error: OSError) -> str:

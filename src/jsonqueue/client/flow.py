@@ -17,7 +17,7 @@ from jsonqueue.client.exchange import Exchange, Line, NoAnswer, TooLarge
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.window import Batch, Window
 from jsonqueue.clock import Clock
-from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, FolderRefused, JsonQueueError, PublishUnknown
+from jsonqueue.errors import BadFrame, BrokerUnavailable, ConnectionClosed, FolderRefused, JsonQueueError, PublishUnknown
 from jsonqueue.event import Refusal, Write, Written
 
 __all__ = ["PAUSE_S", "Flow", "unanswered"]
@@ -93,7 +93,7 @@ class Flow:
             except BrokerUnavailable as error:
                 self._window.broken()
                 self._directly(error)
-            except FolderRefused as error:  # Nobody can be asked any more.
+            except (FolderRefused, BadFrame) as error:  # Nobody can be asked any more.
                 self._window.broken()
                 self._raise_if_unknown(error)
                 raise
