@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from jsonqueue.client.window import Batch
 from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame, BrokerUnavailable, ConnectionClosed, CorruptQueue, FolderRefused, PublishUnknown, StorageError
 from jsonqueue.event import EventOwner, Write, Written, decoder_for
+from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.files import RealFiles
+from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.recovery import inspect
 from jsonqueue.task import TaskIn
 
@@ -233,6 +236,21 @@ def test_a_want_of_open_files_in_the_midst_of_an_append_says_what_is_certain(tmp
     with pytest.raises(PublishUnknown, match="Too many open files") as caught:
         publisher.publish_many((TaskIn(id=f"t{n}", data=n) for n in range(6)), batch_max=2)
     assert (caught.value.published, caught.value.task_ids) == (2, ("t2", "t3", "t4", "t5"))
+
+
+def test_an_append_that_finds_the_queue_damaged_leaves_no_file_open(tmp_path: Path) -> None:
+    """A program that publishes lives on: one more at each try, it would come to have none left."""
+    publisher = Publisher(tmp_path / "q", connect=Manager(HandClock(), *["nobody"] * 9).connect)
+    publisher.publish(1, id="a")
+    files = open_folder(tmp_path / "q", create=False)
+    final_checkpoint(files, config=Config(), at_ms=0)
+    files.shut()
+    queue = tmp_path / "q" / "queue.json"
+    queue.write_bytes(queue.read_bytes().replace(b'"id":"a"', b'"id":"b"'))
+    before = len(os.listdir("/dev/fd"))
+    with pytest.raises(CorruptQueue):
+        publisher.publish(2)
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_a_reason_is_forgotten_once_there_was_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:

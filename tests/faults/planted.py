@@ -95,7 +95,7 @@ BUGS = (
     Bug("a started log is not synced before it is used", "states", "storage/log.py",
         "            self._files.sync(handle)\n            self._files.rename(draft", "            self._files.rename(draft", "H3, H4"),
     Bug("a started log's name is not synced", "states", "storage/log.py",
-        "        self._files.sync_folder()\n        self._handle, self._head_size", "        self._handle, self._head_size"),
+        "self.kind).name)\n            self._files.sync_folder()\n", "self.kind).name)\n"),
     Bug("there is word of a log before there is the log", "states", "storage/log.py",
         "        writer._begin(source, end)\n        try:\n",
         "        writer._mark_begun(header)\n        writer._begin(source, end)\n        try:\n"),

@@ -84,6 +84,19 @@ def test_what_cannot_be_locked_is_refused(tmp_path: Path) -> None:
         hold(tmp_path, "queue")
 
 
+def test_a_lock_is_let_go_where_its_file_cannot_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the file says is for people. A publish that had stored its task ended with the error, and kept the lock."""
+
+    def no_room(descriptor: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    lock = hold(tmp_path, "published")
+    with monkeypatch.context() as full:
+        full.setattr(os, "ftruncate", no_room)
+        lock.release()
+    hold(tmp_path, "published").release()
+
+
 def test_where_there_are_no_locks_nobody_holds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A filesystem without flock: refused, and not locked in some weaker way."""
 

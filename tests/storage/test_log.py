@@ -798,3 +798,27 @@ def test_a_batch_that_cannot_be_cut_back_is_the_last_of_its_writer(step: str, er
     assert repair.examine(files).ok
     assert list(load_state(files).state.tasks) == ["a"]
     assert LogWriter.open(files, PUB).position == (1, 1)
+
+
+@pytest.mark.parametrize("error", [StorageError("Input/output error"), SyncFailed("Input/output error"), DiskFull("no room")])
+def test_a_log_that_cannot_be_opened_leaves_no_file_open(error: StorageError) -> None:
+    """Whichever of its operations it is: who appends by himself lives on, and tries again."""
+    step = 0
+    while True:
+        files = MemoryFiles()
+        LogWriter.open(files, PUB).close()
+        before, step = files.operations, step + 1
+
+        def fail(number: int, operation: str, last: int = before + step) -> None:
+            if number == last:
+                raise error
+
+        files.fail = fail
+        try:
+            writer = LogWriter.open(files, PUB)
+        except StorageError:
+            assert not files._handles, files.trace[-1]
+        else:
+            writer.close()
+            break
+    assert step > 5

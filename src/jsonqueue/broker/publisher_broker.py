@@ -55,7 +55,11 @@ class PublisherBroker:
             if not Reserve(self._files, self._config.disk_reserve_bytes).spend(_ALL):
                 raise
             self._log = LogWriter.open(self._files, LogKind.PUBLISHED)
-        known = load_ids(self._files)
+        try:
+            known = load_ids(self._files)
+        except BaseException:
+            self._log.close()  # A publisher that appends by itself lives on, and tries again.
+            raise
         self._admission = Admission(known.numbers, last_task=known.last_task, config=self._config)
 
     @property

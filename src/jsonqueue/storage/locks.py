@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -71,7 +72,8 @@ class FolderLock:
         """Give it back. The file stays, emptied."""
         if self._lock.is_locked:
             self._inode = None
-            os.ftruncate(self._descriptor, 0)
+            with suppress(OSError):  # A disk that copies on write may have no room for it: then it says who held it, and nobody does.
+                os.ftruncate(self._descriptor, 0)
             self._lock.release()
 
     def __enter__(self) -> FolderLock:

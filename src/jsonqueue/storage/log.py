@@ -116,7 +116,7 @@ class LogWriter:
         try:
             writer._clear_superseded()
             writer._mark_begun(header)
-        except StorageError:
+        except BaseException:
             writer.close()
             raise
         return writer
@@ -191,12 +191,14 @@ class LogWriter:
                 at = self._copy(source, end.offset, handle, at)
             self._files.sync(handle)
             self._files.rename(draft, Segment(first, self.epoch, self.kind).name)
-        except DiskFull:
-            # Whoever opens it may try again; until then the draft must not take what little room there is.
+            self._files.sync_folder()
+        except BaseException as error:
             self._files.close(handle)
-            self._files.unlink(draft)
+            if isinstance(error, DiskFull):
+                # Whoever opens it may try again; until then the draft must not take what little room there is.
+                with suppress(FileNotFoundError):
+                    self._files.unlink(draft)
             raise
-        self._files.sync_folder()
         self._handle, self._head_size, self._first = handle, len(head), first
         self.bytes = self._padded = at
 
