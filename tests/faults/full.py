@@ -50,8 +50,11 @@ def main() -> None:
         root = folder / "tmpfs"
         root.mkdir()
         run("mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(root))
-        lane.attempt("tmpfs", lambda: _fill_and_go_on(lane, root))
-        lane.attempt("tmpfs, processes", lambda: _wait_for_room(lane, root))
+        try:
+            lane.attempt("tmpfs", lambda: _fill_and_go_on(lane, root))
+            lane.attempt("tmpfs, processes", lambda: _wait_for_room(lane, root))
+        finally:
+            run("umount", "-l", str(root))  # Else its folder could not be removed, and stayed.
         lane.counts["disks"] = 2
     lane.end()
 
