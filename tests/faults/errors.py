@@ -11,6 +11,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from shutil import rmtree
@@ -50,6 +51,7 @@ class FaultyOs:
         self.failed_syncs: set[str] = set()
         self.broken_rule = ""
         self.calls = 0
+        self._armed = False
         for name in CALLS:
             setattr(self, name, self._tapped(name, getattr(os, name)))
 
@@ -57,16 +59,18 @@ class FaultyOs:
         return getattr(os, name)
 
     def arm(self, fault: Fault | None) -> None:
-        self.fault, self.fired, self.calls = fault, False, 0
+        """From now on calls are counted, and this one of them fails."""
+        self.fault, self.fired, self.calls, self._armed = fault, False, 0, True
         self.names.clear()
 
     def put_right(self) -> None:
-        self.fault = None
+        self.fault, self._armed = None, False
 
     def _tapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def tapped(*given: Any, **options: Any) -> Any:
-            self.calls += 1
-            self.names.append(name)
+            if self._armed:
+                self.calls += 1
+                self.names.append(name)
             if name in {"fdatasync", "pwrite"} and os.readlink(f"/proc/self/fd/{given[0]}") in self.failed_syncs:
                 self.broken_rule = f"{name} of a file whose fsync had failed"
             fault = self.fault
@@ -105,6 +109,7 @@ def main() -> None:
     real.os = faulty  # type: ignore[assignment]
     real._data_sync = faulty.fdatasync
     with fast_folder() as base:
+        recovery = _calls_of_recovery(base, faulty)
         _trial(lane, base, faulty, None)
         names = list(faulty.names)
         lane.counts["calls to the system in the life"] = len(names)
@@ -122,11 +127,36 @@ def main() -> None:
             common = names[fault.call - 1] in {"open", "pread", "fstat", "listdir", "stat"}
             if lane.is_mine(number) and (not common or number // options.share[1] % options.stride == 0):
                 lane.attempt(f"{fault} ({names[fault.call - 1]})", lambda fault=fault: _trial(lane, base, faulty, fault))
-        chance = Random(options.seed)
-        for _ in range(options.pairs):
-            fault = chance.choice(faults)
-            lane.attempt(f"{fault}, then another", lambda fault=fault: _trial(lane, base, faulty, fault, then=chance.choice(faults)))
+        mine, of = options.share
+        chance = Random(options.seed * 1_000 + mine)
+        for _ in range(options.pairs // of + (mine < options.pairs % of)):
+            if lane.over:
+                break
+            fault, then = chance.choice(faults), chance.choice(faults)._replace(call=chance.randint(1, recovery))
+            lane.attempt(f"{fault}, then {then}", lambda fault=fault, then=then: _trial(lane, base, faulty, fault, then=then))
     lane.end()
+
+
+def _calls_of_recovery(base: Path, faulty: FaultyOs) -> int:
+    """How many there are in what follows a life that was cut short in its middle, about."""
+    files, ledger = _files(base / "queue"), Ledger()
+    with suppress(OSError, JsonQueueError):
+        faulty.arm(Fault(300, errno.EIO, for_ever=True))
+        the_life(Life(files, ledger.hear), ledger.hear)
+    faulty.arm(None)
+    recover(files, ledger, ledger.hear, generation=1)
+    faulty.put_right()
+    faulty.failed_syncs.clear()
+    files.shut()
+    rmtree(base / "queue")
+    return faulty.calls
+
+
+def _files(root: Path) -> RealFiles:
+    root.mkdir(mode=0o700)
+    for name in ("archive", "previous"):
+        (root / name).mkdir(mode=0o700)
+    return RealFiles(root)
 
 
 def _candidates(error: int) -> frozenset[str] | set[str]:
@@ -137,20 +167,20 @@ def _candidates(error: int) -> frozenset[str] | set[str]:
 
 def _trial(lane: Lane, base: Path, faulty: FaultyOs, fault: Fault | None, *, then: Fault | None = None) -> None:
     root = base / "queue"
-    root.mkdir(mode=0o700)
-    for name in ("archive", "previous"):
-        (root / name).mkdir(mode=0o700)
-    files, ledger = RealFiles(root), Ledger()
+    files, ledger = _files(root), Ledger()
     outcome: Counter[str] = Counter()
     try:
         faulty.failed_syncs.clear()
         faulty.broken_rule = ""
         faulty.arm(fault)
         outcome[_lived(lambda: the_life(Life(files, ledger.hear), ledger.hear))] += 1
+        _count(outcome, fault, faulty)
         if then:
             faulty.arm(then)
         if fault and (fault.for_ever or then):
             outcome[_lived(lambda: recover(files, ledger, ledger.hear, generation=1))] += 1
+        if then:
+            _count(outcome, then, faulty)
         faulty.put_right()
         judge(files, ledger, generation=9, drain=fault is None or fault.call % 4 == 0)
         assert not faulty.broken_rule, faulty.broken_rule
@@ -159,8 +189,13 @@ def _trial(lane: Lane, base: Path, faulty: FaultyOs, fault: Fault | None, *, the
         files.shut()
         rmtree(root)
         _close_leftovers()
-    lane.counts["faults"] += fault is not None
     lane.counts.update(outcome)
+
+
+def _count(outcome: Counter[str], fault: Fault | None, faulty: FaultyOs) -> None:
+    """A fault that nothing ran into has tried nothing out."""
+    if fault is not None:
+        outcome["faults" if faulty.fired else "faults that nothing ran into"] += 1
 
 
 def _lived(work: Callable[[], None]) -> str:

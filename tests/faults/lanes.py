@@ -58,6 +58,8 @@ class Lane:
 
     def end(self) -> None:
         """Print a row for docs/track-record.md (to standard error), and the report, and exit."""
+        if not self.counts and not self.found:
+            sys.exit("nothing was tried")
         print(row(f"{_lane_name()}, seed {self.options.seed}", in_words(self.counts), str(len(self.found))), file=sys.stderr)
         print(json.dumps({"found": len(self.found), **dict(sorted(self.counts.items()))}), flush=True)
         sys.exit(1 if self.found else 0)
@@ -96,8 +98,10 @@ def arguments(description: str, **defaults: int) -> argparse.Namespace:
 
 
 def _share(text: str) -> tuple[int, int]:
-    mine, _, of = text.partition("/")
-    return int(mine), int(of)
+    mine, of = map(int, text.split("/"))
+    if not 0 <= mine < of:
+        raise ValueError("no such part")
+    return mine, of
 
 
 @contextmanager

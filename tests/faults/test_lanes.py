@@ -15,6 +15,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 HALVES = ("0/2", "1/2")
 
 
+@pytest.mark.parametrize("options", [("--only", "9"), ("--share", "2/2"), ("--share", "1")])
+def test_a_lane_that_tries_nothing_is_not_clean(options: tuple[str, ...]) -> None:
+    """A part of the work that is none, or a share beyond the last: it says so, and there is no report to take for a good one."""
+    report = run_lane("damage", *options)
+    assert report["status"] in {1, 2}
+    assert "found" not in report
+
+
 def _clean(name: str, *options: str) -> dict[str, Any]:
     report = run_lane(name, *options, timeout=270)
     assert report["status"] == 0, report["output"]
@@ -58,6 +66,7 @@ def test_every_call_to_the_system_fails(share: str) -> None:
     report = _clean("errors", "--stride", "25", "--share", share)
     assert report["faults"] > 500
     assert report["lived on"] > 50
+    assert "faults that nothing ran into" not in report
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be done here")
@@ -68,6 +77,7 @@ def test_power_cuts_of_a_real_filesystem() -> None:
     print(f"{report['power cuts']} power cuts")
     assert report["power cuts"] > 20
     assert report["power cuts within a recovery"]
+    assert report["acknowledged"] > report["power cuts"], "else nothing was at stake"
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be done here")
