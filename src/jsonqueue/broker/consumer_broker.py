@@ -174,8 +174,9 @@ class ConsumerBroker:
         if self._early:
             arrivals, self._early = [*self._early, *arrivals], []
         mark = _latest_mark(arrivals)
+        loaded = None
         if self._dispatcher is None and mark is not None:
-            self._dispatcher = self._load(mark, now)
+            self._dispatcher = loaded = self._load(mark, now)
         if self._dispatcher is None or not self._written_at_last(now, send):
             self._early = list(arrivals)
             return
@@ -189,6 +190,9 @@ class ConsumerBroker:
         dispatcher.tick(now)
         dispatcher.assign(now)
         self._carry_out(dispatcher.take_turn(), now.wall_ms, now, send)
+        if loaded is not None:
+            # However long it took to read the queue, and to sync what was due: no consumer could come back meanwhile.
+            loaded.await_holders(self._clock.monotonic_ms())
 
     def next_due_ms(self) -> int | None:
         """When a turn is due by the monotonic clock, though nothing came."""

@@ -106,7 +106,11 @@ class Dispatcher:
                 self._deadlines.add(task, task.deadline_ms)
         for task in sorted(ended, key=lambda task: task.finished_ms):
             self._retention.keep(task)
-        self._orphans.until_ms = now.monotonic_ms + self._config.lease_ms
+        self.await_holders(now.monotonic_ms)
+
+    def await_holders(self, now_ms: int) -> None:
+        """From this moment on (monotonic) consumers have one lease to come back for what they held before this broker started."""
+        self._orphans.until_ms = now_ms + self._config.lease_ms
 
     @property
     def orphan_holders(self) -> set[str]:
@@ -338,11 +342,9 @@ class Dispatcher:
         """Apply a decision to the state, and let everything derived from it follow."""
         self.turn.records.append(record)
         self.state.apply(record, at_ms=now.wall_ms)
-        if isinstance(record, (Leased, Retired)):
-            return
         if isinstance(record, (Completed, Died, Cancelled)):
             self._follow_end(record, now)
-        else:
+        elif not isinstance(record, (Leased, Retired)):
             self._follow_return(record, now)
 
     def _follow_end(self, record: Completed | Died | Cancelled, now: Now) -> None:
