@@ -14,11 +14,12 @@ import orjson
 import pytest
 
 from client.fakes import FakeBroker, Peer, Side
+from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.publisher import Publisher, PublishSummary
 from jsonqueue.client.window import WINDOW
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerUnavailable, InvalidTask, PublishRejected, PublishUnknown, TasksRejected
+from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, InvalidTask, PublishRejected, PublishUnknown, TasksRejected
 from jsonqueue.event import EventOwner, Refusal, Write, Written
 from jsonqueue.storage.locks import hold
 from jsonqueue.storage.recovery import inspect
@@ -180,16 +181,16 @@ def test_a_broker_that_does_not_answer_leaves_the_outcome_unknown(broker: FakeBr
     assert broker.accept().hear(Write).tasks[0].id == "a"
 
 
+class HandClock(SystemClock):
+    now_ms = 0
+
+    def monotonic_ms(self) -> int:
+        return self.now_ms
+
+
 def test_a_connection_that_breaks_late_begins_no_second_patience(broker: FakeBroker, tmp_path: Path) -> None:
     """Seconds without an answer are counted from the first question on: a publish took up to twice as long to give up."""
-
-    class Hand(SystemClock):
-        now_ms = 0
-
-        def monotonic_ms(self) -> int:
-            return self.now_ms
-
-    clock = Hand()
+    clock = HandClock()
     with Publisher(tmp_path / "q", connect=broker.connect, timeout=5, clock=clock) as publisher:
         side = Side(lambda: publisher.publish(0))
         peer = broker.accept()
@@ -203,6 +204,32 @@ def test_a_connection_that_breaks_late_begins_no_second_patience(broker: FakeBro
             with pytest.raises(PublishUnknown) as unknown:
                 side.result()
         assert unknown.value.task_ids == ("a",)
+
+
+def test_a_broker_that_does_not_read_for_its_time_is_given_no_second_one(
+    broker: FakeBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a question was not taken as a whole leaves no doubt, and took the time all the same."""
+    clock, waits = HandClock(), []
+
+    def connect(timeout: float) -> tuple[Pipe, Config]:
+        broker.up = timeout > 0  # No manager answers in no time.
+        return broker.connect(timeout)
+
+    def full(pipe: Pipe, frame: bytes, *, timeout: float | None = None) -> None:
+        assert timeout is not None
+        waits.append(timeout)
+        clock.now_ms += round(timeout * 1000)
+        raise ConnectionClosed(f"the other end did not read for {timeout:g} s")
+
+    with Publisher(tmp_path / "q", connect=connect, timeout=5, clock=clock) as publisher:
+        side = Side(lambda: publisher.publish(0))
+        acknowledge(broker.accept())
+        side.result()
+        monkeypatch.setattr(Pipe, "send", full)
+        with hold(tmp_path / "q", "published"), pytest.raises(BrokerUnavailable):
+            publisher.publish(1)
+        assert sum(waits) == 5
 
 
 def test_threads_share_one_connection_and_get_their_own_answers(broker: FakeBroker, publisher: Publisher) -> None:

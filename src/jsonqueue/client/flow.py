@@ -65,15 +65,15 @@ class Flow:
         else:
             self._advance(lambda: window.burst_has_room)
 
-    def finish(self, last: Batch | None = None, *, doubtful: bool = False) -> None:
-        """Return when everything is answered, ``last`` included. ``doubtful``: it was on its way already when a connection broke, and the
-        patience has begun with that.
+    def finish(self, last: Batch | None = None, *, asked: bool = False, doubtful: bool = False) -> None:
+        """Return when everything is answered, ``last`` included. ``asked``: a broker was asked already, and the patience has begun with
+        that; ``doubtful``: with all of the question, before the connection broke.
 
         Raises :class:`PublishUnknown` or :class:`BrokerUnavailable` when the patience is over.
         """
         if last is not None:
             self._window.push(last, doubtful=doubtful)
-        if not doubtful:
+        if not asked:
             self._patience.renew()
         self._advance(lambda: self._window.empty)
 

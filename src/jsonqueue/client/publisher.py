@@ -156,7 +156,7 @@ class Publisher:
                 return answer
         answers: list[Written] = []
         flow = self._flow(lambda _, answer: answers.append(answer), patience)
-        flow.finish(Batch([task], [0], len(memoryview(task.data))), doubtful=doubtful)
+        flow.finish(Batch([task], [0], len(memoryview(task.data))), asked=line is not None, doubtful=doubtful)
         return answers[0]
 
     # ── many tasks ───────────────────────────────────────────────────────────────────────────────────────────────────
