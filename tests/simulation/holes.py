@@ -262,6 +262,9 @@ def run(hole: Hole) -> str:
 
 def main() -> None:
     wanted = sys.argv[1:]
+    if unknown := set(wanted) - {hole.hole for hole in (*HOLES, *IMMUNE)}:
+        sys.exit(f"no such hole: {', '.join(sorted(unknown))}")
+    wrong = 0
     for hole in (*HOLES, *IMMUNE):
         if wanted and hole.hole not in wanted:
             continue
@@ -269,8 +272,11 @@ def main() -> None:
         try:
             found = run(hole)
         except AssertionError as error:
-            found = f"CANNOT BE PLANTED: {error}"
+            found, wrong = f"CANNOT BE PLANTED: {error}", wrong + 1
+        else:
+            wrong += bool(found) is (hole in IMMUNE)
         print(f"\n{hole.hole} {hole.what} ({time.process_time() - began:.1f} s)\n{found or 'NOT FOUND'}", flush=True)
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

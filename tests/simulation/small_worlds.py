@@ -10,7 +10,7 @@ import sys
 import time
 
 from jsonqueue.simulation.scopes import LONG, SHORT
-from jsonqueue.simulation.small import Scope, explore
+from jsonqueue.simulation.small import Explored, Scope, explore
 from jsonqueue.simulation.verdict import Violation
 
 _HEAD = f"{'states':>9} {'transitions':>11} {'calls':>7} {'depth':>5}  {'exhausted':9} {'s':>6}  world"
@@ -23,12 +23,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="those whose name has this in it")
     options = parser.parse_args()
     chosen = {name: scope for name, scope in (SHORT | LONG if options.long else SHORT).items() if options.only in name}
+    if not chosen:
+        parser.error(f"no world has {options.only!r} in its name")
     print(_HEAD, flush=True)
-    total = sum(_explored(name, scope, options.states_max) for name, scope in chosen.items())
-    print(f"{total:9}  states in {len(chosen)} worlds, and no broken promise")
+    seen = [_explored(name, scope, options.states_max) for name, scope in chosen.items()]
+    capped = sum(not one.complete for one in seen)
+    cut_short = f"; {capped} of them not explored to their end" if capped else ""
+    print(f"{sum(one.states for one in seen):9}  states in {len(chosen)} worlds, and no broken promise{cut_short}")
 
 
-def _explored(name: str, scope: Scope, states_max: int) -> int:
+def _explored(name: str, scope: Scope, states_max: int) -> Explored:
     began = time.process_time()
     try:
         seen = explore(scope, states_max=states_max)
@@ -37,7 +41,7 @@ def _explored(name: str, scope: Scope, states_max: int) -> int:
         sys.exit(1)
     took, done = time.process_time() - began, "yes" if seen.complete else "no"
     print(f"{seen.states:9} {seen.transitions:11} {seen.reactions:7} {seen.depth:5}  {done:9} {took:6.1f}  {name}", flush=True)
-    return seen.states
+    return seen
 
 
 if __name__ == "__main__":
