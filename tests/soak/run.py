@@ -62,20 +62,28 @@ class Soak:
         self.cast = Cast(queue_dir)
         self.kills: Counter[str] = Counter()
         self.samples: list[dict[str, int]] = []
+        self.wrong: list[str] = []
+        """What happened that nobody had done to them."""
+        self._consumers: list[Any] = []
         self._stalls: list[threading.Timer] = []
+        self._struck_s: dict[str, list[float]] = {}
+        """When which broker was killed, of late."""
 
     def run(self) -> dict[str, Any]:
         with self.cast:
             self._manager = self._serve()
             self._consumers = [self._work(number) for number in range(len(CONSUMERS))]
             publishers = [threading.Thread(target=self._publish, args=(number,)) for number in range(PUBLISHERS)]
-            for publisher in publishers:
-                publisher.start()
-            self._kill_and_look()
-            self._over.set()
-            for thread in (*publishers, *self._stalls):
-                thread.join()
+            try:
+                for publisher in publishers:
+                    publisher.start()
+                self._kill_and_look()
+            finally:  # Whatever ends it: publishers would go on for ever.
+                self._over.set()
+                for thread in (*publishers, *self._stalls):
+                    thread.join()
             drained = self._drain()
+            self._look_after(self._consumers, [])
             status = self.cast.stop(self._manager)
             return self._judge(drained=drained, status=status)
 
@@ -90,11 +98,17 @@ class Soak:
 
     def _publish(self, number: int) -> None:
         chance, made = Random(f"{number}"), 0
-        with Publisher(self.cast.queue_dir, timeout=5) as publisher:
-            while not self._over.wait(0.5):
-                tasks = [self._task(number, made + index, chance) for index in range(self._rate // 2 // PUBLISHERS)]
-                made += len(tasks)
-                self._deliver(publisher, tasks)
+        try:
+            with Publisher(self.cast.queue_dir, timeout=5) as publisher:
+                while not self._over.wait(0.5):
+                    tasks = [self._task(number, made + index, chance) for index in range(self._rate // 2 // PUBLISHERS)]
+                    made += len(tasks)
+                    began = time.monotonic()
+                    self._deliver(publisher, tasks)
+                    if (took_s := time.monotonic() - began) > PATIENCE_S:
+                        self.wrong.append(f"p{number} tried for {took_s:.0f} s to publish")
+        except Exception as error:  # noqa: BLE001 - a thread that ends is missed by nobody
+            self.wrong.append(f"p{number} ended: {type(error).__name__}: {error}")
 
     def _task(self, publisher: int, n: int, chance: Random) -> TaskIn[Any]:
         kind = chance.choices(("quick", "slow", "fails"), (96, 2, 2))[0]
@@ -105,9 +119,8 @@ class Soak:
         while True:
             try:
                 publisher.publish_many(tasks)
-            except PublishUnknown:
-                self._account.unknown += 1
             except JsonQueueError as error:
+                self._account.unknown += isinstance(error, PublishUnknown)
                 if self._over.is_set():
                     print(f"gave up: {error}", file=sys.stderr)
                     return
@@ -122,12 +135,24 @@ class Soak:
         until = time.monotonic() + self._seconds
         while time.monotonic() < until:
             time.sleep(self._every * self._chance.uniform(0.5, 1.5))
+            self._look_after(self._consumers, [self._manager])
             victim = self._chance.choices(list(VICTIMS), list(VICTIMS.values()))[0]
-            self.kills[victim] += 1
-            self._strike(victim)
+            self.kills[victim if self._strike(victim) else "spared"] += 1
             self._sample()
 
-    def _strike(self, victim: str) -> None:
+    def _look_after(self, consumers: list[Any], managers: list[Any]) -> None:
+        """Whoever has ended was not killed by us: those whom we kill are replaced at once."""
+        for number, consumer in enumerate(consumers):
+            if consumer.poll() is not None:
+                self.wrong.append(f"c{number} ended by itself with status {consumer.returncode}")
+                consumers[number] = self._work(number)
+        for manager in managers:
+            if manager.poll() is not None:
+                self.wrong.append(f"the manager ended by itself with status {manager.returncode}")
+                self._manager = self._serve()
+
+    def _strike(self, victim: str) -> bool:
+        """Whether it was struck."""
         if victim == "manager":
             self.cast.kill(self._manager)
             self._manager = self._serve()
@@ -136,31 +161,33 @@ class Soak:
             self.cast.kill(self._consumers[number])
             self._consumers[number] = self._work(number)
         elif victim == "stalled_consumer":
-            self._stall(self._chance.choice(self._consumers).pid)
+            return self._stall(self._chance.choice(self._consumers).pid)
         elif victim == "stalled_broker":
-            self._stall(self._chance.choice(self.cast.status().brokers).pid)
+            return self._stall(self._chance.choice(self.cast.status().brokers).pid)
         else:
-            self._strike_broker(victim)
+            return self._strike_broker(victim)
+        return True
 
-    def _stall(self, pid: int) -> None:
+    def _stall(self, pid: int) -> bool:
         """Stop it, and let it go on when its leases, or its clients' patience, have run out."""
         if not pid or not _signalled(pid, signal.SIGSTOP):
-            return
+            return False
         stall = threading.Timer(STALL_S, _signalled, (pid, signal.SIGCONT))
         stall.start()
         self._stalls.append(stall)
+        return True
 
-    def _strike_broker(self, role: str) -> None:
+    def _strike_broker(self, role: str) -> bool:
         # Three deaths of one broker within a minute are restarted; here they come faster by chance.
+        struck_s = self._struck_s[role] = [at_s for at_s in self._struck_s.get(role, ()) if at_s > time.monotonic() - 61]
         (broker,) = [broker for broker in self.cast.status().brokers if broker.role == role]
-        if broker.pid and broker.up_ms > 21_000:
-            _signalled(broker.pid, signal.SIGKILL)
-        else:
-            self.kills[role] -= 1
-            self.kills["spared"] += 1
+        if len(struck_s) == 3 or not broker.pid or not _signalled(broker.pid, signal.SIGKILL):
+            return False
+        struck_s.append(time.monotonic())
+        return True
 
     def _sample(self) -> None:
-        """How much everything holds; only of processes that have run for a while, as young ones still grow."""
+        """How much everything holds; nothing where a process is just being replaced."""
         with suppress(BrokerUnavailable, OSError, IndexError):
             pids = {"manager": self._manager.pid, **{broker.role: broker.pid for broker in self.cast.status().brokers}}
             sample = {f"{role}_mib": _resident_mib(pid) for role, pid in pids.items()}
@@ -186,9 +213,11 @@ class Soak:
         completions, twice, by_kind = self._completions()
         runs = self.cast.witness.runs
         grown = _grown(self.samples)
+        if 3 * len(self.samples) < sum(self.kills.values()):
+            grown.append(f"only {len(self.samples)} samples were to be had of what everything holds")
         lost = self._account.acknowledged - completions.keys()
         idle = [f"c{number} completed nothing" for number in range(len(CONSUMERS)) if not by_kind[f"c{number}"]]
-        found = [*idle, *(["not drained"] if not drained else []), *([f"exit status {status}"] if status else []), *grown]
+        found = [*idle, *self.wrong, *(["not drained"] if not drained else []), *([f"exit status {status}"] if status else []), *grown]
         return {
             "found": len(lost) + twice + len(found), "lost": len(lost), "completed_twice": twice, "other": found,
             "acknowledged": len(self._account.acknowledged), "completed": len(completions), "unknown_publishes": self._account.unknown,
