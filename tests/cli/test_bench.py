@@ -13,8 +13,10 @@ import pytest
 
 from jsonqueue.cli.app import run
 from jsonqueue.cli.bench.figures import Figure, median_of_runs, spread_of
+from jsonqueue.cli.bench.measures import Measuring, _latency_meanwhile
 from jsonqueue.cli.bench.plot import svg_of
 from jsonqueue.cli.bench.report import shown
+from jsonqueue.cli.bench.stage import Actor
 
 
 def _figure(value: float, x: float | None = None, unit: str = "tasks/s") -> Figure:
@@ -23,8 +25,23 @@ def _figure(value: float, x: float | None = None, unit: str = "tasks/s") -> Figu
 
 def test_several_runs_come_down_to_their_median() -> None:
     """The single values stay beside it."""
-    (merged,) = median_of_runs([[_figure(3.0)], [_figure(1.0)], [_figure(8.0)]])
-    assert (merged.value, merged.runs) == (3.0, [3.0, 1.0, 8.0])
+    (merged,) = median_of_runs([[_figure(8.0)], [_figure(1.0)], [_figure(3.0)]])
+    assert (merged.value, merged.runs) == (3.0, [8.0, 1.0, 3.0])
+
+
+def test_the_details_of_several_runs_are_those_of_the_one_in_the_middle() -> None:
+    """Beside the median stands what belongs to it, not what the first run happened to meet."""
+    for values, middle in (((8.0, 1.0, 3.0), 3.0), ((8.0, 1.0), 1.0)):
+        (merged,) = median_of_runs([[Figure("latency", "p99", value, "ms", 0.2, None, [], {"max_ms": 10 * value})] for value in values])
+        assert merged.detail == {"max_ms": 10 * middle}
+
+
+def test_a_latency_that_nothing_was_measured_of_is_no_figure(tmp_path: Path) -> None:
+    """A checkpoint may be over before the next task comes: 0 ms would be a lie."""
+    run = Measuring(tmp_path, tasks=50, workers=1, batches=())
+    assert _latency_meanwhile(run, 1_000, spread_of([])) == []
+    (figure,) = _latency_meanwhile(run, 1_000, spread_of([2.0]))
+    assert (figure.value, figure.detail["count"]) == (2.0, 1)
 
 
 def test_figures_of_a_series_are_kept_apart() -> None:
@@ -69,6 +86,22 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(caps
     """A wrong name costs no minute of measuring."""
     assert run(["bench", "--plot", "figures.gif"]) == 2
     assert "must end in .svg or .png" in capsys.readouterr().err
+    assert run(["bench", "--plot", "not-there/figures.svg"]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_no_process_outlives_a_benchmark_that_was_killed(tmp_path: Path) -> None:
+    """In the midst of a billion tasks its publisher hears that nobody waits for them any more (kill -9 does not tell it), and ends."""
+    publisher = Actor("publisher", tmp_path / "queue")
+    try:
+        publisher.hear()
+        publisher.tell("singly", tasks=1_000_000_000)
+        assert publisher._process.stdin is not None
+        publisher._process.stdin.close()
+        assert publisher._process.wait(10) == 1
+    finally:
+        publisher.kill()
 
 
 @pytest.mark.processes

@@ -1,8 +1,8 @@
 """What runs in the processes of a benchmark: a queue, a publisher, or a consumer.
 
 ``python -m jsonqueue.cli.bench.actors ROLE QUEUE_DIR``. It says ``{}`` when it is ready. Then each line on its standard input is an order
-(``{"do":"publish",…}``) and each line on its standard output the answer. It ends when its standard input does, so none outlives the
-benchmark. Times are of the monotonic clock, which all processes of a machine share.
+(``{"do":"publish",…}``) and each line on its standard output the answer. It ends when its standard input does, in the midst of an order
+too, so none outlives the benchmark, however that ends. Times are of the monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from queue import Queue
 from typing import Any
 
 from jsonqueue.broker.manager import BrokerManager
@@ -178,10 +180,25 @@ def main() -> None:
     """Take orders until there are no more."""
     role, queue_dir = sys.argv[1:]
     actor = _ROLES[role](queue_dir)
+    orders: Queue[bytes] = Queue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     _say({})
-    for line in sys.stdin.buffer:
+    while line := orders.get():
         order = json.loads(line)
-        _say(getattr(actor, order["do"])(order))
+        answer = getattr(actor, order["do"])(order)
+        orders.task_done()
+        _say(answer)
+
+
+def _listen(orders: Queue[bytes]) -> None:
+    """Take orders in while one is carried out; when there will be no more, that one is for nobody."""
+    # Unbuffered: at the end of a process that fails nobody waits for the lock of a buffer that is being read.
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as given:
+        for line in given:
+            orders.put(line)
+    if orders.unfinished_tasks:
+        os._exit(1)
+    orders.put(b"")
 
 
 def _say(answer: Order) -> None:

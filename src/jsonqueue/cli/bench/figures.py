@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import median, median_low
 from typing import Any, NamedTuple
 
 from msgspec import Struct
@@ -31,6 +31,7 @@ class Figure(Struct, omit_defaults=True):
     runs: list[float] = []
     """The single values, when it is the median of several runs."""
     detail: dict[str, Any] = {}
+    """Of several runs: that of the run in their middle (of two of them, the lower one)."""
 
 
 class _Place(NamedTuple):
@@ -54,7 +55,8 @@ def _merged(figures: list[Figure]) -> Figure:
         return first
     values = [figure.value for figure in figures]
     sync_ms = median(figure.sync_ms for figure in figures)
-    return Figure(first.measure, first.name, median(values), first.unit, sync_ms, first.x, values, first.detail)
+    detail = next(figure.detail for figure in figures if figure.value == median_low(values))
+    return Figure(first.measure, first.name, median(values), first.unit, sync_ms, first.x, values, detail)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

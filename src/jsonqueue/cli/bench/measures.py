@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jsonqueue.cli.bench.figures import Figure
+from jsonqueue.cli.bench.figures import Figure, Spread
 from jsonqueue.cli.bench.machine import cpu_s, folder_bytes, memory_bytes, sync_ms, sync_rate
 from jsonqueue.cli.bench.stage import Actor, Stage
 
@@ -131,15 +131,14 @@ def latency(run: Measuring) -> list[Figure]:
         consumer.ask("forget")
         publisher.ask("singly", tasks=_LATENCY_TASKS, every_s=0.003)
         waited = consumer.ask("waits")["waited"]
-        idle = _idle_cpu(stage, consumer)
+        idle = _idle_cpu([*stage.pids, publisher.pid, consumer.pid])
         figures = [run.figure("latency", share, waited[share], "ms", max_ms=waited["max"]) for share in ("p50", "p99")]
         if idle is not None:
             figures.append(run.figure("latency", "CPU while idle, all processes", idle, "%"))
     return figures
 
 
-def _idle_cpu(stage: Stage, consumer: Actor) -> float | None:
-    pids = [*stage.pids, consumer.pid]
+def _idle_cpu(pids: list[int]) -> float | None:
     time.sleep(2.5)  # the last checkpoint passes
     before = cpu_s(pids)
     time.sleep(5)
@@ -187,10 +186,15 @@ def _during_checkpoint(run: Measuring, size: int) -> list[Figure]:
         publisher.hear()
         waited = consumer.ask("waits", since=span["began"], until=span["ended"])["waited"]
     took = span["ended"] - span["began"]
-    return [
-        run.figure("backlog", "checkpoint", took, "s", x=size),
-        run.figure("backlog", "latency during a checkpoint, p99", waited["p99"], "ms", x=size, p50_ms=waited["p50"], count=waited["count"]),
-    ]
+    return [run.figure("backlog", "checkpoint", took, "s", x=size), *_latency_meanwhile(run, size, waited)]
+
+
+def _latency_meanwhile(run: Measuring, size: int, waited: Spread) -> list[Figure]:
+    """None, where no task came in that time: it was too short, and a latency of 0 would be a lie."""
+    if not waited["count"]:
+        return []
+    name = "latency during a checkpoint, p99"
+    return [run.figure("backlog", name, waited["p99"], "ms", x=size, p50_ms=waited["p50"], count=waited["count"])]
 
 
 def restart(run: Measuring) -> list[Figure]:

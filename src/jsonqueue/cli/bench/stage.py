@@ -115,7 +115,11 @@ class Stage:
     def _clear(self) -> None:
         for actor in reversed(self._actors):
             actor.end()
+        until = time.monotonic() + _END_S
         shutil.rmtree(self.root, ignore_errors=True)
+        while self.root.exists() and time.monotonic() < until:  # brokers whose manager was killed write for a moment longer
+            time.sleep(_POLL_S)
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def actors(self, role: str, count: int) -> list[Actor]:
         """That many new processes, ready for orders."""
