@@ -703,6 +703,31 @@ def test_a_replayed_dependant_does_not_wait_twice(stage: Stage) -> None:
     stage.check()
 
 
+def test_what_has_run_once_waits_no_more_when_it_is_replayed(stage: Stage) -> None:
+    """All that it waited for was complete then. By now it may have left the queue, and another task may have its id."""
+    stage = Stage(config=Config(retry=Never(), finished_keep_ms=100))
+    stage.publish("a", "x", given("b", after=("a",), attempts_max=1), given("y", after=("x",), attempts_max=1))
+    turn = stage.complete(1, *assigned(stage.join(1, 9)), want=9)
+    stage.fail(1, *map(_failure, assigned(turn)), want=0)
+    assert stage.statuses() == {"a": "completed", "x": "completed", "b": "dead", "y": "dead"}
+    stage.later(101)
+    stage.publish("x")
+    assert whats(stage.replay()) == ["replayed", "unblocked", "unblocked"]
+    assert stage.statuses() == {"b": "pending", "y": "pending", "x": "pending"}
+    stage.check()
+
+
+def test_what_never_ran_is_judged_anew_when_it_is_replayed(stage: Stage) -> None:
+    """What it waits for is gone, and was never complete: it is dead again at once."""
+    stage = Stage(config=Config(retry=Never(), finished_keep_ms=100))
+    stage.publish("a", given("b", after=("a",)))
+    stage.cancel("a")
+    stage.later(101)
+    assert whats(stage.replay("b")) == ["replayed", "died"]
+    assert stage.task("b").reason == "waits for a, which is no longer in the queue"
+    stage.check()
+
+
 # ── callers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -395,7 +395,8 @@ class Dispatcher:
             self._ready.add(task)
 
     def _block(self, task: StoredTask, now: Now) -> None:
-        hopeless = self._dependencies.block(task, self.state.tasks)
+        # One that has run once is a dead letter that was replayed: all was complete then, and may have left the queue since.
+        hopeless = "" if task.history else self._dependencies.block(task, self.state.tasks)
         if hopeless:
             self._commit(Died([task.id], hopeless), now)
         elif hopeless is not None:
