@@ -33,6 +33,7 @@ __all__ = [
     "PublishRejected",
     "PublishUnknown",
     "Rejection",
+    "ReplayUnknown",
     "ResultTimeout",
     "StorageError",
     "SyncFailed",
@@ -169,6 +170,25 @@ class PublishUnknown(JsonQueueError, TimeoutError):
         self.task_ids, self.cause = task_ids, cause
         self.published = 0
         """How many tasks of the same call had been acknowledged before."""
+
+
+class ReplayUnknown(JsonQueueError, ConnectionError):
+    """The connection broke before the answer to a replay, and the second one does not tell whether the first had been heard.
+    ``task_ids``: those it is about; none: all that were dead."""
+
+    exit_status = 75
+
+    def __init__(self, task_ids: tuple[str, ...]) -> None:
+        shown = ", ".join(task_ids[:3]) + (f" and {len(task_ids) - 3} more" if len(task_ids) > 3 else "")
+        what = (
+            f"{shown} cannot be replayed now, because of this replay or without it"
+            if task_ids
+            else "all dead letters live again, which these were is not known"
+        )
+        super().__init__(
+            f"the connection broke before the answer: {what}", hint="look how it stands; a replay of what is not dead changes nothing"
+        )
+        self.task_ids = task_ids
 
 
 class Rejection:

@@ -16,7 +16,7 @@ from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
-from jsonqueue.errors import BrokerUnavailable, InvalidTask, ResultTimeout, TaskFailed, TaskNotFound
+from jsonqueue.errors import BrokerUnavailable, InvalidTask, ReplayUnknown, ResultTimeout, TaskFailed, TaskNotFound
 from jsonqueue.event import Cancel, Changed, EventOwner, Look, Replay, Result, Watch, encode
 from jsonqueue.task import StoredTask, Task, TaskStatus
 
@@ -345,6 +345,56 @@ def test_a_dead_letter_is_replayed(broker: FakeBroker, handle: TaskHandle) -> No
     replay = peer.hear(Replay)
     peer.say(Changed(replay.request, ["a"]))
     assert side.result() is True
+
+
+@pytest.mark.parametrize("said", ["pending, not dead", "completed, not dead", "not in the queue"])
+def test_a_replay_whose_answer_got_lost_is_not_called_none(broker: FakeBroker, handle: TaskHandle, said: str) -> None:
+    """The second try finds the task alive: by the first one, or it never was dead. Neither True nor False would be known to be so."""
+    side = Side(handle.replay)
+    first = broker.accept()
+    first.hear(Replay)
+    first.hang_up()
+    second = broker.accept()
+    second.say(Changed(second.hear(Replay).request, [], {"a": said}))
+    with pytest.raises(ReplayUnknown, match="a cannot be replayed now, because of this replay or without it") as caught:
+        side.result()
+    assert caught.value.task_ids == ("a",)
+
+
+def test_a_second_replay_that_did_it_did_it(broker: FakeBroker, handle: TaskHandle) -> None:
+    side = Side(handle.replay)
+    first = broker.accept()
+    first.hear(Replay)
+    first.hang_up()
+    second = broker.accept()
+    second.say(Changed(second.hear(Replay).request, ["a"]))
+    assert side.result() is True
+
+
+def test_a_replay_of_all_whose_answer_got_lost_does_not_say_which(broker: FakeBroker, caller: Caller) -> None:
+    """The second answer lists those that have died since."""
+    side = Side(caller.replay)
+    first = broker.accept()
+    first.hear(Replay)
+    first.hang_up()
+    second = broker.accept()
+    second.say(Changed(second.hear(Replay).request, []))
+    with pytest.raises(ReplayUnknown, match="all dead letters live again, which these were is not known"):
+        side.result()
+
+
+def test_what_was_never_sent_is_no_second_try(broker: FakeBroker, handle: TaskHandle) -> None:
+    """The broker of the last question is gone when this one comes: whoever answers it first heard it first."""
+    side = Side(handle.status)
+    first = broker.accept()
+    first.say(Result(first.hear(Look).request, "a", ended()))
+    side.result()
+    first.hang_up()
+    side = Side(handle.replay)
+    second = broker.accept()
+    second.say(Changed(second.hear(Replay).request, [], {"a": "completed, not dead"}))
+    second.say(Result(second.hear(Look).request, "a", ended()))
+    assert side.result() is False
 
 
 def test_a_frame_that_is_none_costs_the_connection_only(broker: FakeBroker, handle: TaskHandle) -> None:

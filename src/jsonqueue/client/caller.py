@@ -13,7 +13,7 @@ from jsonqueue.client.outcome import cut
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.presence import register, told_better
 from jsonqueue.clock import Clock, SystemClock
-from jsonqueue.errors import BrokerUnavailable, ConnectionClosed
+from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, ReplayUnknown
 from jsonqueue.event import Cancel, Changed, Event, EventOwner, Look, Replay, Result, Watch, decoder_for
 from jsonqueue.task import StoredTask
 
@@ -47,21 +47,23 @@ class Caller:
     def cancel(self, task_ids: Sequence[str], *, reason: str = "cancelled by a caller") -> Changed:
         """Cancel tasks; durable when it returns. ``refused`` says of the others why not. A very long ``reason`` is cut, as an error is."""
         reason = cut(reason)
-        return self._change(task_ids, lambda request, ids: Cancel(request, ids, reason), done_before="already cancelled")
+        return self._change(task_ids, lambda request, ids: Cancel(request, ids, reason), second=_credited)
 
     def replay(self, task_ids: Sequence[str] = ()) -> Changed:
-        """Give dead letters another life (no ids: all of them); durable when it returns."""
-        return self._change(task_ids, Replay)
+        """Give dead letters another life (no ids: all of them); durable when it returns. Raises :class:`ReplayUnknown`."""
+        return self._change(task_ids, Replay, second=_doubted)
 
-    def _change(self, task_ids: Sequence[str], event: Callable[[int, list[str]], Event], *, done_before: str = "") -> Changed:
-        """Ask for a change of these tasks, so many at once as go into a frame; what came of it all. ``done_before``: what is said of a task
-        for which it was done already."""
+    def _change(
+        self, task_ids: Sequence[str], event: Callable[[int, list[str]], Event], *, second: Callable[[list[str], Changed], Changed]
+    ) -> Changed:
+        """Ask for a change of these tasks, so many at once as go into a frame; what came of it all. ``second``: what to make of the answer
+        where an earlier one was lost."""
         changed = Changed(0, [])
         for first in range(0, len(task_ids), _IDS_AT_ONCE) or [0]:
             ids = list(task_ids[first : first + _IDS_AT_ONCE])
             answer, again = self._ask(lambda request, ids=ids: event(request, ids))  # type: ignore[misc]
             assert isinstance(answer, Changed)
-            answer = _credit(answer, done_before) if again and done_before else answer
+            answer = second(ids, answer) if again else answer
             changed = Changed(answer.request, changed.ids + answer.ids, changed.refused | answer.refused)
         return changed
 
@@ -130,17 +132,18 @@ class Caller:
                 del self._watches[watched.task_id]
 
     def _ask(self, event: Callable[[int], Event]) -> tuple[Any, bool]:
-        """Ask until answered, and whether it had to be asked more than once."""
+        """Ask until answered, and whether an answer was lost before: the broker may have heard the same twice."""
         patience = Patience(_ANSWER_S, self.clock)
         again = False
         while True:
             line = self._exchange.line(patience)
-            request = self._exchange.number()
+            request, asked = self._exchange.number(), False
             try:
                 line.ask(request, event(request), patience)
+                asked = True
                 return line.answer(request, patience), again
             except ConnectionClosed:
-                again = True
+                again = again or asked  # What could not be sent whole was not heard.
             except NoAnswer:
                 line.close()
                 error = BrokerUnavailable(str(self.queue_dir), cause=f"it did not answer within {_ANSWER_S:g} s", silent=True)
@@ -186,10 +189,17 @@ class _Acquired:
         self._lock.release()
 
 
-def _credit(answer: Changed, why: str) -> Changed:
-    """A change that was asked for twice, since its first answer was lost, was ours."""
-    ours = [task_id for task_id, said in answer.refused.items() if said == why]
+def _credited(_: list[str], answer: Changed) -> Changed:
+    """What is cancelled already was so by us: this was asked before."""
+    ours = [task_id for task_id, said in answer.refused.items() if said == "already cancelled"]
     return Changed(answer.request, [*answer.ids, *ours], {task_id: said for task_id, said in answer.refused.items() if task_id not in ours})
+
+
+def _doubted(ids: list[str], answer: Changed) -> Changed:
+    """What is not dead may be so because of us, or never have been."""
+    if answer.refused or not ids:
+        raise ReplayUnknown(tuple(answer.refused))
+    return answer
 
 
 _callers: dict[tuple[int, str], Caller] = {}

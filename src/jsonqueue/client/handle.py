@@ -83,7 +83,10 @@ class TaskHandle:
         return self._did(changed.ids)
 
     def replay(self) -> bool:
-        """Give a dead letter another life; False when the task is not dead. Raises as :meth:`cancel` does."""
+        """Give a dead letter another life; False when the task is not dead.
+
+        Raises as :meth:`cancel` does, and :class:`ReplayUnknown` when the answer was lost on its way.
+        """
         return self._did(self._ask().replay([self.id]).ids)
 
     def __repr__(self) -> str:
