@@ -19,7 +19,8 @@ from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.channel.registration import SOCKET_NAME
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
-from jsonqueue.errors import JsonQueueError
+from jsonqueue.errors import FolderRefused, JsonQueueError, LockLost, PublishUnknown
+from jsonqueue.storage.recovery import inspect
 from security.planted import PLANTED, PREY, QUEUE_FILES
 
 QUICK = Config(flush_interval_ms=10, segment_max_bytes=4096, finished_keep_max=1, disk_reserve_bytes=1024)
@@ -128,6 +129,38 @@ def test_all_that_is_made_is_ours_alone_at_every_step(queue_dir: Path) -> None:
         watcher.join()
     assert not wrong
     assert {"queue.json", "queue.lock", "published.lock", "progress.lock", SOCKET_NAME} <= seen
+
+
+@pytest.mark.processes
+def test_who_may_rename_the_folder_away_ends_the_service_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The folder above is writable by all: the manager says so. Swapped, nothing is written to the other one; put back, all is there."""
+    above, queue_dir = tmp_path / "volume", tmp_path / "volume" / "queue"
+    above.mkdir()
+    above.chmod(0o777)
+    manager = BrokerManager(queue_dir, QUICK)
+    manager.start()
+    manager.wait_ready()
+    (said,) = [message for message in caplog.messages if "rename" in message]
+    assert said.startswith(f"anybody may rename {queue_dir} away")
+    assert f"chmod +t {above}" in said
+    with Publisher(queue_dir, timeout=5) as publisher:
+        publisher.publish(1, id="a")
+        queue_dir.rename(above / "gone")
+        queue_dir.mkdir(0o700)
+        if os.geteuid() == 0:
+            os.chown(queue_dir, 65534, 65534)
+        else:
+            queue_dir.chmod(0o777)  # as near as it comes to another's
+        with pytest.raises((PublishUnknown, FolderRefused), match=r"belongs to user|can be written to by"):
+            publisher.publish(2, id="b")
+    with pytest.raises(FolderRefused):
+        Publisher(queue_dir).publish(3, id="c")
+    with pytest.raises(LockLost):
+        manager.stop()
+    assert not list(queue_dir.iterdir())
+    queue_dir.rmdir()
+    (above / "gone").rename(queue_dir)
+    assert inspect(queue_dir).state.tasks.keys() == {"a"}
 
 
 _AS_SOMEBODY_ELSE = """

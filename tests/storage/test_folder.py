@@ -11,7 +11,7 @@ import pytest
 from jsonqueue.config import CONFIG_FILE, Config
 from jsonqueue.errors import FolderRefused, InvalidConfig
 from jsonqueue.storage import folder
-from jsonqueue.storage.folder import load_config, open_folder
+from jsonqueue.storage.folder import load_config, open_folder, renamable_in
 from jsonqueue.storage.memory import MemoryFiles
 
 
@@ -100,6 +100,42 @@ def test_a_network_filesystem_is_refused_unless_forced(tmp_path: Path, monkeypat
             open_folder(root, create=True)
         assert not list(root.iterdir())
     open_folder(root, create=True, force=refused).shut()
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a\u2028b", b"a\xe2\x80\xa8b"),
+        ("a\x1cb\x85\x0c", b"a\x1cb\xc2\x85\x0c"),
+        ("a\tb\nc\\d#", b"a\\011b\\012c\\134d\\043"),
+        ("not \udcff utf-8", b"not\\040\xff\\040utf-8"),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_a_mount_point_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, written: bytes, before: bool) -> None:
+    """As the kernel writes it: neither does one end the list in its midst, nor is a network filesystem behind one overlooked."""
+    mounts = tmp_path / "mountinfo"
+    monkeypatch.setattr(folder, "MOUNTS", mounts)
+    at, other = os.fsencode(tmp_path) + b"/" + written, b"24 27 0:23 / /elsewhere rw - ext4 x rw"
+    line = b"23 27 0:22 / " + at + b" rw,relatime - nfs4 server:/x rw"
+    mounts.write_bytes(b"\n".join([line, other] if before else [other, line]) + b"\n")
+    assert folder._filesystem_of(tmp_path / name / "queue") == "nfs4"
+    assert folder._filesystem_of(Path("/elsewhere/queue")) == "ext4"
+
+
+def test_a_folder_above_in_which_anybody_may_rename_is_named(tmp_path: Path) -> None:
+    """Writable by all, and not sticky as /tmp is. What a group may write to is its own affair."""
+    above, root = tmp_path / "a", tmp_path / "a" / "b" / "queue"
+    root.mkdir(parents=True)
+    assert renamable_in(root) is None
+    for mode, named in ((0o777, True), (0o757, True), (0o1777, False), (0o775, False)):
+        above.chmod(mode)
+        assert renamable_in(root) == (above if named else None)
+    root.parent.chmod(0o777)
+    above.chmod(0o777)
+    assert renamable_in(root) == root.parent
+    (tmp_path / "link").symlink_to(root)
+    assert renamable_in(tmp_path / "link") == root.parent
 
 
 def test_where_the_system_does_not_list_its_mounts_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from jsonqueue.broker.narration import Narration
 from jsonqueue.broker.supervisor import Supervisor
 from jsonqueue.channel.registration import Action, ManagerStatus, Report
 from jsonqueue.clock import SystemClock
@@ -20,7 +21,7 @@ from jsonqueue.config import CONFIG_FILE, Config, checked
 from jsonqueue.errors import BrokerUnavailable, InvalidConfig, StorageError
 from jsonqueue.storage.checkpoint import clear_draft
 from jsonqueue.storage.files import RealFiles
-from jsonqueue.storage.folder import load_config, open_folder
+from jsonqueue.storage.folder import load_config, open_folder, renamable_in
 from jsonqueue.storage.locks import FolderLock, hold
 
 __all__ = ["BrokerManager"]
@@ -76,6 +77,8 @@ class BrokerManager:
             files.guard(lock.check)
             clear_draft(files)
             config = self._settings(files)
+            if above := renamable_in(self.queue_dir):
+                Narration(self.queue_dir).renamable(above)
             self._supervisor = Supervisor(
                 self.queue_dir, files, config, SystemClock(), grace_ms=self._grace_ms, check_lock=lock.check, on_change=self._has_changed
             )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
+from pathlib import Path
 
 from jsonqueue.event import EventOwner
 
@@ -20,6 +22,12 @@ class Narration:
 
     def serving(self) -> None:
         _log.info("serving %s", self._queue_dir)
+
+    def renamable(self, above: Path) -> None:
+        _log.warning(
+            "anybody may rename %s away, since all users may write to %s: chmod +t %s, if other users are let in",
+            self._queue_dir, above, shlex.quote(str(above)),
+        )  # fmt: skip
 
     def broker_ready(self, role: EventOwner, *, pid: int, epoch: int, took_ms: int) -> None:
         _log.info("%s is ready after %d ms (pid %d, epoch %d)", _name(role), took_ms, pid, epoch)

@@ -13,13 +13,14 @@ import os
 import re
 import shlex
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from jsonqueue.config import CONFIG_FILE, Config, parse_config
 from jsonqueue.errors import FolderRefused, InvalidConfig, StorageError
 from jsonqueue.storage.files import Files, RealFiles
 
-__all__ = ["ARCHIVE", "MOUNTS", "denied_by", "load_config", "open_folder", "require_folder"]
+__all__ = ["ARCHIVE", "MOUNTS", "denied_by", "load_config", "open_folder", "renamable_in", "require_folder"]
 
 ARCHIVE = "archive"
 _FOLDERS = (ARCHIVE, "previous")
@@ -28,6 +29,8 @@ _OURS = re.compile(
 )
 _MAY_BE_THERE = re.compile(rf"\.|README|{re.escape(CONFIG_FILE)}$|reserve$")
 MOUNTS = Path("/proc/self/mountinfo")
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""How the kernel writes a blank, a tab, a line feed and a backslash in there."""
 # fmt: off
 _NETWORK = frozenset((
     "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
@@ -80,6 +83,17 @@ def denied_by(path: str | Path, error: BaseException | None) -> FolderRefused | 
         f"{path} cannot be used: permission denied, its mode is {stat.S_IMODE(found.st_mode):04o}",
         hint=f"chmod u+rwx {shlex.quote(str(path))}",
     )
+
+
+def renamable_in(path: str | Path) -> Path | None:
+    """The nearest folder above this one in which anybody may rename what lies there: all may write to it, and it is not sticky. None: there
+    is none."""
+    for above in Path(path).resolve().parents:
+        with suppress(OSError):  # one that we may not look at
+            mode = above.stat().st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                return above
+    return None
 
 
 def require_folder(path: str | Path) -> None:
@@ -178,12 +192,13 @@ def _check_local(root: Path) -> None:
 def _filesystem_of(root: Path) -> str:
     """The type of the filesystem that holds ``root``; empty where the system does not say (macOS)."""
     try:
-        lines = MOUNTS.read_text(errors="surrogateescape").splitlines()
+        # Lines end at line feeds alone: the name of a mount point may hold whatever else splitlines() takes for an end.
+        lines = os.fsdecode(MOUNTS.read_bytes()).rstrip("\n").split("\n")
     except OSError:
         return ""
     best, kind = -1, ""
     for fields in (line.split(" ") for line in lines):
-        point = fields[4].replace("\\040", " ")
+        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), fields[4])
         if (root == Path(point) or Path(point) in root.parents) and len(point) >= best:
             best, kind = len(point), fields[fields.index("-", 6) + 1]
     return "" if kind == "fuseblk" else kind
