@@ -18,7 +18,7 @@ from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.publisher import Publisher, PublishSummary
 from jsonqueue.client.window import WINDOW
 from jsonqueue.clock import SystemClock
-from jsonqueue.config import Config
+from jsonqueue.config import CONFIG_FILE, Config
 from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, InvalidTask, PublishRejected, PublishUnknown, TasksRejected
 from jsonqueue.event import EventOwner, Refusal, Write, Written
 from jsonqueue.storage.locks import hold
@@ -471,6 +471,18 @@ def test_a_batch_of_which_each_task_waits_for_what_is_not_there_stops_no_other(t
     with Publisher(tmp_path / "q") as publisher, pytest.raises(TasksRejected) as caught:
         publisher.publish_many(iter(tasks), batch_max=2)
     assert (caught.value.published, caught.value.count, caught.value.stopped_after) == (20, 20, None)
+
+
+def test_a_full_queue_ends_it_though_each_task_waits_for_another(tmp_path: Path) -> None:
+    """One that is there: so it is not for its own sake that it is refused. The iterable may have no end."""
+    (tmp_path / "q").mkdir(mode=0o700)
+    (tmp_path / "q" / CONFIG_FILE).write_text("tasks_max = 1\n")
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish(0, id="a")
+        with pytest.raises(TasksRejected, match="the queue is full") as caught:
+            publisher.publish_many((TaskIn(data=n, after=("a",)) for n in range(1_000)), batch_max=2)
+    assert caught.value.stopped_after is not None
+    assert caught.value.stopped_after < 1_000
 
 
 def test_duplicates_are_counted(broker: FakeBroker, publisher: Publisher) -> None:

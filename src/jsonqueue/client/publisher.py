@@ -38,7 +38,7 @@ from jsonqueue.errors import (
     Rejection,
     TasksRejected,
 )
-from jsonqueue.event import EventOwner, Write, Written, decoder_for
+from jsonqueue.event import EventOwner, Refusal, Write, Written, decoder_for
 from jsonqueue.retry import RetryPolicy
 from jsonqueue.task import StoredTaskIn, TaskIn
 
@@ -304,9 +304,9 @@ class _Stream:
         duplicates = sum(1 for position in answer.duplicates if self._ids.given(batch.indexes[position]))
         self._duplicates += duplicates
         self.published += len(batch.tasks) - len(answer.refused) - duplicates
-        # What waits for a task may be refused for its own sake; the others, once they got here, only because all would be.
-        if len(answer.refused) == len(batch.tasks) > 1 and any(not task.after for task in batch.tasks):
-            self._stopped = True
+        # What would wait for a task that is not there is refused for its own sake; the others, once they got here, because all would be.
+        if len(answer.refused) == len(batch.tasks) > 1:
+            self._stopped = self._stopped or not all(_is_for(batch.tasks[refusal.index], refusal) for refusal in answer.refused)
         self._through = batch.indexes[-1] + 1
         if self._on_progress is not None:
             self._on_progress(self.published + self._duplicates + self._rejected_count)
@@ -353,6 +353,11 @@ class _Stream:
         if doubtful:
             told += f"; number {self._through + 1:,} to {doubtful[-1].indexes[-1] + 1:,} may be published or not"
         error.add_note(f"jsonqueue: {told}; no other is published")
+
+
+def _is_for(task: StoredTaskIn, refusal: Refusal) -> bool:
+    """Whether it is for what this task would wait for: that is named then."""
+    return any(repr(needed) in refusal.reason for needed in task.after)
 
 
 def _count(number: int, what: str) -> str:
