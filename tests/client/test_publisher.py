@@ -19,7 +19,7 @@ from jsonqueue.client.publisher import Publisher, PublishSummary
 from jsonqueue.client.window import WINDOW
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import CONFIG_FILE, Config
-from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, InvalidTask, PublishRejected, PublishUnknown, TasksRejected
+from jsonqueue.errors import BrokerUnavailable, ConnectionClosed, InvalidTask, PublishRejected, PublishUnknown, TaskNotFound, TasksRejected
 from jsonqueue.event import EventOwner, Refusal, Write, Written
 from jsonqueue.storage.locks import hold
 from jsonqueue.storage.recovery import inspect
@@ -551,6 +551,21 @@ def test_an_interrupted_iterable_publishes_no_more_and_says_what_is_certain(
     line = publisher._exchange.line_at_hand
     assert line is not None
     assert not line._answers
+
+
+@pytest.mark.parametrize("error", [TaskNotFound("elsewhere"), PublishUnknown(("of another queue",), cause="no")])
+def test_an_error_of_ours_that_who_is_told_of_progress_raises_is_taken_for_theirs(tmp_path: Path, error: Exception) -> None:
+    """Of what is stored and not answered yet it was said that it is not published."""
+
+    def tell(answered: int) -> None:
+        raise error
+
+    with Publisher(tmp_path / "q") as publisher, pytest.raises(type(error)) as caught:
+        publisher.publish_many(range(6), batch_max=2, on_progress=tell)
+    assert len(inspect(tmp_path / "q").state.tasks) == 6
+    assert caught.value.__notes__[-1] == (
+        "jsonqueue: the first 2 tasks are answered (2 published); number 3 to 6 may be published or not; no other is published"
+    )
 
 
 # ── without a broker ─────────────────────────────────────────────────────────────────────────────────────────────────

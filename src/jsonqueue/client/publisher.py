@@ -187,13 +187,12 @@ class Publisher:
             for batch in stream.batches(given, self._settings(patience)):
                 flow.push(batch)
             flow.finish()
-        except PublishUnknown as error:
-            error.published = stream.published
-            stream.tell_of_the_iterable(error)
-            raise
         except BaseException as error:
             stream.tell_of_the_iterable(error)
-            stream.tell_what_is_certain(error, flow.give_up())
+            if isinstance(error, PublishUnknown) and not stream.calling:
+                error.published = stream.published
+            else:
+                stream.tell_what_is_certain(error, flow.give_up())
             raise
         return stream.summary()
 
@@ -257,6 +256,8 @@ class _Stream:
         """What the iterable raised."""
         self._through = 0
         """So many of the first tasks are answered."""
+        self.calling = False
+        """Whether what is raised now is of ``on_progress``, be it an error of ours that came of another queue, say."""
         self.published = 0
         self._duplicates = 0
 
@@ -309,7 +310,9 @@ class _Stream:
             self._stopped = self._stopped or not all(_is_for(batch.tasks[refusal.index], refusal) for refusal in answer.refused)
         self._through = batch.indexes[-1] + 1
         if self._on_progress is not None:
+            self.calling = True
             self._on_progress(self.published + self._duplicates + self._rejected_count)
+            self.calling = False
 
     def _reject(self, index: int, task_id: str, reason: str) -> None:
         self._rejected_count += 1
@@ -344,7 +347,8 @@ class _Stream:
 
     def tell_what_is_certain(self, error: BaseException, left: Window) -> None:
         """Note what can be relied on. An error of ours is only raised where nothing that is not answered can be stored."""
-        doubtful = left.unanswered if not isinstance(error, JsonQueueError) or left.in_flight or left.uncertain else []
+        ours = isinstance(error, JsonQueueError) and not self.calling
+        doubtful = left.unanswered if not ours or left.in_flight or left.uncertain else []
         if not doubtful and not self._through:
             return
         told = "none is answered"
