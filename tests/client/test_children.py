@@ -20,6 +20,7 @@ from msgspec import Raw
 from client import handlers_for_children as handlers
 from client.fakes import PATIENCE_S, FakeBroker, Side, assign, delivered, welcome
 from client.test_consumer import at_work, await_beat
+from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.child import _on_term, _Run, _TimeIsUp
 from jsonqueue.client.children import ChildRunner, says_how
 from jsonqueue.client.consumer import Consumer
@@ -148,6 +149,18 @@ def test_what_a_child_says_of_another_task_is_no_outcome_of_this_one(
     monkeypatch.setattr(runner._pipe, "receive", lambda timeout: [said if isinstance(said, bytes) else encode(said)])
     assert "said what is no outcome of this task" in error(runner)
     assert gone(first)
+    assert result(runner) == b"42"
+
+
+@pytest.mark.parametrize("said", [Fail(0, [], 1), Complete(0, ["t1"], [101], [Raw(b"1")], 1)], ids=lambda said: type(said).__name__)
+def test_a_child_whose_first_word_is_none_did_not_start(
+    runners: Callable[..., ChildRunner], monkeypatch: pytest.MonkeyPatch, said: Any
+) -> None:
+    """The other half of that fence; it ended the consumer."""
+    runner = runners(handlers.double)
+    with monkeypatch.context() as odd:
+        odd.setattr(Pipe, "receive", lambda pipe, timeout: [encode(said)])
+        assert f"cannot be loaded in a child process: it said {type(said).__name__}(" in error(runner)
     assert result(runner) == b"42"
 
 

@@ -66,12 +66,13 @@ def test_a_child_that_cannot_start_ends_the_consumer() -> None:
 class Short(Ready):
     """A runner that has nothing to start a process with."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__()
         self.tried = 0
+        self._error = error
 
     def prepare(self) -> None:
-        raise OSError(errno.EAGAIN, "no process is to be had")
+        raise self._error
 
     def run(self, task: Any) -> Verdict:
         self.tried += 1
@@ -80,9 +81,10 @@ class Short(Ready):
         return NULL
 
 
-def test_a_slot_that_can_start_nothing_rests_longer_each_time(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.EAGAIN, "no process is to be had"), MemoryError()], ids=repr)
+def test_a_slot_that_can_start_nothing_rests_longer_each_time(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
     """And hands back what it took; that it is short when it gets ready is no reason to end either."""
-    short, rests, asked, handed_back = Short(), [], [], []
+    short, rests, asked, handed_back = Short(error), [], [], []
     threads, failures = crew(Ready(), short)
     threads._ending = SimpleNamespace(wait=rests.append, set=lambda: None, is_set=lambda: False)  # type: ignore[assignment]
 

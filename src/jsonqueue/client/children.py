@@ -168,9 +168,10 @@ class ChildRunner:
             event = None
         if isinstance(event, Join):
             return
-        said = event.failures[0].error if isinstance(event, Fail) else "it said nothing"
+        failed = event.failures[0] if isinstance(event, Fail) and event.failures else None
+        said = failed.error if failed else f"it said {event!s:.200}"
         how = self._bury()
-        if isinstance(event, Fail) and event.failures[0].retry_after_ms is not None:
+        if failed is not None and failed.retry_after_ms is not None:
             raise OSError(errno.EAGAIN, said)
         raise InvalidHandler(
             f"{self._address.function} cannot be loaded in a child process: {self._blamed(said) if event else how}",

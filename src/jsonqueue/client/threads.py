@@ -92,7 +92,7 @@ class Threads:
     def _prepare(self, runner: Runner) -> None:
         try:
             runner.prepare()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             if not is_want(error):
                 raise  # else the first task tries again
 
