@@ -61,6 +61,11 @@ def is_want(error: BaseException | None) -> bool:
     return False
 
 
+def words_of(error: BaseException) -> str:
+    """What an error says; never nothing, as a MemoryError would."""
+    return "out of memory" if isinstance(error, MemoryError) else str(error) or repr(error)
+
+
 class JsonQueueError(Exception):
     """Anything jsonqueue raises on purpose."""
 

@@ -26,7 +26,7 @@ from jsonqueue.broker.narration import Narration
 from jsonqueue.channel.control import Forget, Order, Rotate, Rotated
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
-from jsonqueue.errors import DiskFull, JsonQueueError, StorageError, SyncFailed, is_want
+from jsonqueue.errors import DiskFull, JsonQueueError, StorageError, SyncFailed, is_want, words_of
 from jsonqueue.event import EventOwner
 from jsonqueue.storage.checkpoint import CheckpointDone, Cut, checkpoint, log_bytes
 from jsonqueue.storage.codec import Position
@@ -215,9 +215,10 @@ class Checkpointing:
         self._due_ms = self._clock.monotonic_ms() + max(self._config.flush_interval_ms, _PAUSE_MS, self._pause_ms)
         # A broker that starts replaces its newest segment, maybe just while that was read. What is really damaged is found again.
         passes = isinstance(error, DiskFull | OSError) or is_want(error) or (self._disturbed and not isinstance(error, SyncFailed))
-        if passes and str(error) != self.error:  # A disk that stays full is told of once.
-            self._say.checkpoint_failed(error)
-        self._finish(str(error))
+        why = words_of(error)  # To say nothing would be to say that it is done.
+        if passes and why != self.error:  # A disk that stays full is told of once.
+            self._say.checkpoint_failed(why)
+        self._finish(why)
         if not passes:
             self._on_damage(error if isinstance(error, JsonQueueError) else StorageError(f"the checkpoint failed: {error!r}"))
 

@@ -15,7 +15,7 @@ from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import BrokerStatus
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
-from jsonqueue.errors import is_want
+from jsonqueue.errors import is_want, words_of
 from jsonqueue.event import EventOwner
 
 __all__ = ["ROLES", "Crew", "other_than"]
@@ -102,7 +102,7 @@ class Crew:
     def _postpone(self, roles: Sequence[EventOwner], error: BaseException) -> None:
         for role in roles:
             if role not in self.postponed.why:
-                self._say.broker_postponed(role, str(error))
+                self._say.broker_postponed(role, words_of(error))
         self.postponed.postpone(roles, error, self._clock.monotonic_ms())
 
     # ── what they are told ───────────────────────────────────────────────────────────────────────────────────────────

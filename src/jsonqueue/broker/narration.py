@@ -62,8 +62,8 @@ class Narration:
     def checkpointed(self, *, tasks: int, took_ms: int) -> None:
         _log.debug("queue.json is up to date: %d tasks, %d ms", tasks, took_ms)
 
-    def checkpoint_failed(self, error: BaseException) -> None:
-        _log.warning("queue.json could not be brought up to date, nothing is lost, the next try follows: %s", error)
+    def checkpoint_failed(self, why: str) -> None:
+        _log.warning("queue.json could not be brought up to date, nothing is lost, the next try follows: %s", why)
 
     def stopping(self) -> None:
         _log.info("stopping: publishers first, then consumers, then one last checkpoint")
@@ -73,8 +73,8 @@ class Narration:
         what = "1 task that a consumer holds" if held == 1 else f"{held} tasks that consumers hold"
         _log.warning("waiting at most %g s for %s; a second signal stops at once", grace_ms / 1000, what)
 
-    def not_folded(self, error: BaseException) -> None:
-        _log.warning("stopped without a last checkpoint, the logs keep what queue.json lacks: %s", error)
+    def not_folded(self, why: str) -> None:
+        _log.warning("stopped without a last checkpoint, the logs keep what queue.json lacks: %s", why)
 
     def stopped(self) -> None:
         _log.info("stopped serving %s", self._queue_dir)

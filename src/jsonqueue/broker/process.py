@@ -7,7 +7,7 @@ imported), then :class:`~jsonqueue.channel.control.Start`. Its arguments name it
 exits with  because
 ==========  ======================================================================================
 0           it was asked to stop by the manager, or the manager is gone
-70          an error of ours; the traceback is on standard error
+70          an error of ours, the traceback is on standard error; or no memory was left
 others      the exit status of the :class:`~jsonqueue.errors.JsonQueueError` that it told the manager: 74 for a disk that failed
 ==========  ======================================================================================
 
@@ -94,6 +94,8 @@ _ROOM_MORE_BYTES = 64 * 1024
 _FILES_KEPT = 32
 """How many open files are not for clients."""
 
+_HINT_OF_MEMORY = "what was acknowledged is in the files; give it more, or let it keep less (finished_keep_max, finished_keep_bytes)"
+
 _log = logging.getLogger("jsonqueue.broker")
 
 
@@ -123,6 +125,10 @@ def _serve(control: FdPipe) -> int:
     except JsonQueueError as error:
         _last_words(control, failed_by(error))
         return error.exit_status
+    except MemoryError:
+        # Without a traceback: that takes memory too, and where the last of it went says little of where the rest is.
+        _last_words(control, Failed("BrokerFailed", f"the {sys.argv[1].replace('-', ' ')} ran out of memory", _HINT_OF_MEMORY))
+        return 70
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not go on writing, and the manager must hear of it
         _log.exception("stopped by an error of its own")
         _last_words(control, Failed("BrokerFailed", f"{type(error).__name__}: {error}", "its traceback is on standard error"))

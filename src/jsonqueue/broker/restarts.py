@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from jsonqueue.broker.child import Child
 from jsonqueue.broker.narration import ending
 from jsonqueue.channel.control import error_of
-from jsonqueue.errors import BrokerFailed, JsonQueueError
+from jsonqueue.errors import BrokerFailed, JsonQueueError, words_of
 from jsonqueue.event import EventOwner
 
 __all__ = ["DISK_FAILED", "Postponed", "Restarts"]
@@ -37,7 +37,7 @@ class Postponed:
     def postpone(self, roles: Iterable[EventOwner], error: BaseException, now_ms: int) -> None:
         """Try these again after a pause, which grows."""
         for role in roles:
-            self.why[role] = f"it cannot be started for now: {getattr(error, 'strerror', None) or error!r}"
+            self.why[role] = f"it cannot be started for now: {getattr(error, 'strerror', None) or words_of(error)}"
         self._pause_ms = min(max(2 * self._pause_ms, _FIRST_PAUSE_MS), _PAUSE_MAX_MS)
         self._due_ms = now_ms + self._pause_ms
 

@@ -38,7 +38,7 @@ from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import Action, Listener, ManagerStatus, Operate, Refused, Register, Registered, Report
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
-from jsonqueue.errors import ConnectionClosed, JsonQueueError, LockLost
+from jsonqueue.errors import ConnectionClosed, JsonQueueError, LockLost, words_of
 from jsonqueue.event import EventOwner
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.files import Files
@@ -442,8 +442,8 @@ class Supervisor:
         try:
             with hold(self._queue_dir, "published", timeout=self._grace_ms / 1000), hold(self._queue_dir, "progress", timeout=1.0):
                 final_checkpoint(self._files, config=self._config, at_ms=self._clock.wall_ms())
-        except (JsonQueueError, OSError) as error:
-            self._say.not_folded(error)
+        except (JsonQueueError, OSError, MemoryError) as error:
+            self._say.not_folded(words_of(error))
             if isinstance(error, JsonQueueError):
                 self.error = error
 
