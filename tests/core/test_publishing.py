@@ -25,53 +25,66 @@ def _ids(tasks: list[StoredTaskIn]) -> list[str]:
 
 def test_a_second_publish_of_an_id_makes_no_second_task(admission: Admission) -> None:
     """Known already, or twice in one batch: named as duplicates, by their place."""
-    verdict = admission.decide([given("a"), given("old"), given("b"), given("a")])
+    verdict = admission.decide([[given("a"), given("old"), given("b"), given("a")]])[0]
     assert (_ids(verdict.accepted), verdict.duplicates, verdict.refused) == (["a", "b"], [1, 3], [])
-    assert admission.admit(verdict.accepted) == 5
+    admission.admit(verdict.accepted)
     assert admission.last_task == 6
-    assert admission.decide([given("a")]).duplicates == [0]
+    assert admission.decide([[given("a")]])[0].duplicates == [0]
 
 
 def test_numbers_have_no_gaps(admission: Admission) -> None:
     """A write of nothing but duplicates takes no number."""
-    assert admission.admit([]) == 5
-    assert admission.admit([given("a")]) == 5
+    admission.admit([])
+    assert admission.last_task == 4
+    admission.admit([given("a")])
     assert admission.last_task == 5
 
 
 def test_falsy_payloads_are_payloads(admission: Admission) -> None:
-    verdict = admission.decide([given("a", 0), given("b", "")])
+    verdict = admission.decide([[given("a", 0), given("b", "")]])[0]
     assert _ids(verdict.accepted) == ["a", "b"]
 
 
-def test_what_the_disk_did_not_take_is_taken_back(admission: Admission) -> None:
+def test_what_the_disk_did_not_take_is_not_taken(admission: Admission) -> None:
+    """To judge a task changes nothing: only what is stored is admitted."""
     tasks = [given("a"), given("b")]
-    admission.admit(tasks)
-    admission.withdraw(tasks)
+    assert admission.decide([tasks])[0].accepted == tasks
     assert admission.last_task == 4
     assert len(admission) == 1
-    assert admission.decide(tasks).duplicates == []
+    assert admission.decide([tasks])[0].duplicates == []
+
+
+def test_writes_that_come_together_are_judged_one_after_the_other(admission: Admission) -> None:
+    """What one has brought, the next one may wait for, and does not bring again; and it takes up room."""
+    writes = [[given("a"), given("b")], [given("b"), given("c", after=("a",))], [given("d")], [given("e"), given("f")], [given("g")]]
+    verdicts = admission.decide(writes)
+    assert [_ids(verdict.accepted) for verdict in verdicts] == [["a", "b"], ["c"], ["d"], ["e"], []]
+    assert [verdict.duplicates for verdict in verdicts] == [[], [0], [], [], []]
+    full = "the queue is full: tasks_max is 6"
+    assert [verdict.refused for verdict in verdicts] == [[], [], [], [Refusal(1, full)], [Refusal(0, full)]]
+    assert [_ids(verdict.accepted) for verdict in admission.decide(writes[:1] + writes[2:3])] == [["a", "b"], ["d"]]
+    assert [verdict.duplicates for verdict in admission.decide([[given("a")], [given("a")]])] == [[], [0]]
 
 
 def test_an_id_is_forgotten_only_as_the_task_that_left(admission: Admission) -> None:
     """A message about an earlier task of the same id changes nothing; nor does one about a task beyond what was folded."""
     for number, through in ((3, 10), (4, 3)):
         admission.forget({"old": number}, through=through)
-        assert admission.decide([given("old")]).duplicates == [0]
+        assert admission.decide([[given("old")]])[0].duplicates == [0]
     admission.forget({"old": 4, "stranger": 1}, through=4)
-    assert admission.decide([given("old")]).duplicates == []
+    assert admission.decide([[given("old")]])[0].duplicates == []
 
 
 @pytest.mark.parametrize("task_id", ["", ".hidden", "../up", "a/b", "a b", "a\nb", "a\n", "x" * 129, "ü", "a\x00"])
 def test_an_id_is_never_a_path_nor_a_riddle(admission: Admission, task_id: str) -> None:
-    verdict = admission.decide([given("fine"), given(task_id)])
+    verdict = admission.decide([[given("fine"), given(task_id)]])[0]
     assert _ids(verdict.accepted) == ["fine"]
     assert "an id is 1 to 128" in verdict.refused[0].reason
 
 
 @pytest.mark.parametrize("task_id", ["a", "A.b_c-d:e@f", "9", "x" * 128])
 def test_readable_ids_are_welcome(admission: Admission, task_id: str) -> None:
-    assert _ids(admission.decide([given(task_id)]).accepted) == [task_id]
+    assert _ids(admission.decide([[given(task_id)]])[0].accepted) == [task_id]
 
 
 def test_limits_at_their_edge(admission: Admission) -> None:
@@ -79,7 +92,7 @@ def test_limits_at_their_edge(admission: Admission) -> None:
     fits, over = Raw(b'"' + b"x" * 998 + b'"'), Raw(b'"' + b"x" * 999 + b'"')
     deep, deeper = Raw(b"[" * 8 + b"]" * 8), Raw(b"[" * 9 + b"]" * 9)
     tasks = [TaskIn(id=name, data=raw) for name, raw in {"a": fits, "b": over, "c": deep, "d": deeper}.items()]
-    verdict = admission.decide(tasks)
+    verdict = admission.decide([tasks])[0]
     assert _ids(verdict.accepted) == ["a", "c"]
     assert [refusal.index for refusal in verdict.refused] == [1, 3]
     assert "1,001 bytes" in verdict.refused[0].reason
@@ -87,20 +100,20 @@ def test_limits_at_their_edge(admission: Admission) -> None:
 
 
 def test_a_full_queue_refuses(admission: Admission) -> None:
-    verdict = admission.decide([given(f"t{n}") for n in range(7)])
+    verdict = admission.decide([[given(f"t{n}") for n in range(7)]])[0]
     assert len(verdict.accepted) == 5
     assert verdict.refused[0] == Refusal(5, "the queue is full: tasks_max is 6")
 
 
 def test_a_disk_without_room_refuses_what_is_new_and_knows_what_is_old(admission: Admission) -> None:
-    verdict = admission.decide([given("old"), given("new")], room=False)
+    verdict = admission.decide([[given("old"), given("new")]], room=False)[0]
     assert verdict.duplicates == [0]
     assert "the disk is nearly full" in verdict.refused[0].reason
 
 
 def test_a_task_waits_only_for_what_is_there(admission: Admission) -> None:
     """Known already, or before it in the same batch."""
-    verdict = admission.decide([given("a", after=("old",)), given("b", after=("a",)), given("c", after=("nope",))])
+    verdict = admission.decide([[given("a", after=("old",)), given("b", after=("a",)), given("c", after=("nope",))]])[0]
     assert _ids(verdict.accepted) == ["a", "b"]
     assert verdict.refused == [Refusal(2, "it would wait for 'nope', which is not in the queue")]
 
@@ -108,7 +121,7 @@ def test_a_task_waits_only_for_what_is_there(admission: Admission) -> None:
 @pytest.mark.parametrize("size", [2, 200])
 def test_a_payload_is_utf8(admission: Admission, size: int) -> None:
     raw = Raw(b'"' + b"\xff" * size + b'"')
-    assert admission.decide([TaskIn(id="a", data=raw)]).refused[0].reason.startswith("its payload is not valid UTF-8")
+    assert admission.decide([[TaskIn(id="a", data=raw)]])[0].refused[0].reason.startswith("its payload is not valid UTF-8")
 
 
 @pytest.mark.parametrize("number", [b"1e309", b"-1E+999", b"1e0309", b"9" * 310 + b".5", b"9" * 250 + b"e99", b"9" * 5000, b"9" * 21])
@@ -116,7 +129,7 @@ def test_a_number_that_no_consumer_could_read_is_refused(number: bytes) -> None:
     """Grammatical JSON, but whoever decodes it fails, with all that is in the same frame. Its neighbours are taken."""
     admission = Admission(TakenIds(), last_task=0, config=Config())
     tasks = [TaskIn(id="a", data=Raw(b"1")), TaskIn(id="b", data=Raw(b'{"n":[' + number + b"]}"))]
-    verdict = admission.decide(tasks)
+    verdict = admission.decide([tasks])[0]
     assert _ids(verdict.accepted) == ["a"]
     assert [refusal.index for refusal in verdict.refused] == [1]
     assert verdict.refused[0].reason.startswith("its payload holds a number that is out of range")
@@ -128,8 +141,8 @@ def test_a_number_that_no_consumer_could_read_is_refused(number: bytes) -> None:
 def test_a_large_number_or_what_only_looks_like_one_is_taken(text: bytes) -> None:
     admission = Admission(TakenIds(), last_task=0, config=Config())
     tasks = [TaskIn(id="a", data=Raw(text)), TaskIn(id="b", data=Raw(text))]
-    assert _ids(admission.decide(tasks).accepted) == ["a", "b"]
-    assert _ids(admission.decide([tasks[0], tasks[0]]).accepted) == ["a"]
+    assert _ids(admission.decide([tasks])[0].accepted) == ["a", "b"]
+    assert _ids(admission.decide([[tasks[0], tasks[0]]])[0].accepted) == ["a"]
 
 
 def test_brackets_in_strings_do_not_nest() -> None:

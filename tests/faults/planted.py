@@ -80,7 +80,7 @@ BUGS = (
     Bug("completion acknowledged before its fsync", "states", "broker/consumer_broker.py",
         'if self._config.durability == "power-cut":', 'if self._config.durability == "":'),
     Bug("a refused publish stays known, so that its retry is a duplicate", "states", "broker/publisher_broker.py",
-        "self._admission.withdraw(accepted)", "pass"),
+        "                accepted = []\n", "                pass\n"),
     Bug("refused after it was stored, for want of room to rotate", "full disk", "broker/publisher_broker.py",
         "            self.rotate()\n", "            self._log.rotate()\n"),
     Bug("a broker ends when there is no room to rotate", "full disk", "broker/consumer_broker.py",

@@ -143,7 +143,7 @@ def test_payloads_to_the_byte_and_to_the_level(config: Config, extra: int, taken
     large = b'"' + b"x" * (size - 2) + b'"'
     deep = b"[" * depth + b"1" + b"]" * depth
     for payload in (large, deep):
-        verdict = Admission(TakenIds(), last_task=0, config=config).decide([TaskIn(id="a", data=Raw(payload))])
+        verdict = Admission(TakenIds(), last_task=0, config=config).decide([[TaskIn(id="a", data=Raw(payload))]])[0]
         assert bool(verdict.accepted) is taken
 
 
@@ -191,7 +191,7 @@ def test_of_five_thousand_odd_names_only_plain_ones_are_taken() -> None:
         name = "".join(chance.choices(_PIECES, k=chance.randrange(1, 5)))
         plain = set(name) <= _SAFE and name[0].isascii() and name[0].isalnum()
         admission = Admission(TakenIds(), last_task=0, config=Config())
-        both = admission.decide([TaskIn(id="ok", data=Raw(b"1")), TaskIn(id=name, data=Raw(b"1"))]).accepted
+        both = admission.decide([[TaskIn(id="ok", data=Raw(b"1")), TaskIn(id=name, data=Raw(b"1"))]])[0].accepted
         assert (name in {task.id for task in both}) is plain, ascii(name)
         taken += plain
         frame = json.dumps({"type": "join", "name": name, "pid": 1, "want": 1}).encode()
@@ -206,7 +206,7 @@ def test_of_five_thousand_odd_names_only_plain_ones_are_taken() -> None:
 
 @pytest.mark.parametrize(("length", "taken"), [(127, True), (128, True), (129, False)])
 def test_the_longest_id_to_the_letter(length: int, taken: bool) -> None:
-    verdict = Admission(TakenIds(), last_task=0, config=Config()).decide([TaskIn(id="x" * length, data=Raw(b"1"))])
+    verdict = Admission(TakenIds(), last_task=0, config=Config()).decide([[TaskIn(id="x" * length, data=Raw(b"1"))]])[0]
     assert bool(verdict.accepted) is taken
 
 

@@ -46,8 +46,8 @@ def _nested(levels: int, *, in_objects: bool = False) -> Any:
 
 def _taken(text: bytes, config: Config) -> str:
     """Empty if a broker takes it, alone, in company, and as a result; else why not."""
-    verdict = Admission(TakenIds(), last_task=0, config=config).decide([TaskIn(id="a", data=Raw(text))])
-    many = Admission(TakenIds(), last_task=0, config=config).decide([TaskIn(id=f"t{n}", data=Raw(text)) for n in range(3)])
+    verdict = Admission(TakenIds(), last_task=0, config=config).decide([[TaskIn(id="a", data=Raw(text))]])[0]
+    many = Admission(TakenIds(), last_task=0, config=config).decide([[TaskIn(id=f"t{n}", data=Raw(text)) for n in range(3)]])[0]
     assert len(many.accepted) == 3 * len(verdict.accepted)
     if verdict.refused:
         assert not all_sound([Raw(text)], config)
@@ -183,7 +183,9 @@ def test_of_nothing_all_is_sound() -> None:
 
 
 def test_a_refusal_names_the_task_the_limit_and_the_way_out() -> None:
-    (refusal,) = Admission(TakenIds(), last_task=0, config=Config(keys_max=1)).decide([TaskIn(id="a", data=Raw(b'{"a":1,"b":2}'))]).refused
+    (refusal,) = (
+        Admission(TakenIds(), last_task=0, config=Config(keys_max=1)).decide([[TaskIn(id="a", data=Raw(b'{"a":1,"b":2}'))]])[0].refused
+    )
     said = str(PublishRejected("thumbnail-7", reason=refusal.reason))
     assert "thumbnail-7" in said
     assert "2 keys" in said

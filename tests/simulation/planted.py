@@ -20,7 +20,6 @@ from jsonqueue.client.window import Window
 from jsonqueue.config import Config
 from jsonqueue.core.dependencies import Dependencies
 from jsonqueue.core.dispatching import Dispatcher
-from jsonqueue.core.publishing import Admission
 from jsonqueue.core.ready import ReadyQueue
 from jsonqueue.errors import SyncFailed
 from jsonqueue.event import Complete, Mark, Write, Written
@@ -106,20 +105,20 @@ class _AnswersFirst(PublisherBroker):
         answers: list[Any] = []
         store = self._store
 
-        def answer_then_store(accepted: Any, first: int) -> None:
+        def answer_then_store(accepted: Any) -> None:
             for peer, write in arrivals:
                 send(peer, Written(write.request, self._log.position.number + 1))
-            store(accepted, first)
+            store(accepted)
 
         with patch.object(self, "_store", answer_then_store):
             super().step(arrivals, lambda peer, event: answers.append(event))
 
 
 class _AnnouncesFirst(PublisherBroker):
-    def _store(self, accepted: Any, first: int) -> None:
+    def _store(self, accepted: Any) -> None:
         position = self._log.position
         self._announce(Mark(position.number + 1, self._log.epoch))
-        super()._store(accepted, first)
+        super()._store(accepted)
 
 
 class _DuplicatesFromTheVolatile(PublisherBroker):
@@ -331,7 +330,7 @@ BUGS: dict[str, Planted] = {
     "checkpoint without fsync of the folder": Planted(2, _cast(checkpoint=_checkpoint_without_folder_sync)),
     "half a batch kept on a full disk": Planted(0, _patch(LogWriter, "_cut_back", _keeps_what_was_written_of_it), "", _FULL_DISK),
     "turn dated when there was room": Planted(0, _cast(consumer_broker=_DatesLate), "", _FULL_DISK),
-    "numbers kept after a failed batch": Planted(12, _patch(Admission, "withdraw", lambda real: lambda self, accepted: None)),
+    "numbers kept after a failed batch": Planted(12, _line("broker/publisher_broker.py", "                accepted = []\n", "")),
     "completion without a token": Planted(1, _completing_without_a_token, "", _STALLS),
     "lost consumer keeps its tasks": Planted(1, _patch(Dispatcher, "_lose", lambda real: lambda self, tasks, outcome, now: None)),
     "ready tasks not queued after a start": Planted(0, _cast(consumer_broker=_NotOfTheDispatcher)),
@@ -356,8 +355,8 @@ BUGS: dict[str, Planted] = {
         0,
         _line(
             "broker/publisher_broker.py",
-            "_for_want_of_room(self._admission.decide(write.tasks, room=False), str(error))",
-            "Verdict([], [], [Refusal(index, str(error)) for index in range(len(write.tasks))])",
+            "_for_want_of_room(verdict, str(error)) for verdict in self._admission.decide(given, room=False)",
+            "Verdict([], [], [Refusal(index, str(error)) for index in range(len(tasks))]) for tasks in given",
         ),
         "",
         _FULL_AND_LOSSY,

@@ -100,24 +100,19 @@ class PublisherBroker:
         writes = [(peer, event) for peer, event in arrivals if isinstance(event, Write)]
         if not writes:
             return
-        accepted: list[StoredTaskIn] = []
-        verdicts: list[Verdict] = []
-        room = self._has_room()
-        first = self._admission.last_task + 1
-        for _, write in writes:
-            verdict = self._admission.decide(write.tasks, room=room)
-            self._admission.admit(verdict.accepted)
-            accepted += verdict.accepted
-            verdicts.append(verdict)
+        given = [write.tasks for _, write in writes]
+        verdicts = self._admission.decide(given, room=self._has_room())
+        accepted = [task for verdict in verdicts for task in verdict.accepted]
         if accepted:
             try:
-                self._store(accepted, first)
+                self._store(accepted)
             except DiskFull as error:
-                self._admission.withdraw(accepted)
                 self._room, self._looked_ms = False, self._clock.monotonic_ms()
                 # Of those that were there before it stays true that they are.
-                verdicts = [_for_want_of_room(self._admission.decide(write.tasks, room=False), str(error)) for _, write in writes]
+                verdicts = [_for_want_of_room(verdict, str(error)) for verdict in self._admission.decide(given, room=False)]
+                accepted = []
         self._answer(writes, verdicts, send)
+        self._admission.admit(accepted)  # What only the next turn needs to know, nobody waits for.
 
     def next_due_ms(self) -> int | None:
         """It never acts by the clock."""
@@ -127,8 +122,8 @@ class PublisherBroker:
         """Figures for whoever watches the broker."""
         return {"known_ids": len(self._admission), "published": self._written, "log_bytes": self._log.bytes, "has_room": int(self._room)}
 
-    def _store(self, accepted: list[StoredTaskIn], first: int) -> None:
-        self._log.append(encode_records(accepted), at_ms=self._clock.wall_ms(), first_task=first)
+    def _store(self, accepted: list[StoredTaskIn]) -> None:
+        self._log.append(encode_records(accepted), at_ms=self._clock.wall_ms(), first_task=self._admission.last_task + 1)
         if self._config.durability == "power-cut":
             self._log.sync()  # Nothing below this line runs until the disk has it.
         self._written += len(accepted)
@@ -152,4 +147,4 @@ class PublisherBroker:
 
 
 def _for_want_of_room(verdict: Verdict, why: str) -> Verdict:
-    return verdict._replace(refused=[Refusal(refusal.index, why) for refusal in verdict.refused])
+    return Verdict(verdict.accepted, verdict.duplicates, [Refusal(refusal.index, why) for refusal in verdict.refused])

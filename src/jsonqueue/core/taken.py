@@ -42,6 +42,12 @@ class _Series:
         self.firsts: list[int] = []
         self.runs: list[_Run] = []
 
+    @property
+    def next(self) -> str:
+        """The counter behind the last run, as it is written."""
+        last = self.runs[-1]
+        return str(last.first + len(last.numbers))
+
     def before(self, end: int) -> _Run | None:
         """The last run that begins before ``end``."""
         place = bisect_right(self.firsts, end - 1)
@@ -161,9 +167,12 @@ class TakenIds(Mapping[str, int]):
         return run is not None and run.first + len(run.numbers) > counter
 
     def _in_run(self, task_id: str) -> tuple[_Run, int] | None:
-        prefix, counter = _parts(task_id)
+        prefix, dash, digits = task_id.rpartition("-")
         series = self._series.get(prefix)
-        run = series.before(counter + 1) if series and counter else None
+        if series is None or not dash or digits == series.next:  # as are most that are asked for: they are about to count on
+            return None
+        counter = _counter(digits)
+        run = series.before(counter + 1) if counter else None
         if run is None:
             return None
         offset = counter - run.first
@@ -179,9 +188,13 @@ class TakenIds(Mapping[str, int]):
 def _parts(task_id: str) -> tuple[str, int]:
     """``"abc-17"`` as ``("abc", 17)``. The counter is 0 if there is none, or if it is written as we would not write it."""
     prefix, dash, digits = task_id.rpartition("-")
-    if not dash or not digits.isdecimal() or not digits.isascii() or digits[0] == "0" or len(digits) > _DIGITS_MAX:
-        return prefix, 0
-    return prefix, int(digits)
+    return prefix, _counter(digits) if dash else 0
+
+
+def _counter(digits: str) -> int:
+    if not digits.isdecimal() or not digits.isascii() or digits[0] == "0" or len(digits) > _DIGITS_MAX:
+        return 0
+    return int(digits)
 
 
 def _counting(ids: list[str]) -> tuple[str, int] | None:
