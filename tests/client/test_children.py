@@ -229,6 +229,27 @@ def test_a_child_that_gets_no_thread_by_its_own_limit_has_failed() -> None:
     runner.close()
 
 
+WANTS = ["raise MemoryError", "raise OSError(24, 'Too many open files')", "import errno\nraise OSError(errno.ENOMEM, 'x') from None"]
+
+
+@pytest.mark.parametrize("script", [False, True])
+@pytest.mark.parametrize("text", WANTS)
+def test_a_child_that_cannot_load_its_handler_for_want_is_not_at_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, script: bool
+) -> None:
+    """What it imports found no memory, or no open file: in a minute it may. Unless the limit is its own, or it is something else."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "in_want.py").write_text(text)
+    address = Address("in_want", "double", script=str(tmp_path / "in_want.py") if script else "")
+    with pytest.raises(NotStarted, match="its handler's process did not start"):
+        ChildRunner(address, timeout=None, config=Config, limits=None).run(delivered(1))
+    for limits in (Limits(open_files=200), Limits(memory_bytes=2**40)):
+        limited = ChildRunner(address, timeout=None, config=Config, limits=limits)
+        assert "cannot be loaded in a child process" in error(limited)
+    (tmp_path / "in_want.py").write_text("raise OSError(2, 'No such file')")
+    assert "cannot be loaded in a child process" in error(ChildRunner(address, timeout=None, config=Config, limits=None))
+
+
 def test_a_child_is_killed_at_its_time_limit_with_all_it_started(runners: Callable[..., ChildRunner], tmp_path: Path) -> None:
     """SIGTERM ignored, a process of its own at work: nothing of it is left."""
     runner = runners(handlers.hang, timeout=2.0)

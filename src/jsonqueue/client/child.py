@@ -30,7 +30,7 @@ from jsonqueue.client.handlers import Address, is_async, load
 from jsonqueue.client.limits import Limits, apply, renew_cpu
 from jsonqueue.client.outcome import Current, Verdict, cut, failure, inline, running_in
 from jsonqueue.config import Config
-from jsonqueue.errors import ConnectionClosed, JsonQueueError
+from jsonqueue.errors import ConnectionClosed, JsonQueueError, is_want
 from jsonqueue.event import Complete, Event, EventOwner, Fail, Failure, Join, Revoke, decoder_for, encode
 from jsonqueue.task import Task
 
@@ -56,7 +56,7 @@ def main() -> None:
         apply(limits)
         run = _loaded(address)
     except BaseException as error:  # noqa: BLE001 - whatever the user's module raises when it is imported
-        _say(pipe, Fail(0, [Failure("", 0, _why(error))], 0))
+        _say(pipe, Fail(0, [Failure("", 0, _why(error), retry_after_ms=_again(limits) if is_want(error) else None)], 0))
         return
     _serve(pipe, run, limits)
 
@@ -82,6 +82,12 @@ class _TimeIsUp(BaseException):
 
 def _why(error: BaseException) -> str:
     return cut(str(error) if isinstance(error, JsonQueueError) else "".join(traceback.format_exception(error)))
+
+
+def _again(limits: Limits | None) -> int | None:
+    """When to try again what failed for want of memory, open files or processes: it passes, unless it is by the handler's own limit."""
+    own = limits is not None and (limits.processes or limits.memory_bytes or limits.open_files)
+    return None if own else 0
 
 
 def _loaded(address: Address) -> Callable[[Task[Any]], Verdict]:
@@ -117,8 +123,7 @@ def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict], limits: Limits | Non
     try:
         threading.Thread(target=_listen, args=(pipe, tasks, here), daemon=True).start()
     except RuntimeError as error:  # No thread is to be had: that passes, unless it is by the handler's own limit.
-        own = limits is not None and (limits.processes or limits.memory_bytes)
-        _say(pipe, Fail(0, [Failure("", 0, str(error), retry_after_ms=None if own else 0)], 0))
+        _say(pipe, Fail(0, [Failure("", 0, str(error), retry_after_ms=_again(limits))], 0))
         return
     _say(pipe, Join("child", os.getpid(), 1))
     while (task := tasks.get()) is not None:
