@@ -17,6 +17,7 @@ from msgspec import Raw
 from client.fakes import FakeBroker, Side, assign, delivered, settle, welcome
 from client.test_children import await_that, gone
 from client.test_consumer import at_work
+from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import NotStarted
 from jsonqueue.client.program import Program, ProgramRunner
 from jsonqueue.clock import SystemClock
@@ -328,3 +329,21 @@ def test_a_consumer_runs_programs() -> None:
         peer.say(assign(21))
         assert [bytes(one) for one in peer.hear(Complete).results] == [b"42"]
     broker.close()
+
+
+@pytest.mark.parametrize("limits", [None, Limits(cpu_s=60)])
+def test_a_relative_program_is_meant_from_where_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: Limits | None
+) -> None:
+    """Wherever this process goes later, and whatever folder it is to run in; that folder, too."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "x").write_text("#!/bin/sh\npwd\n")
+    (tmp_path / "x").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    programs = [Program("./x"), Program("./x", cwd="sub")]
+    monkeypatch.chdir("/")
+    for program, folder in zip(programs, ("/", str(tmp_path / "sub")), strict=True):
+        verdict = ProgramRunner(program, timeout=20, config=Config, limits=limits).run(delivered(1))
+        assert isinstance(verdict, Raw), verdict
+        assert bytes(verdict) == f'"{folder}"'.encode()
+    assert Program("sh -c true").path == "sh"

@@ -66,9 +66,11 @@ class Program:
         Raises :class:`InvalidHandler` for what is no command, no environment or no time.
         """
         self.arguments = _split(command, shell)
+        self.path = _path_of(self.arguments[0])
+        """What is run: a relative path is meant from where the Program is made, wherever this process or ``cwd`` goes."""
         self.retry_after = _wait(retry_after)
         self.env = _environment(env or {})
-        self.cwd = None if cwd is None else _text(cwd, "no folder")
+        self.cwd = None if cwd is None else os.path.abspath(_text(cwd, "no folder"))
 
     def __repr__(self) -> str:
         return f"Program({shlex.join(self.arguments)!r})"
@@ -91,6 +93,11 @@ def _split(command: str | Sequence[str], shell: bool) -> list[str]:
             )
         raise InvalidHandler(f"there is no program {arguments[0]!r}", hint="give its path, or look at PATH; built-ins need a shell")
     return arguments
+
+
+def _path_of(program: str) -> str:
+    """A name without a slash stays one: it is looked for in PATH each time."""
+    return os.path.abspath(program) if os.sep in program else program
 
 
 def _environment(given: Mapping[str, str]) -> dict[str, str]:
@@ -196,7 +203,7 @@ class ProgramRunner:
 
     def _start(self, task: Task[Any]) -> subprocess.Popen[bytes]:
         mine = {"JSONQUEUE_TASK_ID": task.id, "JSONQUEUE_ATTEMPT": str(task.attempt)}
-        command = [*(launcher(self._limits) if self._limits else ()), *self._program.arguments]
+        command = [*(launcher(self._limits) if self._limits else ()), self._program.path, *self._program.arguments[1:]]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, **self._program.env, **mine}, cwd=self._program.cwd, process_group=0,
