@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -404,6 +405,26 @@ def test_a_queue_is_served_worked_off_and_stopped_from_the_shell(tmp_path: Path)
     assert _run(tmp_path, "verify") == "All is well, 3 tasks.\n"
     listed = {json.loads(line)["status"] for line in _run(tmp_path, "list", "--json").splitlines()}
     assert listed == {TaskStatus.COMPLETED, TaskStatus.CANCELLED}
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_serve_goes_on_when_nobody_reads_what_it_announces(tmp_path: Path) -> None:
+    """`serve | true`: it ended with 141, and without a word. Whoever wants the queue served is still there."""
+    unread, out = os.pipe()
+    os.close(unread)
+    serve = subprocess.Popen(_line("serve", "--queue", "q"), cwd=tmp_path, env=_environment(), stdout=out, stderr=subprocess.PIPE)
+    os.close(out)
+    while serve.poll() is None and os.readlink(f"/proc/{serve.pid}/fd/1") != os.devnull:
+        time.sleep(0.01)
+    try:
+        assert serve.returncode is None
+        assert _run(tmp_path, "stop", "--queue", "q").startswith("stopped manager")
+        assert serve.wait(30) == 0
+        assert b"holds everything" in serve.stderr.read()  # type: ignore[union-attr]
+    finally:
+        serve.kill()
+        serve.communicate()
 
 
 def _run(folder: Path, *arguments: str) -> str:

@@ -26,7 +26,7 @@ from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.text import ESCAPES, printable
 from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError
 
-__all__ = ["COMMANDS", "Group", "cli", "command", "queue_options", "run", "terminated_as_interrupted"]
+__all__ = ["COMMANDS", "Group", "cli", "command", "queue_options", "run", "terminated_as_interrupted", "to_nowhere"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo.command:demo", "Watch real work go through a queue (what happens without a command)."),
@@ -116,7 +116,7 @@ def _finished(value: Any) -> int:
 
 def _gone() -> int:
     """The reader of our output (``head``, a pager) has gone away: say nothing."""
-    _to_nowhere(sys.stdout)
+    to_nowhere(sys.stdout)
     return 141
 
 
@@ -126,10 +126,11 @@ def _give_up_unprinted() -> None:
         try:
             stream.flush()
         except OSError:
-            _to_nowhere(stream)
+            to_nowhere(stream)
 
 
-def _to_nowhere(stream: TextIO) -> None:
+def to_nowhere(stream: TextIO) -> None:
+    """Whatever is still said there is said in vain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jsonqueue.cli.app import command
+from jsonqueue.cli.app import command, to_nowhere
 from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.live import LiveLine
 from jsonqueue.cli.options import Seconds
@@ -47,7 +48,10 @@ def serve(settings: Settings, assignments: tuple[str, ...], grace: float) -> Non
     with ExitStack() as shown:
 
         def announce() -> None:
-            _announce(console, manager.status())
+            try:
+                _announce(console, manager.status())
+            except BrokenPipeError:  # Whoever wanted to read it is gone; whoever wants the queue served is not.
+                to_nowhere(sys.stdout)
             rates = Rates()
             shown.enter_context(LiveLine(lambda: _live(manager, rates), watched=console.watched, every_s=1.0))
 
