@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -180,6 +184,50 @@ def test_a_task_past_its_retention_is_found_in_the_archive(tmp_path: Path) -> No
         assert call("show", "\udcff", "--queue", str(queue)).status == 66, "bytes that are no text are an id that is not there"
     assert (missing.status, missing.out) == (66, "")
     assert missing.err.startswith("Error: no task 'torn' in ")
+
+
+@contextlib.contextmanager
+def _sector_lost_behind(line: bytes) -> Iterator[Iterator[bytes]]:
+    """A file whose first line can be read."""
+
+    def lines() -> Iterator[bytes]:
+        yield line
+        raise OSError(errno.EIO, "Input/output error")
+
+    yield lines()
+
+
+def test_an_archive_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By file and byte, unless the task is found in another; one that was taken away meanwhile is none."""
+    old = encode_task(task("old", TaskStatus.COMPLETED, data=1, result="kept", finished_ms=NOW_MS)) + b"\n"
+    with a_queue_of(tmp_path, task("new")) as queue:
+        (queue / "archive").mkdir()
+        for month in ("08", "09", "10"):
+            (queue / "archive" / f"2026-{month}.jsonl").write_bytes(old)
+        opened = Path.open
+
+        def open_file(path: Path, *mode: Any, **options: Any) -> Any:
+            if path.name == "2026-10.jsonl":
+                return _sector_lost_behind(old.replace(b'"old"', b'"odd"'))
+            if path.name == "2026-09.jsonl":
+                raise FileNotFoundError(errno.ENOENT, "No such file", str(path))
+            return opened(path, *mode, **options)
+
+        monkeypatch.setattr(Path, "open", open_file)
+        assert "completed, in archive/2026-08.jsonl" in call("show", "old", "--queue", str(queue)).out
+        missing = call("show", "none", "--queue", str(queue))
+        assert (missing.status, missing.out) == (74, "")
+        assert missing.err.startswith(f"Error: archive/2026-10.jsonl cannot be read at byte {len(old)}: Input/output error\nHint:  nothing")
+
+
+def test_a_line_of_the_archive_that_is_no_task_is_damage(tmp_path: Path) -> None:
+    """It was called a bug of ours."""
+    with a_queue_of(tmp_path, task("new")) as queue:
+        (queue / "archive").mkdir()
+        (queue / "archive" / "2026-10.jsonl").write_bytes(b'{"id":"x"}\n{"id":"old","number":"1"}\n')
+        called = call("show", "old", "--queue", str(queue))
+        assert (called.status, called.out) == (74, "")
+        assert "archive/2026-10.jsonl cannot be read at byte 11: the line there is no task" in called.err
 
 
 @pytest.mark.parametrize(

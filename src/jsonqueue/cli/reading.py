@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from jsonqueue.errors import JsonQueueError, TaskNotFound, command_for
+from jsonqueue.errors import JsonQueueError, StorageError, TaskNotFound, UnreadableFile, command_for
 from jsonqueue.task import StoredTask
 
 if TYPE_CHECKING:
@@ -82,10 +82,16 @@ def find(queue_dir: Path, task_id: str) -> Found:
         task = view.task(task_id)
     if task is not None:
         return Found(task)
+    unread: StorageError | None = None
     for file in sorted((queue_dir / ARCHIVE).glob("*.jsonl"), reverse=True):
-        for archived in _archived(file, task_id):
-            return Found(archived, f"{ARCHIVE}/{file.name}")
-    raise TaskNotFound(
+        try:
+            for archived in _archived(file, task_id):
+                return Found(archived, f"{ARCHIVE}/{file.name}")
+        except FileNotFoundError:
+            continue  # The archive is the user's, who may have taken it away just now.
+        except StorageError as error:
+            unread = unread or error
+    raise unread or TaskNotFound(
         task_id,
         where=f"{queue_dir} or its archive",
         hint=f"what is there is listed by: {command_for(str(queue_dir), 'list')}",
@@ -95,10 +101,20 @@ def find(queue_dir: Path, task_id: str) -> Found:
 def _archived(file: Path, task_id: str) -> Iterator[StoredTask]:
     """The tasks of this id in one archive file. Each line begins with its id, so that only lines that match are parsed.
 
-    A last line without its end is one that a checkpoint was writing when it was cut off; the task is in the queue still.
+    A last line without its end is one that a checkpoint was writing when it was cut off; the task is in the queue still. Raises
+    :class:`UnreadableFile`.
     """
     begins = b'{"id":"' + task_id.encode(errors="surrogateescape") + b'"'
-    with file.open("rb") as lines:
-        for line in lines:
-            if line.startswith(begins) and line.endswith(b"\n"):
-                yield _decode_task(line)
+    name, at = f"{ARCHIVE}/{file.name}", 0
+    try:
+        with file.open("rb") as lines:
+            for line in lines:
+                if line.startswith(begins) and line.endswith(b"\n"):
+                    yield _decode_task(line)
+                at += len(line)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableFile(name, offset=at, why=f"{error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UnreadableFile(name, offset=at, why=f"the line there is no task ({error})") from None
