@@ -852,6 +852,27 @@ def test_retention_by_age_number_and_bytes() -> None:
     stage.check()
 
 
+def test_deaths_before_a_replay_are_let_go_long_before_their_time() -> None:
+    """Dead letters that are replayed every hour, and die again, stay as many as they are."""
+    stage = Stage(config=Config(retry=Never()))
+    ids = [f"t{number}" for number in range(800)]
+    stage.publish(*ids)
+    stage.join(1, 0)
+    for _ in range(6):
+        stage.later(3_600_000)
+        turn = stage.heartbeat(1, want=800)
+        stage.fail(1, *(_failure(held) for held in assigned(turn)), want=0)
+        stage.replay()
+    assert len(stage.dispatcher._retention._dead) <= 2 * 800
+    assert set(stage.statuses().values()) == {"pending"}
+    stage.fail(1, *(_failure(held) for held in assigned(stage.heartbeat(1, want=800))), want=0)
+    stage.later(stage.config.dead_keep_ms - 1)
+    assert set(stage.statuses().values()) == {"dead"}
+    stage.later(1)
+    assert stage.statuses() == {}
+    stage.check()
+
+
 def test_the_oldest_dead_letter_is_the_next_to_leave() -> None:
     """Of several, and though nothing else has ended."""
     stage = Stage(config=Config(dead_keep_ms=5_000, retry=Never()))

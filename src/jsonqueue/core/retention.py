@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from jsonqueue.config import Config
 from jsonqueue.core.payload import size_of
@@ -11,6 +11,9 @@ from jsonqueue.core.timetable import earliest
 from jsonqueue.task import StoredTask, TaskStatus
 
 __all__ = ["Retention"]
+
+_FEW = 1_024
+"""To hold so many deaths that were followed by another life is no burden."""
 
 
 class Retention:
@@ -21,6 +24,7 @@ class Retention:
         self._ended: list[tuple[int, int, int, str]] = []  # heaps of (ended at, how many were noted before, bytes, id)
         self._dead: list[tuple[int, int, int, str]] = []
         self._bytes = self._count = 0
+        self._most_dead = _FEW
         self._needed: dict[str, tuple[int, int, int, str]] = {}
         """Those past it on which a blocked task rests."""
 
@@ -47,12 +51,20 @@ class Retention:
                 self._needed[task_id] = entry
             else:
                 retired.append(task_id)
+        if len(self._dead) > self._most_dead:
+            self._forget_deaths_before_a_replay(tasks)
         oldest_ms = now_ms - config.dead_keep_ms
         while self._dead and self._dead[0][0] <= oldest_ms:
             finished_ms, _, _, task_id = heappop(self._dead)
             if _is_that_death(tasks.get(task_id), finished_ms):
                 retired.append(task_id)
         return list(dict.fromkeys(retired))  # replayed and dead again within one millisecond, a task is noted twice
+
+    def _forget_deaths_before_a_replay(self, tasks: Mapping[str, StoredTask]) -> None:
+        """What is replayed each hour and dies again would be noted here once for each time, for as long as dead letters are kept."""
+        self._dead = [noted for noted in self._dead if _is_that_death(tasks.get(noted[3]), noted[0])]
+        heapify(self._dead)
+        self._most_dead = max(_FEW, 2 * len(self._dead))
 
     def released(self, ids: Iterable[str]) -> None:
         """One that needed these needs them no more."""
