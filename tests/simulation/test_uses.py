@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import shutil
 import subprocess
@@ -104,6 +105,18 @@ def test_a_handler_is_called_as_a_consumer_would() -> None:
     verdict = simulate([1, 2, 3], handler=handler)
     assert verdict.ok, verdict.violation
     assert (sorted(seen), verdict.totals.completed) == ([1, 2, 3], 3)
+
+
+def test_a_coroutine_within_another_is_refused() -> None:
+    """It could not be awaited: all its tasks were dead in the end, and it never ran."""
+
+    async def handler(task: Any) -> None: ...
+
+    async def a_test() -> None:
+        simulate(1, handler=handler)
+
+    with pytest.raises(TypeError, match="from plain code"):
+        asyncio.run(a_test())
 
 
 def test_a_handler_that_always_fails_is_no_deadlock() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from random import Random
 from typing import Any
@@ -65,7 +66,12 @@ def simulate(
 
 
 def _as_a_consumer_calls(handler: Callable[[AnyTask], Any]) -> Callable[[AnyTask], object]:
-    """Within a run that :func:`jsonqueue.current` knows, and to its end where it is a coroutine."""
+    """Within a run that :func:`jsonqueue.current` knows, and to its end where it is a coroutine. (Where one runs already, as in a test that
+    is one itself, no other could be awaited: each attempt would fail of that.)"""
+    if is_async(handler):
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise TypeError("simulate() with an async handler is called from plain code: no other coroutine can run within this one")
 
     def run(task: AnyTask) -> object:
         running_in(Current(task))
