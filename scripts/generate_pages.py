@@ -125,6 +125,7 @@ change nothing. `publish` works without brokers too; the task runs when brokers 
 | 66 | No such task, or no queue in this folder. |
 | 69 | No broker is running where one is needed. |
 | 70 | A bug in jsonqueue; `JSONQUEUE_DEBUG=1` shows where. |
+| 72 | A log was removed, moved or replaced while it was written to, again and again. |
 | 74 | The disk: full, failing, or files that cannot be used; or standard output cannot be written to (what was done stands, and is said). |
 | 75 | Not now: another manager serves the folder, it is stopping or does not answer, no answer came in time, the task has not ended yet. |
 | 76 | The other end of a connection spoke nonsense. |

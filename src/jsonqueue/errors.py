@@ -23,6 +23,7 @@ __all__ = [
     "ConnectionClosed",
     "CorruptQueue",
     "DiskFull",
+    "FileLost",
     "FolderRefused",
     "InvalidConfig",
     "InvalidHandler",
@@ -302,6 +303,25 @@ class LockLost(StorageError):
             hint="lock files stay where they are, also when nobody holds them; what was acknowledged is in the files",
         )
         self.lock = lock
+
+
+class FileLost(StorageError):
+    """A file of a log was removed, moved or replaced while a broker wrote to it, so that nobody would have found there what it wrote.
+
+    ``saved_as``: the file that holds all of it now, from which the broker's next start goes on; empty where it could not be saved.
+    """
+
+    exit_status = 72
+
+    def __init__(self, file: str, *, saved_as: str = "", why: str = "") -> None:
+        became = f"all that it held was saved as {saved_as}" if saved_as else f"what it held could not be saved ({why})"
+        super().__init__(
+            f"{file} was removed, moved or replaced while a broker wrote to it: {became}",
+            hint="the files of a queue stay where they are while it is served"
+            if saved_as
+            else "if it was moved, move it back; if not, `jsonqueue repair --accept-loss` keeps what is whole and lists what is lost",
+        )
+        self.file, self.saved_as, self.why = file, saved_as, why
 
 
 class SyncFailed(StorageError):

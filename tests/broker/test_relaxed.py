@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from msgspec import Raw
 from msgspec.structs import replace
 
 from broker.speech import CONFIG, Audience
 from jsonqueue.config import Config
+from jsonqueue.errors import FileLost
 from jsonqueue.event import Assign, Cancel, Complete, Event, Fail, Failure, Heartbeat, Join, Mark, Replay, Return, Watch, Write
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.recovery import load_state
@@ -89,3 +91,25 @@ def test_any_other_queue_syncs_before_each_answer_and_says_nothing() -> None:
     stage.say(Heartbeat([], [], 1))
     assert stage.say(Complete(4, *stage.assigned, [Raw(b"2")], 0), Watch(5, ["x"])) == ["sync", "settled", "result"]
     assert stage.say(Replay(6, [])) == ["changed"], "nothing is dead: nothing is to be made durable"
+
+
+@pytest.mark.parametrize("durability", ["power-cut", "process-crash"])
+def test_nothing_is_answered_that_was_written_to_a_file_without_a_name(durability: str) -> None:
+    """Whoever removes a log does not make either promise void: it is looked for behind each batch."""
+    stage = _Stage(replace(CONFIG, durability=durability))
+    stage.publish("a")
+    stage.say(Join("c", 1, 1))
+    outcome = Complete(1, *stage.assigned, [Raw(b"2")], 0)
+    stage.told.clear()
+    stage.marks.clear()
+    for name in stage.files.list():
+        stage.files.unlink(name)
+    with pytest.raises(FileLost):
+        stage.publish("b")
+    assert not stage.marks
+    stage.marks.append(Mark(0, 0))
+    with pytest.raises(FileLost):
+        stage.say(outcome)
+    assert not stage.told
+    tasks = load_state(stage.files).state.tasks
+    assert {task.id: task.status for task in tasks.values()} == {"a": TaskStatus.COMPLETED, "b": TaskStatus.PENDING}

@@ -25,7 +25,10 @@ from jsonqueue.storage.files import RealFiles
 
 __all__ = ["main"]
 
-CALLS = ("open", "pread", "pwrite", "ftruncate", "fstat", "fdatasync", "fsync", "replace", "link", "unlink", "listdir", "stat", "fstatvfs")
+CALLS = (
+    "open", "pread", "pwrite", "ftruncate", "fstat", "fdatasync", "fsync", "replace", "link", "unlink", "listdir", "stat", "lstat",
+    "fstatvfs",
+)  # fmt: skip
 NO_ROOM = frozenset({"pwrite", "open", "link", "replace"})
 SHORT = -1
 

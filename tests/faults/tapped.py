@@ -11,7 +11,7 @@ __all__ = ["CALLS", "Tapped"]
 
 CALLS = frozenset(
     ("open", "read", "write_at", "truncate", "size", "sync", "close", "sync_folder", "rename", "link", "unlink", "list", "make_folder",
-     "remove_folder", "identity", "free_bytes")
+     "remove_folder", "identity", "has_name", "free_bytes")
 )  # fmt: skip
 
 Tap = Callable[[int, str, tuple[Any, ...]], None]

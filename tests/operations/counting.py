@@ -27,7 +27,7 @@ from jsonqueue.config import Config
 from jsonqueue.event import EventOwner, Join, Settled, Welcome, decoder_for, encode
 from jsonqueue.storage.memory import MemoryFiles
 
-_COUNTED_FILE_CALLS = ("open", "read", "write_at", "sync", "sync_folder", "list", "rename", "unlink")
+_COUNTED_FILE_CALLS = ("open", "read", "write_at", "sync", "sync_folder", "has_name", "list", "rename", "unlink")
 
 
 class FixedClock:

@@ -31,8 +31,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "track-record.md"
 _BEGIN, _END = "<!-- found by seeds -->\n", "<!-- end of found by seeds -->"
 
 ELSEWHERE = (
-    "broker/checkpointing.py", "broker/crew.py", "broker/manager.py", "broker/process.py", "broker/reception.py", "channel/registration.py",
-    "storage/files.py", "storage/locks.py", "storage/repair.py", "storage/salvage.py",
+    "broker/checkpointing.py", "broker/crew.py", "broker/manager.py", "broker/process.py", "broker/reception.py", "broker/restarts.py",
+    "channel/registration.py", "storage/files.py", "storage/locks.py", "storage/repair.py", "storage/salvage.py",
 )  # fmt: skip
 """What a simulated world does not run: real processes, sockets, locks and files, and the repair."""
 
@@ -77,6 +77,14 @@ UNSEEN: dict[str, tuple[str, ...]] = {
     "these disks tear a write between sectors, and never within one": ("a line that ends early in padding is damage",),
     "it guards what another rule already sees to, that nothing rests on what is not durable": (
         "progress may rest on batches that are not there",
+    ),
+    "nobody takes a file away from a broker of these worlds": (
+        "a publish is acknowledged in a file that somebody removed",
+        "an outcome is acknowledged in a file that somebody removed",
+        "what a removed log held is not saved",
+        "a log that was removed and cannot be saved is not missed",
+        "a rotation lets go of a file that was removed",
+        "a file is known by its name alone",
     ),
     "the numbers of the tasks are compared too, which does the same": ("a late forget message drops a new task's id",),
 }

@@ -398,6 +398,54 @@ def test_a_batch_looks_at_its_lock_twice(tmp_path: Path) -> None:
     files.shut()
 
 
+# ── whose a name is ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_name_is_that_of_a_file_until_somebody_takes_it_away(files: Files) -> None:
+    """Removed, moved, or given to another file, be it an equal one; and again once it is moved back."""
+    handle = files.open("draft", create=True)
+    write_all(files, handle, 0, b"x")
+    assert files.has_name(handle, "draft")
+    assert not files.has_name(handle, "log")
+    files.rename("draft", "log")
+    assert files.has_name(handle, "log")
+    files.rename("log", "moved")
+    assert not files.has_name(handle, "log")
+    other = files.open("log", create=True)
+    write_all(files, other, 0, b"x")
+    assert not files.has_name(handle, "log")
+    assert files.has_name(other, "log")
+    files.rename("moved", "log")
+    assert files.has_name(handle, "log")
+    files.unlink("log")
+    assert not files.has_name(handle, "log")
+    files.close(handle)
+    files.close(other)
+
+
+def test_a_link_in_the_place_of_a_file_is_not_that_file(real: RealFiles) -> None:
+    """Nobody would follow it there."""
+    handle = real.open("log", create=True)
+    real.rename("log", "moved")
+    (real.root / "log").symlink_to("moved")
+    assert not real.has_name(handle, "log")
+    real.close(handle)
+
+
+def test_a_name_that_cannot_be_looked_at_is_an_error_of_the_queues(real: RealFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says neither yes nor no."""
+    handle = real.open("log", create=True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as during:
+        during.setattr("jsonqueue.storage.files.os.lstat", refuse)
+        with pytest.raises(StorageError, match="log: Input/output error"):
+            real.has_name(handle, "log")
+    real.close(handle)
+
+
 def test_a_folder_in_the_place_of_a_file_is_named_and_stays(real: RealFiles) -> None:
     """What cannot be unlinked is an error of the queue's, which names it."""
     (real.root / "draft").mkdir()

@@ -258,6 +258,7 @@ class ConsumerBroker:
                 send(peer, event)
             if self._config.durability == "power-cut":
                 self._log.sync()  # Nothing below this line runs until the disk has it.
+            self._log.assure()  # And has it where it will be looked for.
         for peer, event in turn.answers:
             send(peer, event)
         if self._log.bytes > self._config.segment_max_bytes:

@@ -8,7 +8,8 @@ exits with  because
 ==========  ======================================================================================
 0           it was asked to stop by the manager, or the manager is gone
 70          an error of ours, the traceback is on standard error; or no memory was left
-others      the exit status of the :class:`~jsonqueue.errors.JsonQueueError` that it told the manager: 74 for a disk that failed
+others      the exit status of the :class:`~jsonqueue.errors.JsonQueueError` that it told the manager: 74 for a disk that failed, 72 for
+            a log that somebody removed
 ==========  ======================================================================================
 
 When the manager is gone (end of the control Pipe, or of its process) there is nothing to drain for: what was acknowledged is durable,
@@ -173,6 +174,14 @@ class _Desk:
 
     def work(self) -> None:
         """Serve until told to stop; then drain."""
+        try:
+            self._work()
+        except JsonQueueError:
+            with contextlib.suppress(JsonQueueError):
+                self._broker.close()  # If somebody removed its log, this saves it.
+            raise
+
+    def _work(self) -> None:
         while not self._stopping:
             self._look_for_manager()
             if not self._ready and self._side.ready:
@@ -342,6 +351,7 @@ class _PublisherSide:
         return self._broker
 
     def use_marks(self, loop: BrokerLoop, pipe: Pipe) -> None:
+        self._broker.assure()  # A ConsumerBroker that starts opens the log by its name.
         self._outlet.renew(pipe, loop)
         self._outlet.announce(self._broker.mark)
 

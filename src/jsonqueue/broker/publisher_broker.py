@@ -76,6 +76,10 @@ class PublisherBroker:
         """How far the log is durable."""
         return Mark(*self._log.position)
 
+    def assure(self) -> None:
+        """Look whether the log is where others look for it. Raises :class:`~jsonqueue.errors.FileLost`."""
+        self._log.assure()
+
     def rotate(self) -> bool:
         """Seal the segment, for a checkpoint. Without room for another one it stays in use: that costs nothing but its length."""
         try:
@@ -126,6 +130,7 @@ class PublisherBroker:
         self._log.append(encode_records(accepted), at_ms=self._clock.wall_ms(), first_task=self._admission.last_task + 1)
         if self._config.durability == "power-cut":
             self._log.sync()  # Nothing below this line runs until the disk has it.
+        self._log.assure()  # And has it where it will be looked for.
         self._written += len(accepted)
         # The ConsumerBroker hears of it before the publisher does: a question after a task never comes before the task.
         self._announce(self.mark)

@@ -17,7 +17,7 @@ DISK_FAILED = 74
 """The exit status of a broker whose disk failed it."""
 
 _FOR_GOOD = frozenset({65, 77, 78})
-"""Damage, a folder that is refused, a format that is not known: the next start would find the same."""
+"""Damage, a folder that is refused, a format that is not known: a start that found it would find it again."""
 
 _MAX = 3
 _WITHIN_MS = 60_000
@@ -64,12 +64,16 @@ class Restarts:
         """How often it was started again."""
         self._died_ms: deque[int] = deque()
 
-    def allowed(self, status: int, now_ms: int) -> bool:
-        """Whether it may be started again after it died with this exit status."""
+    def allowed(self, status: int, now_ms: int, *, served: bool) -> bool:
+        """Whether it may be started again after it died with this exit status.
+
+        ``served``: it had been up by then. What looked like damage to it may be a log that somebody removed while the other broker, which
+        writes it, still has it open. That one saves it when its sibling starts anew; and what is damage is found again by that start.
+        """
         while self._died_ms and self._died_ms[0] <= now_ms - _WITHIN_MS:
             self._died_ms.popleft()
         self._died_ms.append(now_ms)
-        return status not in _FOR_GOOD and len(self._died_ms) <= _MAX
+        return (served or status not in _FOR_GOOD) and len(self._died_ms) <= _MAX
 
     def verdict(self, child: Child, status: int) -> JsonQueueError:
         """Why it is not: its own last words, if it had any."""

@@ -3,8 +3,8 @@
 It only supervises: tasks pass elsewhere. All that happens here happens in one thread; other threads bring their wishes with :meth:`submit`.
 
 A broker that dies is started again at once, three times within a minute. The other one lives on and gets the new end of the marks Pipe. Two
-exceptions: where a broker found damage (exit status 65, 77, 78) starting again would find it again, so everything stops with that error;
-and after a failed fsync (74) both brokers start again, since one may have read what the other one's disk has lost.
+exceptions: where a broker that starts found damage (exit status 65, 77, 78) starting again would find it again, so everything stops with
+that error; and after a failed fsync (74) both brokers start again, since one may have read what the other one's disk has lost.
 
 Two things are no death, and waited for as long as it takes: a broker that finds no room on the disk waits for some by itself, and where no
 process can be had for a broker (no memory, no open files, too many processes) it is tried again, at growing intervals.
@@ -295,7 +295,7 @@ class Supervisor:
         except LockLost as error:
             self._fail(error)
             return
-        if not restarts.allowed(status, now_ms):
+        if not restarts.allowed(status, now_ms, served=child.epoch > 0):
             self._fail(restarts.verdict(child, status))
             return
         self._say.broker_died(child.role, pid=child.pid, status=status, last_words=last_words)

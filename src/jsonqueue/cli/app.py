@@ -1,8 +1,8 @@
 """The ``jsonqueue`` command: which commands there are, what all of them share, and how a run ends.
 
 Exit statuses (those of sysexits.h, plus the shell's own for signals): 0 done · 1 the answer is no (a dead task, findings of verify, totals
-that differ) · 2 wrong usage · 65 bad data · 66 no such task · 69 no broker running · 70 a bug of ours · 74 disk trouble · 75 try again
-later · 77 folder refused · 78 bad settings or a newer format · 130 Ctrl-C · 141 the reader of our output went away.
+that differ) · 2 wrong usage · 65 bad data · 66 no such task · 69 no broker running · 70 a bug of ours · 72 a log taken away · 74 disk
+trouble · 75 try again later · 77 folder refused · 78 bad settings or a newer format · 130 Ctrl-C · 141 the reader of our output went away.
 """
 
 from __future__ import annotations

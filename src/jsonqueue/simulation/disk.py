@@ -149,6 +149,9 @@ class ProcessFiles:
     def identity(self, name: str) -> Identity | None:
         return self._disk.identity(name)
 
+    def has_name(self, handle: int, name: str) -> bool:
+        return self._disk.has_name(handle, name)
+
     def free_bytes(self) -> int:
         return self._disk.free_bytes()
 
@@ -186,6 +189,9 @@ class DurableView:
     def identity(self, name: str) -> Identity | None:
         inode = self._disk._durable.get(name)
         return (inode.number, len(inode.durable), 0) if inode else None
+
+    def has_name(self, handle: int, name: str) -> bool:
+        return self._disk._durable.get(name) is self._handles[handle]
 
     def free_bytes(self) -> int:
         return 0

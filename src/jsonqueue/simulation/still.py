@@ -414,6 +414,13 @@ class StillFiles:
 
         return self._do("identity", name, act, changes=False)  # type: ignore[no-any-return]
 
+    def has_name(self, handle: int, name: str) -> bool:
+        def act() -> bool:
+            plane, file = self._file(handle)
+            return plane.names.get(name) is file
+
+        return self._do("has_name", name, act, changes=False)  # type: ignore[no-any-return]
+
     def free_bytes(self) -> int:
         return 1 << 40
 

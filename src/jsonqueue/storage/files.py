@@ -97,6 +97,10 @@ class Files(Protocol):
         """What tells this file from another that had, or will have, its name; None when there is none."""
         ...
 
+    def has_name(self, handle: int, name: str) -> bool:
+        """Whether this name is that of the file the handle is for; not so when somebody removed, moved or replaced it."""
+        ...
+
     def free_bytes(self) -> int:
         """Room left on the disk for this user."""
         ...
@@ -146,6 +150,7 @@ class RealFiles:
         self._poisoned: set[int] = set()
         self._names: dict[int, str] = {}
         """What the files that are open are called, for messages."""
+        self._inodes: dict[int, tuple[int, int]] = {}
         self._check = _unguarded
 
     def guard(self, check: Callable[[], None]) -> None:
@@ -176,10 +181,11 @@ class RealFiles:
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 _refuse(self.root / name)
             raise _explained(error, name) from error
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
             os.close(handle)
             _refuse(self.root / name)
-        self._names[handle] = name
+        self._names[handle], self._inodes[handle] = name, (found.st_dev, found.st_ino)
         return handle
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
@@ -229,6 +235,7 @@ class RealFiles:
     def close(self, handle: int) -> None:
         self._poisoned.discard(handle)
         self._names.pop(handle, None)
+        self._inodes.pop(handle, None)
         os.close(handle)
 
     def sync_folder(self, name: str = "") -> None:
@@ -294,6 +301,15 @@ class RealFiles:
         except FileNotFoundError:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def has_name(self, handle: int, name: str) -> bool:
+        try:
+            found = os.lstat(name, dir_fd=self._folder)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _explained(error, name) from error
+        return (found.st_dev, found.st_ino) == self._inodes[handle]
 
     def free_bytes(self) -> int:
         room = os.fstatvfs(self._folder)

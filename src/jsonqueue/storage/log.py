@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, SyncFailed
+from jsonqueue.errors import CorruptQueue, DiskFull, FileLost, StorageError, SyncFailed
 from jsonqueue.storage.codec import START, Batch, Position, encode_batch, encode_segment_head, rest_of
 from jsonqueue.storage.files import Files, write_all
 from jsonqueue.storage.queue_file import QUEUE, QueueHeader, read_header
+from jsonqueue.storage.reserve import Reserve
 from jsonqueue.storage.segments import CHUNK, End, Link, LogKind, Segment, begun_name, begun_of, chain_of, read_batches, segments_of, walk
 
 __all__ = ["PATIENCE", "LogKind", "LogReader", "LogWriter", "Position", "consistently", "log_bytes", "log_end", "require_log"]
@@ -99,6 +100,9 @@ class LogWriter:
         self._handle = -1
         self._head_size = 0
         self._first = end.number + 1
+        self._first_chain = end.chain
+        self._name = ""
+        """Of the active segment, with its number and chain before its first batch above."""
         self._unsynced = False
         self._broken = ""
 
@@ -145,12 +149,22 @@ class LogWriter:
             self._guarded(lambda: self._files.sync(self._handle))
             self._unsynced = False
 
+    def assure(self) -> None:
+        """Look whether the active segment still has its name: who acknowledges what was written to a file without one loses it.
+
+        One look at a name, 2 µs: it is asked for each batch, behind its sync. Raises :class:`FileLost`, after which nothing works any more;
+        what the file held was saved, if that was possible, where the next start of a writer finds it.
+        """
+        self._refuse_broken()
+        if not self._files.has_name(self._handle, self._name):
+            raise self._lost()
+
     def rotate(self) -> bool:
         """Seal the active segment and go on in a new one; False when it holds no batch yet. Durable on return.
 
         Raises :class:`DiskFull`: the active segment is still in use, and it may be tried again.
         """
-        self._refuse_broken()
+        self.assure()
         if self.bytes == self._head_size:
             return False  # A second segment of the same first number and epoch would be this one.
         self.sync()
@@ -167,9 +181,10 @@ class LogWriter:
     def close(self) -> None:
         """Close the file. What was appended and not synced may or may not become durable."""
         if self._handle >= 0:
-            if self._padded > self.bytes and not self._broken:
-                with suppress(StorageError):  # It is for whoever looks at the file; nothing depends on it.
-                    self._cut_back()
+            with suppress(StorageError):
+                self.assure()  # What it has to save it saves, and there is nothing to be said: it was at its end anyway.
+                if self._padded > self.bytes:
+                    self._cut_back()  # It is for whoever looks at the file; nothing depends on it.
             self._files.close(self._handle)
             self._handle = -1
         self._broken = self._broken or "it is closed"
@@ -178,19 +193,23 @@ class LogWriter:
 
     def _begin(self, source: Link | None, end: End) -> None:
         """Make the first segment of this writer: a copy of the newest one, or an empty one."""
+        if source is None:
+            self._begin_with(Segment(end.number + 1, self.epoch, self.kind), end.chain, lambda into, at: at)
+            return
+        segment, chain = Segment(source.segment.first, self.epoch, self.kind), int(source.head.chain, 16)
+        self._begin_with(segment, chain, lambda into, at: self._copy(source, end.offset, into, at))
+
+    def _begin_with(self, segment: Segment, chain: int, fill: Callable[[int, int], int]) -> None:
+        """Go on in this segment, with the batches in it that ``fill`` copies into a file, from an offset on; durable on return."""
         draft = f"{self.kind}.draft"
         with suppress(FileNotFoundError):
             self._files.unlink(draft)
-        first = source.segment.first if source else end.number + 1
-        chain = int(source.head.chain, 16) if source else end.chain
         handle = self._files.open(draft, create=True)
-        head = encode_segment_head(self.kind, first=first, epoch=self.epoch, chain=chain)
+        head = encode_segment_head(self.kind, first=segment.first, epoch=segment.epoch, chain=chain)
         try:
-            at = write_all(self._files, handle, 0, head)
-            if source:
-                at = self._copy(source, end.offset, handle, at)
+            at = fill(handle, write_all(self._files, handle, 0, head))
             self._files.sync(handle)
-            self._files.rename(draft, Segment(first, self.epoch, self.kind).name)
+            self._files.rename(draft, segment.name)
             self._files.sync_folder()
         except BaseException as error:
             self._files.close(handle)
@@ -199,20 +218,30 @@ class LogWriter:
                 with suppress(FileNotFoundError):
                     self._files.unlink(draft)
             raise
-        self._handle, self._head_size, self._first = handle, len(head), first
-        self.bytes = self._padded = at
+        self._use(handle, segment, chain, len(head), at)
 
     def _copy(self, source: Link, end: int, into: int, at: int) -> int:
         """Copy the batches of a segment, up to ``end`` in it, and return where they end in the other file."""
-        handle, offset = self._files.open(source.segment.name), source.head.size
+        handle = self._files.open(source.segment.name)
         try:
-            while offset < end:
-                data = self._files.read(handle, offset, min(CHUNK, end - offset))
-                at = write_all(self._files, into, at, data)
-                offset += len(data)
+            return self._copy_part(handle, source.head.size, end, into, at)
         finally:
             self._files.close(handle)
+
+    def _copy_part(self, handle: int, offset: int, end: int, into: int, at: int) -> int:
+        while offset < end:
+            data = self._files.read(handle, offset, min(CHUNK, end - offset))
+            if not data:
+                raise StorageError(f"the {self.kind} log became shorter while it was copied")
+            at = write_all(self._files, into, at, data)
+            offset += len(data)
         return at
+
+    def _use(self, handle: int, segment: Segment, chain: int, head_size: int, size: int) -> None:
+        """From now on this is the active segment, and its file so long."""
+        self._handle, self._head_size = handle, head_size
+        self._first, self._first_chain, self._name = segment.first, chain, segment.name
+        self.bytes = self._padded = size
 
     def _clear_superseded(self) -> None:
         """Remove the segments whose copy is durable now. One that ends torn stays as evidence until a checkpoint has passed it."""
@@ -280,9 +309,9 @@ class LogWriter:
         self._files.sync(self._handle)
 
     def _create(self) -> None:
-        first = self.position.number + 1
-        head = encode_segment_head(self.kind, first=first, epoch=self.epoch, chain=self._chain)
-        handle = self._files.open(Segment(first, self.epoch, self.kind).name, create=True)
+        segment = Segment(self.position.number + 1, self.epoch, self.kind)
+        head = encode_segment_head(self.kind, first=segment.first, epoch=self.epoch, chain=self._chain)
+        handle = self._files.open(segment.name, create=True)
         try:
             write_all(self._files, handle, 0, head)
             self._files.sync(handle)
@@ -290,8 +319,35 @@ class LogWriter:
         except BaseException:
             self._files.close(handle)
             raise
-        self._handle, self._head_size, self._first = handle, len(head), first
-        self.bytes = self._padded = len(head)
+        self._use(handle, segment, self._chain, len(head), len(head))
+
+    def _lost(self) -> FileLost:
+        """Save what the active segment holds, whose name somebody took away: as a start would, by a copy under a higher epoch."""
+        name, unsaved, handle = self._name, "", self._handle
+        try:
+            self._save()
+        except (StorageError, OSError) as error:
+            unsaved = str(error)
+            with suppress(StorageError, OSError):
+                self._create()  # What is missing before it, if anything, is missed.
+        if self._handle != handle:
+            self._files.close(handle)
+        lost = FileLost(name, saved_as="" if unsaved else self._name, why=unsaved)
+        self._give_up(lost)
+        return lost
+
+    def _save(self) -> None:
+        segment, end = Segment(self._first, self.epoch + 1, self.kind), self.bytes
+
+        def fill(into: int, at: int) -> int:
+            return self._copy_part(self._handle, self._head_size, end, into, at)
+
+        try:
+            self._begin_with(segment, self._first_chain, fill)
+        except DiskFull:
+            if not Reserve(self._files, 0).spend(end):
+                raise
+            self._begin_with(segment, self._first_chain, fill)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:

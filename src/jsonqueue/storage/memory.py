@@ -154,6 +154,9 @@ class MemoryFiles:
         inode = self._names.get(name)
         return (inode.number, len(inode.volatile), inode.changed) if inode else None
 
+    def has_name(self, handle: int, name: str) -> bool:
+        return self._names.get(name) is self._handles[handle]
+
     def free_bytes(self) -> int:
         return self.room
 
