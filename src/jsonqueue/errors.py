@@ -347,11 +347,12 @@ class CorruptQueue(StorageError):
 
     exit_status = 65
 
-    def __init__(self, file: str, *, offset: int, why: str, batch: int | None = None) -> None:
+    def __init__(self, file: str, *, offset: int, why: str, batch: int | None = None, hint: str = "") -> None:
         at = f", batch {batch}" if batch is not None else ""
         super().__init__(
             f"{file} is damaged at byte {offset}{at}: {why}",
-            hint="nothing was changed; `jsonqueue verify` shows the extent, `jsonqueue repair` mends what can be mended without loss, "
+            hint=hint
+            or "nothing was changed; `jsonqueue verify` shows the extent, `jsonqueue repair` mends what can be mended without loss, "
             "`jsonqueue repair --accept-loss` puts the files as they are aside and keeps what is whole",
         )
         self.file, self.offset, self.why, self.batch = file, offset, why, batch

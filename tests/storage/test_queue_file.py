@@ -122,11 +122,13 @@ EDITS = {
 def test_an_edit_by_hand_is_told_from_damage(edit: str) -> None:
     """It is still JSON: the text says what happened, and names both ways out."""
     files = written(some_tasks())
+    files.put(f"{PREVIOUS}/{QUEUE}", files.get(QUEUE))
     files.put(QUEUE, EDITS[edit](files.get(QUEUE).decode()).encode())
     with pytest.raises(EditedQueue, match="changed outside of jsonqueue") as caught:
         load_state(files)
     assert "repair --accept-edit" in caught.value.hint
     assert "previous/" in caught.value.hint
+    assert caught.value.__notes__ == [f"Hint: {caught.value.hint}"]
 
 
 @pytest.mark.parametrize("version", [2, 99])

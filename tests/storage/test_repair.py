@@ -234,6 +234,23 @@ def test_an_edit_is_kept_when_told_to() -> None:
     Queue(files).publish("h")
 
 
+def test_no_way_back_is_promised_where_there_is_none() -> None:
+    """An edit was accepted, and the next one comes before a checkpoint made another generation. `repair`, which the hint named, failed."""
+    files, _ = lived(closed=True)
+    files.put(QUEUE, files.get(QUEUE).replace(b'"worker@1"', b'"nobody@1"'))
+    (finding,) = examine(files).findings
+    assert "`jsonqueue repair`, which rebuilds" in finding.options
+    assert mended(files, accept_edit=True).ok
+    files.put(QUEUE, files.get(QUEUE).replace(b'"nobody@1"', b'"another@1"'))
+    (finding,) = examine(files).findings
+    assert (finding.kind, "undo it by hand" in finding.options, "which rebuilds" in finding.options) == ("edited", True, False)
+    assert not mended(files).ok
+    files.put(QUEUE, files.get(QUEUE).replace(b'"another@1"', b'"nobody@1"'))
+    assert examine(files).ok
+    files.put(QUEUE, files.get(QUEUE).replace(b'"nobody@1"', b'"another@1"'))
+    assert mended(files, accept_edit=True).ok
+
+
 def test_an_edit_is_undone_when_not_told_otherwise() -> None:
     """Plain repair goes back to what jsonqueue wrote."""
     files, expected = lived()

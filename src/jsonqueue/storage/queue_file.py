@@ -238,7 +238,7 @@ class QueueReader:
             return CorruptQueue(self.name, offset=offset, why=why)
         if told.format == FORMAT and told.version > VERSION and not self._is_ours_but_for_the_version():
             return newer(self.name, told.version)
-        return EditedQueue(self.name, offset=offset, why=why)
+        return EditedQueue(self.name, offset=offset, why=why, way_back=bool(self._files.list(PREVIOUS)))
 
     def _is_ours_but_for_the_version(self) -> bool:
         """Whether the first line is whole once the version is put right: then that one digit is the damage."""
@@ -275,12 +275,16 @@ def newer(name: str, version: int) -> UnsupportedFormat:
 class EditedQueue(CorruptQueue):
     """A queue.json that is JSON, but not what jsonqueue wrote."""
 
-    def __init__(self, name: str, *, offset: int, why: str) -> None:
-        super().__init__(name, offset=offset, why=f"{why}; it is still valid JSON, so most likely it was changed outside of jsonqueue")
-        self.hint = (
-            "nothing was changed; keep the edit with `jsonqueue repair --accept-edit`, or go back to what jsonqueue wrote with "
-            "`jsonqueue repair`, which rebuilds the file from previous/ and the logs"
+    def __init__(self, name: str, *, offset: int, why: str, way_back: bool = True) -> None:
+        """``way_back``: there is a generation before it."""
+        hint = "nothing was changed; keep the edit with `jsonqueue repair --accept-edit`, or " + (
+            "go back to what jsonqueue wrote with `jsonqueue repair`, which rebuilds the file from previous/ and the logs"
+            if way_back
+            else "undo it by hand: since the last edit was accepted there is no generation before it to go back to (what that one replaced "
+            "is in the newest of damaged-1/, damaged-2/ ...)"
         )
+        why = f"{why}; it is still valid JSON, so most likely it was changed outside of jsonqueue"
+        super().__init__(name, offset=offset, why=why, hint=hint)
 
 
 class QueueWriter:
