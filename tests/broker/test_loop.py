@@ -370,6 +370,19 @@ def test_a_peer_that_never_reads_is_dropped_and_delays_nobody(loop, broker, clie
     assert good.receive(1)
 
 
+def test_a_peer_that_is_to_be_dropped_costs_nothing_more(loop, broker, client, caplog, monkeypatch):
+    """However much it asked for in one breath: a thousand questions are a few bytes, their answers may be a gigabyte."""
+    encoded = []
+    monkeypatch.setattr("jsonqueue.broker.loop.encode", lambda event: encoded.append(event) or encode(event))
+    broker.padding = "x" * 1_000_000
+    deaf = client(pending_max=4_000_000)
+    deaf.post(*(encode(Write(request, [])) for request in range(1_000)))
+    loop.turn(1000)
+    assert broker.heard[-2:] == [(1, Write(999, [])), ("detach", 1)]
+    assert 4 < len(encoded) < 12
+    assert caplog.text.count("the other end does not read") == 1
+
+
 def test_what_a_slow_peer_has_no_room_for_reaches_it_later(loop, broker, client):
     """A large answer goes out in pieces, over several turns, and whole."""
     broker.padding = "x" * 5_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from e2e.cast import HERE, Cast
+from jsonqueue.broker.loop import PEER_PENDING_MAX_BYTES
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import connect
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.errors import TaskFailed
-from jsonqueue.event import EventOwner, Join, encode
+from jsonqueue.event import EventOwner, Join, Look, encode
 from jsonqueue.task import Outcome, Task, TaskStatus
 
 pytestmark = pytest.mark.processes
@@ -118,10 +120,38 @@ def test_a_consumer_that_never_reads_stalls_nobody(cast: Cast) -> None:
         for handle in handles:
             handle.result(timeout=PATIENCE_S)
     assert cast.broker_pid("consumer_broker") == broker, "it was not restarted"
-    # 12 MB of payloads are in the queue; a deaf consumer may have as much waiting for it as a Pipe lets wait (16 MiB), and no more.
+    # 12 MB of payloads are in the queue; each deaf consumer is handed a part of them, which the cap below does not even come into.
     assert _resident_bytes(broker) - before < 150 * 1024 * 1024
     for pipe in deaf:
         pipe.close()
+
+
+@on_linux
+def test_a_caller_that_never_reads_is_dropped_at_the_cap(cast: Cast) -> None:
+    """It asks for 48 MB in one breath: a real broker keeps 16 MiB of them, hangs up, and serves the others."""
+    manager = cast.serve(stderr=subprocess.PIPE)
+    broker = cast.broker_pid("consumer_broker")
+    with Publisher(cast.queue_dir) as publisher:
+        handle = publisher.publish("x" * 1_000_000)
+        handle.task()
+        before = _peak_bytes(broker)
+        deaf, _ = connect(cast.queue_dir, EventOwner.CALLER)
+        deaf.post(*(encode(Look(request, handle.id)) for request in range(48)))
+        assert handle.task().status is TaskStatus.PENDING, "asked behind it, answered all the same"
+    assert cast.broker_pid("consumer_broker") == broker, "it was not restarted"
+    grown = _peak_bytes(broker) - before
+    manager.send_signal(signal.SIGTERM)
+    _, said = manager.communicate(timeout=PATIENCE_S)
+    waiting = [int(number) for number in re.findall(rb"does not read: (\d+) bytes wait for it", said)]
+    assert len(waiting) == 1, said
+    assert PEER_PENDING_MAX_BYTES - 1_001_000 < waiting[0] <= PEER_PENDING_MAX_BYTES == 16 * 2**20
+    assert grown < PEER_PENDING_MAX_BYTES + 12 * 2**20
+    deaf.close()
+
+
+def _peak_bytes(pid: int) -> int:
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
 
 
 def _deaf_consumer(queue_dir: Path, name: str) -> Pipe:

@@ -46,6 +46,7 @@ HARNESSES: dict[str, tuple[str, ...]] = {
     "race": ("faults.race",),
     "locks": (*_PYTEST, "storage/test_files.py", "storage/test_locks.py", "e2e/test_lost_locks.py"),
     "lost files": (*_PYTEST, "storage/test_lost_files.py", "broker/test_relaxed.py", "e2e/test_lost_files.py"),
+    "deaf": (*_PYTEST, "broker/test_loop.py", "e2e/test_liveness.py", "-k", "dropped"),
     "want": (*_PYTEST, "broker/test_want.py"),
     "recovery": (*_PYTEST, "storage/test_recovery.py", "storage/test_log.py"),
     "lines": (*_PYTEST, "storage/test_codec.py"),
@@ -312,6 +313,9 @@ BUGS = (
     Bug("a checkpoint that may open no file is damage", "want", "broker/checkpointing.py", " or is_want(error) or (", " or ("),
     Bug("a broker takes clients until it can open nothing", "want", "broker/process.py",
         "self._files_max - _FILES_KEPT:", "self._files_max:"),
+    Bug("a client that does not read may let more wait than is said", "deaf", "broker/process.py",
+        ", pending_max=PEER_PENDING_MAX_BYTES)", ")"),
+    Bug("a client that is to be dropped is answered on", "deaf", "broker/loop.py", " or peer in self._broken", ""),
     Bug("a desk that can let nobody in looks again at once", "want", "broker/reception.py", "_PAUSE_MS = 200", "_PAUSE_MS = 0"),
 )  # fmt: skip
 

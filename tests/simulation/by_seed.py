@@ -72,6 +72,7 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "a batch is refused because its padding does not fit",
         "a segment with padding is not known to be in its copy",
         "padding is a torn write",
+        "a client that is to be dropped is answered on",
     ),
     "no call of these worlds is seen half done": ("what is read in the midst of a write is damage at once",),
     "these disks tear a write between sectors, and never within one": ("a line that ends early in padding is damage",),

@@ -269,8 +269,8 @@ class BrokerLoop:
 
     def _send(self, number: int, event: Event) -> None:
         peer = self._peers.get(number)
-        if peer is None:
-            return  # It hung up. What it is told here it asks for again.
+        if peer is None or peer in self._broken:
+            return  # It hung up, or is about to be dropped. What it is told here it asks for again.
         try:
             peer.pipe.post(encode(event))
         except NotReading as error:
@@ -287,8 +287,7 @@ class BrokerLoop:
 
     def _give_up(self, peer: _Peer) -> None:
         """Drop the peer after the step: the broker is not told of it in the midst of its turn."""
-        if peer not in self._broken:
-            self._broken.append(peer)
+        self._broken.append(peer)
 
     def _flush(self, peer: _Peer) -> None:
         try:
