@@ -150,3 +150,16 @@ def test_brackets_in_strings_do_not_nest() -> None:
     assert nests_deeper(text, 2)
     assert not nests_deeper(text, 3)
     assert not nests_deeper(b"1", 0)
+
+
+@pytest.mark.parametrize("limit", range(1, 30))
+def test_the_shortest_text_beyond_a_limit_is_beyond_it(limit: int) -> None:
+    """What is too short to hold so many brackets or keys is not searched for them; the shortest that can hold them is."""
+    config = Config(depth_max=limit, keys_max=limit)
+    keys = ",".join(f'"{key}":0' for key in ["", *"abcdefghijklmnopqrstuvwxyz012345"[:limit]])
+    for text, fault in ((f"{'[' * (limit + 1)}{']' * (limit + 1)}", "nested more than"), (f"{{{keys}}}", "keys in its objects")):
+        alone, among = (
+            Admission(TakenIds(), last_task=0, config=config).decide([[TaskIn(id=f"a{n}", data=Raw(text.encode())) for n in range(count)]])[0]
+            for count in (1, 2)
+        )
+        assert [fault in refusal.reason for refusal in alone.refused + among.refused] == [True] * 3

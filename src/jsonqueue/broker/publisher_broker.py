@@ -127,18 +127,18 @@ class PublisherBroker:
         return {"known_ids": len(self._admission), "published": self._written, "log_bytes": self._log.bytes, "has_room": int(self._room)}
 
     def _store(self, accepted: list[StoredTaskIn]) -> None:
-        self._log.append(encode_records(accepted), at_ms=self._clock.wall_ms(), first_task=self._admission.last_task + 1)
+        number = self._log.append(encode_records(accepted), at_ms=self._clock.wall_ms(), first_task=self._admission.last_task + 1)
         if self._config.durability == "power-cut":
             self._log.sync()  # Nothing below this line runs until the disk has it.
         self._log.assure()  # And has it where it will be looked for.
         self._written += len(accepted)
         # The ConsumerBroker hears of it before the publisher does: a question after a task never comes before the task.
-        self._announce(self.mark)
+        self._announce(Mark(number, self._log.epoch))
         if self._log.bytes > self._config.segment_max_bytes:
             self.rotate()
 
     def _answer(self, writes: list[tuple[int, Write]], verdicts: list[Verdict], send: Callable[[int, Event], None]) -> None:
-        number = self._log.position.number
+        number = self._log.number
         relaxed = "" if self._config.durability == "power-cut" else self._config.durability
         for (peer, write), verdict in zip(writes, verdicts, strict=True):
             send(peer, Written(write.request, number, verdict.duplicates, verdict.refused, relaxed))

@@ -63,7 +63,9 @@ def describe(
 def prepare(task: TaskIn[Any], *, task_id: str, config: Config) -> StoredTaskIn:
     """The task as it travels, under ``task_id``; every field checked, since the broker drops who sends it nonsense."""
     after = _ids(task.after) if task.after else ()
-    _check_fields(task, check_id(task_id), after)
+    if task.id:  # What is made up here is an id.
+        check_id(task_id)
+    _check_fields(task, task_id, after)
     data = encode_value(task.data, what="payload", config=config)
     return TaskIn(
         id=task_id, data=data, priority=task.priority, run_at_ms=task.run_at_ms, deadline_ms=task.deadline_ms,

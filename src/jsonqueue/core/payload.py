@@ -51,7 +51,7 @@ def all_sound(raws: Sequence[Raw], config: Config) -> bool:
     """Whether nothing is wrong with any of these, as far as can be told at C speed: one look for all. False: look at each."""
     if len(raws) == 1:
         text = bytes(raws[0])
-        return b"\n" not in text and excess_of(text, config) is None and _is_strict(text)
+        return excess_of(text, config) is None and _is_strict(text)
     if not raws:
         return True
     texts = b"\n".join(raws).split(b"\n")
@@ -82,20 +82,22 @@ def _harmless_bytes(config: Config) -> int:
 
 def excess_of(raw: bytes, config: Config) -> Fault | None:
     """The limit that a JSON text is beyond. An exact count is made only where the text could hold that much at all."""
-    if len(raw) > config.payload_max_bytes:
+    size = len(raw)
+    if size > config.payload_max_bytes:
         return Fault(
-            f"is {len(raw):,} bytes of JSON, and this queue takes {config.payload_max_bytes:,}",
+            f"is {size:,} bytes of JSON, and this queue takes {config.payload_max_bytes:,}",
             "keep large things in a file and hand its path on, or raise payload_max_bytes in jsonqueue.toml",
         )
-    if raw.count(b"[") + raw.count(b"{") > config.depth_max and nests_deeper(raw, config.depth_max):
+    if size > 2 * config.depth_max and raw.count(b"[") + raw.count(b"{") > config.depth_max and nests_deeper(raw, config.depth_max):
         return Fault(f"is nested more than {config.depth_max} deep (depth_max)", "flatten it, or raise depth_max in jsonqueue.toml")
-    if raw.count(b":") > config.keys_max and (keys := _STRINGS.sub(b"", raw).count(b":")) > config.keys_max:
+    colons = raw.count(b":") if size > _KEY_MIN_BYTES * config.keys_max else 0
+    if colons > config.keys_max and (keys := _STRINGS.sub(b"", raw).count(b":")) > config.keys_max:
         return Fault(
             f"has {keys:,} keys in its objects, and this queue takes {config.keys_max:,}",
             "make it lists, or several tasks, or raise keys_max in jsonqueue.toml",
         )
     most = config.string_max_bytes
-    if most and len(raw) > most and (longest := max(map(len, _STRINGS.findall(raw)), default=2) - 2) > most:
+    if most and size > most and (longest := max(map(len, _STRINGS.findall(raw)), default=2) - 2) > most:
         return Fault(
             f"holds a string of {longest:,} bytes of JSON, and this queue takes {most:,}",
             "keep large things in a file and hand its path on, or raise string_max_bytes in jsonqueue.toml",

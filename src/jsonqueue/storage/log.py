@@ -90,8 +90,9 @@ class LogWriter:
         self.kind = kind
         self.epoch = epoch
         """Of this writer; durable, and higher than any before it."""
-        self.position = Position(end.number, end.epoch)
-        """The last batch: its number, and the epoch it was written under. Durable after open and after each sync."""
+        self.number = end.number
+        """Of the last batch. Durable after open and after each sync."""
+        self._last_epoch = end.epoch
         self.bytes = 0
         """Length of the active segment, up to the end of its last batch."""
         self._padded = 0
@@ -125,6 +126,11 @@ class LogWriter:
             raise
         return writer
 
+    @property
+    def position(self) -> Position:
+        """The last batch: its number, and the epoch it was written under."""
+        return Position(self.number, self._last_epoch)
+
     def append(self, records: bytes, *, at_ms: int, first_task: int = 0, after: Position | None = None) -> int:
         """Append one batch and return its number. It is durable only after :meth:`sync`.
 
@@ -134,12 +140,12 @@ class LogWriter:
         """
         self._refuse_broken()
         rest = first_task if self.kind is LogKind.PUBLISHED else rest_of(after or START)
-        number = self.position.number + 1
+        number = self.number + 1
         line, chain = encode_batch(records, number=number, epoch=self.epoch, rest=rest, at_ms=at_ms, chain=self._chain)
         self._write(line)
         self.bytes += len(line)
         self._chain = chain
-        self.position = Position(number, self.epoch)
+        self.number, self._last_epoch = number, self.epoch
         return number
 
     def sync(self) -> None:
@@ -173,7 +179,7 @@ class LogWriter:
             self._guarded(self._create)
         except DiskFull:
             with suppress(FileNotFoundError):
-                self._files.unlink(Segment(self.position.number + 1, self.epoch, self.kind).name)
+                self._files.unlink(Segment(self.number + 1, self.epoch, self.kind).name)
             raise
         self._files.close(sealed)
         return True
@@ -309,7 +315,7 @@ class LogWriter:
         self._files.sync(self._handle)
 
     def _create(self) -> None:
-        segment = Segment(self.position.number + 1, self.epoch, self.kind)
+        segment = Segment(self.number + 1, self.epoch, self.kind)
         head = encode_segment_head(self.kind, first=segment.first, epoch=self.epoch, chain=self._chain)
         handle = self._files.open(segment.name, create=True)
         try:
