@@ -159,7 +159,9 @@ def test_the_shortest_text_beyond_a_limit_is_beyond_it(limit: int) -> None:
     keys = ",".join(f'"{key}":0' for key in ["", *"abcdefghijklmnopqrstuvwxyz012345"[:limit]])
     for text, fault in ((f"{'[' * (limit + 1)}{']' * (limit + 1)}", "nested more than"), (f"{{{keys}}}", "keys in its objects")):
         alone, among = (
-            Admission(TakenIds(), last_task=0, config=config).decide([[TaskIn(id=f"a{n}", data=Raw(text.encode())) for n in range(count)]])[0]
+            Admission(TakenIds(), last_task=0, config=config).decide([[TaskIn(id=f"a{n}", data=Raw(text.encode())) for n in range(count)]])[
+                0
+            ]
             for count in (1, 2)
         )
         assert [fault in refusal.reason for refusal in alone.refused + among.refused] == [True] * 3
