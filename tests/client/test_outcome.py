@@ -168,11 +168,11 @@ def test_an_outcome_that_cannot_be_shown_is_a_failure(kind: Any) -> None:
 def test_a_result_whose_own_code_fails_is_a_failure() -> None:
     """To say which part of it is no JSON, it has to be looked at."""
 
-    class Broken:
-        def __repr__(self) -> str:
+    class Broken(dict[str, object]):
+        def items(self) -> Any:
             raise RuntimeError("not even that")
 
-    assert "not even that" in failed(lambda task: {Broken(): 1}).error
+    assert "not even that" in failed(lambda task: Broken(a={1})).error
 
 
 def test_a_bottomless_handler_fails() -> None:
