@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
-from e2e.cast import Cast
+from e2e.cast import PATIENCE_S, Cast
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.errors import JsonQueueError
+from jsonqueue.storage.folder import open_folder
+from jsonqueue.storage.locks import hold
 from jsonqueue.task import Outcome
 
 pytestmark = pytest.mark.processes
@@ -123,15 +128,78 @@ def test_all_that_was_acknowledged_survives_a_kill_of_everything(cast: Cast) -> 
     assert set(acknowledged) <= set(cast.tasks())
 
 
-def test_no_process_outlives_its_manager(cast: Cast) -> None:
-    """kill -9 of the manager: both brokers see their control Pipe end, and exit."""
-    manager = cast.serve()
-    pids = [broker.pid for broker in cast.status().brokers]
-    watched = [os.pidfd_open(pid) for pid in pids] if hasattr(os, "pidfd_open") else []
-    cast.kill(manager)
-    for fd in watched:
-        import select
+# ── orphans ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-        assert select.select([fd], [], [], 10)[0], "a broker outlived its manager"
-        os.close(fd)
-    assert not cast.serving()
+
+CENSUS = "JSONQUEUE_TESTS_CENSUS"
+
+
+def _counted(mark: str) -> set[int]:
+    """All processes that were started, by whomever, with this mark in their environment. (One that is not reaped yet has none any more.)"""
+    wanted, found = f"{CENSUS}={mark}".encode(), set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # of another user, or gone meanwhile
+            if wanted in path.read_bytes().split(b"\0"):
+                found.add(int(path.parent.name))
+    return found
+
+
+def _serving(cast: Cast, mark: str) -> subprocess.Popen[bytes]:
+    manager = cast.serve(environment={CENSUS: mark})
+    assert len(_counted(mark)) == 3
+    return manager
+
+
+def _starting(cast: Cast, mark: str) -> subprocess.Popen[bytes]:
+    """Its brokers exist, and are not far."""
+    manager = cast.start("serve", environment={CENSUS: mark})
+    while len(_counted(mark)) < 3:
+        assert manager.poll() is None
+    return manager
+
+
+def _waiting_for_a_lock(cast: Cast, mark: str) -> subprocess.Popen[bytes]:
+    """One of its brokers waits for somebody who does not let go."""
+    manager = cast.start("serve", environment={CENSUS: mark})
+    while not (cast.serving() and any(broker.state == "waiting" for broker in cast.status().brokers)):
+        assert manager.poll() is None
+    return manager
+
+
+def _after_deaths(cast: Cast, mark: str) -> subprocess.Popen[bytes]:
+    """Its brokers are others than those it began with."""
+    manager = _serving(cast, mark)
+    before = {broker.pid for broker in cast.status().brokers}
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    while any(broker.pid in before or broker.state != "ready" for broker in cast.status().brokers):
+        pass
+    return manager
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("moment", [_serving, _starting, _waiting_for_a_lock, _after_deaths], ids=lambda moment: moment.__name__.strip("_"))
+def test_no_process_outlives_its_manager(cast: Cast, moment: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """kill -9 of the manager, whatever it was about: of all processes that it had started, and that these had started, none is left, and
+    the folder is free."""
+    mark = str(cast.queue_dir)
+    with _held_progress(cast) if moment is _waiting_for_a_lock else nullcontext():
+        manager = moment(cast, mark)
+        others = _counted(mark) - {manager.pid}
+        watched = [os.pidfd_open(pid) for pid in others]
+        cast.kill(manager)
+        for fd in watched:
+            assert select.select([fd], [], [], PATIENCE_S)[0], "it outlived its manager"
+            os.close(fd)
+        assert len(others) == 2
+        assert _counted(mark) == set()
+        assert not cast.serving()
+    assert cast.stop(cast.serve()) == 0
+
+
+@contextmanager
+def _held_progress(cast: Cast) -> Iterator[None]:
+    """The folder is there, and its progress log in our hands."""
+    open_folder(cast.queue_dir, create=True).shut()
+    with hold(cast.queue_dir, "progress"):
+        yield
