@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from jsonqueue.errors import InvalidConfig
 from jsonqueue.retry import Exponential, RetryPolicy
+from jsonqueue.waits import WAIT_MAX_MS
 
 __all__ = ["CONFIG_FILE", "Config", "checked", "config_from", "parse_config"]
 
@@ -23,8 +24,6 @@ CONFIG_FILE = "jsonqueue.toml"
 _Count = Annotated[int, Meta(ge=1)]
 _Ms = Annotated[int, Meta(ge=1)]
 _Bytes = Annotated[int, Meta(ge=1)]
-_WAIT_MAX_MS = 2_000_000_000
-"""23 days. What the brokers wait for: no system call waits longer than 2³¹ ms at a time."""
 
 _FRAME_ROOM_BYTES = 4 * 1024 * 1024
 
@@ -38,9 +37,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """Attempts a task gets if it does not say otherwise."""
     retry: RetryPolicy = Exponential()
     """The wait between attempts, if the task does not say otherwise."""
-    lease_ms: Annotated[int, Meta(ge=100, le=_WAIT_MAX_MS)] = 30_000
+    lease_ms: Annotated[int, Meta(ge=100, le=WAIT_MAX_MS)] = 30_000
     """A consumer that has not been heard of for this long loses its tasks. It sends a heartbeat each third of it. At most 23 days."""
-    flush_interval_ms: Annotated[int, Meta(ge=10, le=_WAIT_MAX_MS)] = 2_000
+    flush_interval_ms: Annotated[int, Meta(ge=10, le=WAIT_MAX_MS)] = 2_000
     """How far queue.json may lie behind the logs while the queue is small (256 KiB for each second of it). At most 23 days."""
     finished_keep_ms: Annotated[int, Meta(ge=0)] = 24 * 3_600_000
     """How long an ended task stays in the queue, with its result, or as long as another waits for it and for more; after that it

@@ -132,7 +132,7 @@ def test_waiting_for_a_frame_ends_with_the_time(ends):
 
 def test_a_wait_longer_than_the_kernels_longest_goes_on(ends, monkeypatch):
     """24 days in milliseconds are all that poll() takes."""
-    monkeypatch.setattr("jsonqueue.channel.pipe._POLL_MAX_MS", 1)
+    monkeypatch.setattr("jsonqueue.channel.pipe.WAIT_MAX_MS", 1)
     ours, theirs = ends
     looks = iter([[], [], [(ours.fileno(), 1)]])
     asked = []

@@ -23,12 +23,11 @@ from jsonqueue.storage.checkpoint import clear_draft
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.folder import load_config, open_folder, renamable_in
 from jsonqueue.storage.locks import FolderLock, hold
+from jsonqueue.waits import WAIT_MAX_MS
 
 __all__ = ["BrokerManager"]
 
 _AT_ONCE_S = 2.0
-_GRACE_MAX_S = 2_000_000.0
-"""23 days, which stand for ever: no system call waits longer than 2³¹ ms at a time."""
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -50,7 +49,7 @@ class BrokerManager:
         """
         self.queue_dir = os.path.abspath(queue_dir)
         self._config = config if config is None else checked(config)
-        self._grace_ms = round(min(grace, _GRACE_MAX_S) * 1000)
+        self._grace_ms = round(min(grace * 1000, WAIT_MAX_MS))
         self._what = what
         self._supervisor: Supervisor | None = None
         self._thread: threading.Thread | None = None

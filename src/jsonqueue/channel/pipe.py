@@ -30,6 +30,7 @@ from struct import Struct
 
 from jsonqueue.clock import SystemClock
 from jsonqueue.errors import BadFrame, ConnectionClosed
+from jsonqueue.waits import FOR_EVER_S, WAIT_MAX_MS
 
 __all__ = ["FRAME_MAX_BYTES", "PENDING_MAX_BYTES", "FdPipe", "NotReading", "Pipe"]
 
@@ -42,9 +43,6 @@ PENDING_MAX_BYTES = 64 * 1024 * 1024
 _SOCKET_BUFFER_BYTES = 1024 * 1024
 _SCRATCH_BYTES = 1024 * 1024
 _FDS_AT_ONCE = 64
-_POLL_MAX_MS = 2**31 - 1
-"""What the kernel takes: 24 days."""
-_FOR_EVER_S = 1e9
 _HEADER = Struct("!i")
 _CLOSED_HERE = "the Pipe was closed at this end"
 _clock = SystemClock()
@@ -52,7 +50,7 @@ _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 def _until_ms(timeout: float | None) -> int | None:
-    return None if timeout is None or timeout > _FOR_EVER_S else _clock.monotonic_ms() + round(timeout * 1000)
+    return None if timeout is None or timeout > FOR_EVER_S else _clock.monotonic_ms() + round(timeout * 1000)
 
 
 class _Scratch(threading.local):
@@ -283,9 +281,9 @@ class Pipe:
             if self.closed:  # Its number may be another file's by now.
                 raise ConnectionClosed(_CLOSED_HERE)
             left_ms = None if until_ms is None else max(0, until_ms - _clock.monotonic_ms())
-            if left_ms is None or left_ms <= _POLL_MAX_MS:
+            if left_ms is None or left_ms <= WAIT_MAX_MS:
                 return bool(poll.poll(left_ms))
-            if poll.poll(_POLL_MAX_MS):
+            if poll.poll(WAIT_MAX_MS):
                 return True
 
     def close(self) -> None:

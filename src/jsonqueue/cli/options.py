@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jsonqueue.waits import WAIT_MAX_MS
+
 if TYPE_CHECKING:
     from jsonqueue.retry import RetryPolicy
 
@@ -38,7 +40,7 @@ class Seconds(click.FloatRange):
     """Seconds that can be waited for: at most 23 days, which no system call exceeds at a time; no ``inf``, no ``nan``."""
 
     def __init__(self, least: float = 0) -> None:
-        super().__init__(least, 2_000_000)
+        super().__init__(least, WAIT_MAX_MS // 1000)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)

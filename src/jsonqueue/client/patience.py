@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from jsonqueue.clock import Clock
 from jsonqueue.errors import BrokerUnavailable
+from jsonqueue.waits import FOR_EVER_S
 
 __all__ = ["Patience", "require_timeout"]
-
-
-_FOR_EVER_S = 1e9
-"""Thirty years; the system's own waits take little more, and no infinity."""
 
 
 def require_timeout(seconds: float | None) -> float | None:
@@ -27,7 +24,7 @@ class Patience:
     """A timeout that runs through several waits. ``seconds`` None (or more than a machine lives): for ever."""
 
     def __init__(self, seconds: float | None, clock: Clock) -> None:
-        self.seconds = None if seconds is not None and seconds > _FOR_EVER_S else seconds
+        self.seconds = None if seconds is not None and seconds > FOR_EVER_S else seconds
         self._clock = clock
         self._until_ms: float | None = None
         self._told: BrokerUnavailable | None = None

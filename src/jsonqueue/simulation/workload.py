@@ -42,11 +42,9 @@ from jsonqueue.simulation.scenario import Habits, Scenario
 from jsonqueue.simulation.verdict import Verdict
 from jsonqueue.simulation.work import Arrival
 from jsonqueue.simulation.world import World
+from jsonqueue.waits import WAIT_MAX_MS
 
 __all__ = ["Answers", "Workload", "answer", "answers_of", "parse_workload", "unhurried", "without_retries"]
-
-_WAIT_MAX_MS = 2_000_000_000
-"""The longest that a `Config` may say."""
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Rate = Annotated[float, Meta(ge=1e-6, le=1e9)]
@@ -139,7 +137,7 @@ def answer(workload: Workload, *, seed: int = 1, more_consumers: int = 0, outage
 
 def unhurried(config: Config, spread_us: int) -> Config:
     """Checkpoints and heartbeats are not what a workload asks about: of one that takes weeks there are a thousand, and a few thousand."""
-    thousandth_ms = min(spread_us // 1_000_000, _WAIT_MAX_MS)
+    thousandth_ms = min(spread_us // 1_000_000, WAIT_MAX_MS)
     return replace(config, flush_interval_ms=max(config.flush_interval_ms, thousandth_ms), lease_ms=max(config.lease_ms, thousandth_ms))
 
 
