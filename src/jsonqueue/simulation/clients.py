@@ -8,7 +8,7 @@ What they decide is decided by the objects of production: a consumer's :class:`~
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -47,6 +47,8 @@ __all__ = ["CallerClient", "ConsumerClient", "PublisherClient"]
 _from_publisher_broker = decoder_for(EventOwner.PUBLISHER_BROKER)
 _from_consumer_broker = decoder_for(EventOwner.CONSUMER_BROKER, values=True)
 _to_caller = decoder_for(EventOwner.CONSUMER_BROKER)
+
+_BATCH_MAX_BYTES = 1024 * 1024
 
 _STOP_US = 30_000_000
 """How long a consumer that was asked to stop may take, as `Consumer.stop` has it."""
@@ -139,7 +141,7 @@ class PublisherClient(_Client):
         super().__init__(world, name)
         self.window = Window()
         for batch in batches:
-            self.window.push(_batch(batch))
+            self._push(batch)
         self._patience = Patience(world.scenario.patience_us / 1_000_000, world.clock)
         self._watched = False
         self._requests = 0
@@ -162,9 +164,13 @@ class PublisherClient(_Client):
 
     def push(self, batch: list[StoredTaskIn]) -> None:
         """Publish these."""
-        self.window.push(_batch(batch))
+        self._push(batch)
         self._patience.renew()
         self._advance()
+
+    def _push(self, batch: list[StoredTaskIn]) -> None:
+        for part in _in_parts(batch):
+            self.window.push(_batch(part))
 
     def connected(self, link: Link) -> None:
         self._wait_us = 0
@@ -426,6 +432,20 @@ class CallerClient(_Client):
     def _impatient(self, link: Link, request: int) -> None:
         if self.when_awake(self._impatient, link, request) and link is self.link and request in self._asked:
             self.drop_link()
+
+
+def _in_parts(batch: list[StoredTaskIn]) -> Iterator[list[StoredTaskIn]]:
+    """As a publisher sends what is large: no further task once it comes to a mebibyte."""
+    part: list[StoredTaskIn] = []
+    size = 0
+    for task in batch:
+        part.append(task)
+        size += len(memoryview(task.data))
+        if size >= _BATCH_MAX_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _batch(tasks: list[StoredTaskIn]) -> Batch:

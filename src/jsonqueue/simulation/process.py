@@ -210,7 +210,9 @@ class BrokerProcess(Actor):
     def attach(self, link: Link) -> None:
         """Serve this client."""
         self.links[link.number] = link
-        pipe = self._pipes[link.number] = SimulatedPipe(self.selector, self.clock, link, lambda: self._parted(link))
+        frame_max = self.world.config.frame_max_bytes
+        pipe = SimulatedPipe(self.selector, self.clock, link, lambda: self._parted(link), frame_max=frame_max)
+        self._pipes[link.number] = pipe
         owner: EventOwner = link.client.owner  # type: ignore[attr-defined]
         self.order(lambda: self.loop.attach(link.number, pipe, owner, ""))  # type: ignore[arg-type] # it stands in for a Pipe
 
@@ -285,7 +287,11 @@ class BrokerProcess(Actor):
                 self.wake(max(0, self.world.clock.until_us(due_ms)))
 
     def _turn(self) -> None:
-        self.loop.turn(0)
+        due_ms = self.loop.next_due_ms()
+        due = due_ms is not None and due_ms <= self.world.clock.monotonic_ms()
+        self.loop.turn()
+        if due and self.selector.slept:
+            raise Violation("broke", f"{self.name} would go to sleep, though there is something for it to do by the clock")
         self._leave_if_done()
 
     def stepped(self, arrivals: int) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from selectors import EVENT_READ, BaseSelector, SelectorKey
 from typing import TYPE_CHECKING, Any
 
-from jsonqueue.errors import ConnectionClosed
+from jsonqueue.channel.pipe import FRAME_MAX_BYTES
+from jsonqueue.errors import BadFrame, ConnectionClosed
 from jsonqueue.simulation.trace import VectorClock, merge
 from jsonqueue.simulation.verdict import Violation
 
@@ -31,9 +32,12 @@ class Readable:
 
 
 class SimulatedSelector(BaseSelector):
-    """Which of the Readables have rung. Never waits: the scheduler calls for a turn when there is something to do."""
+    """Which of the Readables have rung. Never waits, but notes that a real one would: the scheduler calls for a turn when there is
+    something to do."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
+        self.slept = False
+        """Whether a real one would have waited, the last time."""
         self._wake = wake
         self._keys: dict[Any, SelectorKey] = {}
         self._rung: dict[Any, None] = {}  # a dict, for its order
@@ -63,29 +67,44 @@ class SimulatedSelector(BaseSelector):
         return self._keys.pop(fileobj)
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
-        return [(self._keys[readable], EVENT_READ) for readable in self._rung if readable in self._keys]
+        found = [(self._keys[readable], EVENT_READ) for readable in self._rung if readable in self._keys]
+        self.slept = not found and timeout != 0
+        return found
 
     def get_map(self) -> Mapping[Any, SelectorKey]:
         return self._keys
 
 
 class SimulatedPipe(Readable):
-    """A Pipe as the loop holds it: whole frames, and with each what its sender knew. What it takes is at once on its way."""
+    """A Pipe as the loop holds it: whole frames, and with each what its sender knew. What it takes is at once on its way.
+
+    Its limits are those of a real one. What a client says beyond them is its own mistake, and none that any weather makes.
+    """
 
     pending = 0
 
     def __init__(
-        self, selector: SimulatedSelector, knowledge: VectorClock, link: Link | None = None, closed: Callable[[], None] = lambda: None
+        self,
+        selector: SimulatedSelector,
+        knowledge: VectorClock,
+        link: Link | None = None,
+        closed: Callable[[], None] = lambda: None,
+        *,
+        frame_max: int = FRAME_MAX_BYTES,
     ) -> None:
         super().__init__(selector)
         self._knowledge = knowledge
         self._link = link
         self._closed = closed
+        self._frame_max = frame_max
         self._frames: list[tuple[bytes, VectorClock]] = []
         self._ended = False
 
     def arrive(self, frame: bytes, clock: VectorClock) -> None:
         """A frame has come."""
+        if len(frame) > self._frame_max:
+            who = self._link.client.name if self._link else "somebody"  # type: ignore[attr-defined]
+            raise Violation("broke", f"{who} says {len(frame):,} bytes at once; a broker takes {self._frame_max:,}, and hangs up")
         self._frames.append((frame, clock))
         self.ring()
 
@@ -110,6 +129,8 @@ class SimulatedPipe(Readable):
 
     def post(self, frame: bytes) -> None:
         """Send a frame."""
+        if len(frame) > FRAME_MAX_BYTES:
+            raise BadFrame(f"a frame of {len(frame)} bytes, where at most {FRAME_MAX_BYTES} are allowed")
         if self._link is None or not self._link.open:
             raise ConnectionClosed("the Pipe broke")
         self._link.carry(self._link.broker, frame, self._knowledge)
