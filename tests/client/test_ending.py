@@ -6,6 +6,7 @@ import errno
 import threading
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -101,3 +102,17 @@ def test_a_slot_that_can_start_nothing_rests_longer_each_time(caplog: pytest.Log
     assert asked == [None] * 9 + [NULL]
     assert failures == []
     assert len([record for record in caplog.records if "no process is to be had" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("want", [OSError(errno.EAGAIN, "no process"), MemoryError()])
+def test_a_consumer_that_starts_in_want_is_none_that_cannot_run(want: Exception) -> None:
+    """Its first task tries again; what else keeps the first runner from getting ready is the caller's to know, at once."""
+    first = Ready()
+    first.prepare = mock.Mock(side_effect=want)  # type: ignore[method-assign]
+    threads, failures = crew(first)
+    threads.start()
+    threads.stop()
+    assert failures == []
+    first.prepare = mock.Mock(side_effect=FileNotFoundError(errno.ENOENT, "no python"))  # type: ignore[method-assign]
+    with pytest.raises(FileNotFoundError):
+        crew(first)[0].start()

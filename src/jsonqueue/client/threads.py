@@ -66,8 +66,9 @@ class Threads:
             slot.kill = runner.kill
 
     def start(self) -> None:
-        """Begin to work. The first runner gets ready at once, so that a handler that cannot be run is the caller's to know."""
-        self._runners[0].prepare()
+        """Begin to work. The first runner gets ready at once, so that a handler that cannot be run is the caller's to know. What
+        passes (want of processes, say) is not: the first task tries again."""
+        self._prepare(self._runners[0])
         for thread in self._threads:
             thread.start()
 
