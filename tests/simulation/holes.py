@@ -180,15 +180,16 @@ def _source(name: str) -> tuple[str, str, str]:
 
 
 _PB, _CB, _LOG = "broker/publisher_broker.py", "broker/consumer_broker.py", "storage/log.py"
-_ANNOUNCED_EARLY = (_PB, "first_task=first)\n", "first_task=first)\n        self._announce(self.mark)\n")
+_STORED = "first_task=self._admission.last_task + 1)\n"
+_ANNOUNCED_EARLY = (_PB, _STORED, _STORED + "        self._announce(self.mark)\n")
+_JUDGED = "        accepted = [task for verdict in verdicts for task in verdict.accepted]\n"
 
 HOLES = (
     Hole("H1", "a starting ConsumerBroker reads beyond the mark", _CUT, _CB,
          "load_state(self._files, published_through=Position(mark.number, mark.epoch))", "load_state(self._files)"),
     Hole("H1", "the mark is announced before the fsync", _CUT, *_ANNOUNCED_EARLY),
     Hole("H2", "a duplicate is answered before what it rests on is durable", Scope(TWICE, 0, Faults(cuts=1)), _PB,
-         "            verdicts.append(verdict)\n",
-         "            verdicts.append(verdict)\n            _ = verdict.accepted or self._answer([(_, write)], [verdict], send)\n"),
+         _JUDGED, _JUDGED + "        _ = [self._answer([one], [its], send) for one, its in zip(writes, verdicts) if not its.accepted]\n"),
     Hole("H2", "a publish is answered before its fsync", _CUTS, *_source("publish acknowledged before its fsync")),
     Hole("H2", "a completion is answered before its fsync", _CUTS, *_source("completion acknowledged before its fsync")),
     Hole("H3", "what a starting writer read is not made durable", _CUTS, *_source("a started log is not synced before it is used")),
