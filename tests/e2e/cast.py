@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from jsonqueue.channel.registration import ManagerStatus, operate
 from jsonqueue.errors import BrokerUnavailable
@@ -78,19 +79,21 @@ class Cast:
             self.kill(process)
         self.witness.close()
 
-    def start(self, *arguments: str, environment: dict[str, str] | None = None, **options: object) -> subprocess.Popen[bytes]:
-        """``jsonqueue --queue … arguments``, with the witness at hand."""
+    def start(
+        self, *arguments: str, within: tuple[str, ...] = (), environment: dict[str, str] | None = None, **options: object
+    ) -> subprocess.Popen[bytes]:
+        """``jsonqueue --queue … arguments``, with the witness at hand; ``within``: as what this command runs."""
         paths = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
         environment = {**os.environ, "WITNESS_FD": str(self.witness.writer), "PYTHONPATH": paths, **(environment or {})}
         given = {"stdout": subprocess.PIPE, "pass_fds": (self.witness.writer,), **options}
         process = subprocess.Popen(
-            [sys.executable, "-m", "jsonqueue.main", "--queue", str(self.queue_dir), *arguments],
+            [*within, sys.executable, "-m", "jsonqueue.main", "--queue", str(self.queue_dir), *arguments],
             env=environment, cwd=HERE, stdin=subprocess.DEVNULL, **given,
         )  # fmt: skip
         self._processes.append(process)
         return process
 
-    def serve(self, *settings: str, **options: object) -> subprocess.Popen[bytes]:
+    def serve(self, *settings: str, **options: Any) -> subprocess.Popen[bytes]:
         """Brokers; returns when they serve, which they say in their first line."""
         process = self.start("serve", *[word for setting in settings for word in ("--set", setting)], **options)
         assert process.stdout is not None

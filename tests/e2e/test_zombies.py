@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from e2e.cast import PATIENCE_S, Cast
 from jsonqueue.broker import child as child_module
 from jsonqueue.broker import restarts as restarts_module
 from jsonqueue.broker.manager import BrokerManager
@@ -19,6 +21,7 @@ from jsonqueue.client import children as children_module
 from jsonqueue.client.children import ChildRunner
 from jsonqueue.client.handlers import Address
 from jsonqueue.client.program import Program, ProgramRunner
+from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
 from jsonqueue.event import Failure
 from jsonqueue.task import Task, TaskStatus
@@ -27,16 +30,19 @@ pytestmark = [pytest.mark.processes, pytest.mark.skipif(sys.platform != "linux",
 EACH = 250
 TASK: Task[Any] = Task(id="a", number=1, status=TaskStatus.IN_PROGRESS, published_ms=0, data=None)
 _popen = subprocess.Popen
+_CONTAINER = ("unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--pid", "--fork", "--kill-child", "--mount-proc")
+"""A process in it is the first one, and sees no others but its own."""
 
 
-def _children(state: str = "") -> list[str]:
-    """The children of this process, or those in one state."""
+def _children(state: str = "", *, of: int | None = None) -> list[str]:
+    """The children of this process (or another one), or those in one state."""
+    wanted = str(of or os.getpid())
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             # After the name, which may hold anything: state, parent.
             now, parent = path.read_text().rpartition(")")[2].split()[:2]
-            if parent == str(os.getpid()) and now.startswith(state):
+            if parent == wanted and now.startswith(state):
                 found.append(path.parent.name)
     return found
 
@@ -81,6 +87,36 @@ def test_programs_leave_no_zombies() -> None:
         assert not isinstance(runner.run(TASK), Failure)
     runner.close()
     assert set(_children()) <= set(before)
+
+
+def _no_container() -> str:
+    """Why there can be no container here; empty: there can."""
+    try:
+        done = subprocess.run([*_CONTAINER, "true"], capture_output=True, text=True, timeout=10, check=False)
+    except OSError as error:
+        return f"unshare: {error.strerror}"
+    return "" if done.returncode == 0 else done.stderr.strip()
+
+
+@pytest.mark.skipif(bool(_no_container()), reason=_no_container() or "it can be done here")
+def test_a_manager_that_is_the_first_process_of_a_container_reaps_its_brokers_and_heeds_signals(tmp_path: Path) -> None:
+    """The kernel spares such a process each signal that it has no handler for; it restarts its brokers as ever, and ends in order."""
+    with Cast(tmp_path / "queue") as cast:
+        outside = cast.serve(within=_CONTAINER, stderr=subprocess.PIPE)
+        (manager,) = _children(of=outside.pid)
+        assert cast.status().pid == 1
+        with Publisher(cast.queue_dir) as publisher:
+            brokers = _children(of=int(manager))
+            for broker in brokers:
+                os.kill(int(broker), signal.SIGKILL)
+            assert publisher.publish("x").task().status is TaskStatus.PENDING
+            assert [broker.restarts for broker in cast.status().brokers] == [1, 1]
+            assert not {*brokers, *_children("Z", of=int(manager))} & {*_children(of=int(manager))}
+        os.kill(int(manager), signal.SIGTERM)
+        _, said = outside.communicate(timeout=PATIENCE_S)
+        assert outside.returncode == 0, said
+        assert len(cast.tasks()) == 1
+        assert not list(cast.queue_dir.glob("*.jsonl")), "folded, so it ended in order"
 
 
 def test_what_programs_leave_behind_is_reaped_by_the_first_process_of_a_container() -> None:
