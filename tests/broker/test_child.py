@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -115,3 +117,21 @@ def test_last_words_are_heard_that_come_between_hearing_and_telling(
         supervisor._serve(child)
     supervisor.abandon()
     assert child.last_words is not None
+
+
+def test_a_broker_that_its_disk_does_not_let_die_is_not_waited_for_for_ever(
+    started: Callable[[], tuple[Child, FdPipe]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No signal ends a process within a call to a disk that hangs: a manager went on with nothing, and could not even stop."""
+    child, _ = started()
+    waited: list[float | None] = []
+
+    def wait(timeout: float | None = None) -> int:
+        waited.append(timeout)
+        raise subprocess.TimeoutExpired("broker", timeout or 0.0)
+
+    monkeypatch.setattr(child._process, "kill", lambda: None, raising=False)
+    monkeypatch.setattr(child._process, "wait", wait, raising=False)
+    assert child.kill() == -signal.SIGKILL
+    assert waited[0] is not None
+    assert child.control.closed

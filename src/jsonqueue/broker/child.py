@@ -21,6 +21,9 @@ from jsonqueue.event import EventOwner
 
 __all__ = ["Child", "ChildState"]
 
+_GONE_S = 5.0
+"""How long a process that was killed may take to be gone."""
+
 
 class ChildState(StrEnum):
     """Where a broker process stands."""
@@ -112,9 +115,16 @@ class Child:
         return error_of(self.last_words).exit_status if status == 0 and self.last_words is not None else status
 
     def kill(self) -> int:
-        """End it at once, wait until it is gone, and give its exit status."""
+        """End it at once, wait until it is gone, and give its exit status.
+
+        One whose disk does not answer is not gone before that does, and nobody else is to wait for it so long: what it has locked stays
+        locked until then, and whoever wants it says who holds it.
+        """
         self._process.kill()
-        status = self._process.wait()
+        try:
+            status = self._process.wait(_GONE_S)
+        except subprocess.TimeoutExpired:
+            status = -signal.SIGKILL
         self.control.close()
         return status
 
