@@ -112,7 +112,8 @@ EVIL = {
     "invisible": "a\u200bb\u2060c\ufeffd",
     "markup": "[bold red]x[/][link=file:///etc]y[/link]",
 }
-_OURS = re.compile("\x1b\\[[0-9;]*m")
+_OURS = re.compile("\x1b\\[(0|1|2|1;2)m")
+"""How a terminal that wants no colours is told what stands out. Nothing of the kind goes into a pipe."""
 COMMANDS: list[list[str]] = [
     ["list"], ["list", "--json"], ["show", "evil"], ["show", "evil", "--json"], ["result", "evil"], ["status"], ["status", "--json"],
     ["dead", "list"], ["dead", "show", "lost"], ["dead", "list", "--json"], ["verify"],
@@ -133,7 +134,7 @@ def test_no_text_from_a_task_acts_upon_a_terminal(tmp_path: Path, name: str) -> 
             for terminal in (False, True):
                 called = call("--queue", str(queue), *command, terminal=terminal, environment={"NO_COLOR": "1"})
                 for line in (called.out + called.err).split("\n"):
-                    assert _OURS.sub("", line).isprintable(), (command, terminal, line)
+                    assert (_OURS.sub("", line) if terminal else line).isprintable(), (command, terminal, line)
                     assert not line.startswith("Error: forged"), (command, terminal)
                 if "--json" in command:
                     assert all(json.loads(line) for line in called.out.splitlines() if line.startswith("{") and line.endswith("}"))
