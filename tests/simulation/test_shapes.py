@@ -11,7 +11,6 @@ from unittest.mock import patch
 import pytest
 
 from jsonqueue.core.dispatching import Dispatcher
-from jsonqueue.core.records import Completed
 from jsonqueue.simulation import Verdict
 from jsonqueue.storage import segments
 from simulation.holes import changed
@@ -36,24 +35,21 @@ def test_a_chain_dies_link_by_link() -> None:
     assert verdict.counts["replay"] >= 2
 
 
-def _ends_by_recursion(self: Dispatcher, record: Any, now: Any) -> None:
+def _dies_by_recursion(self: Dispatcher, record: Any, now: Any) -> None:
     self._note_end(record)
-    if isinstance(record, Completed):
-        self._unblock(record, now)
-        return
     for died in self._dependencies.died_with(record.ids, self.state.tasks):
         self.turn.records.append(died)
         self.state.apply(died, at_ms=now.wall_ms)
-        _ends_by_recursion(self, died, now)
+        _dies_by_recursion(self, died, now)
 
 
 _EIGHT_DIGITS = re.compile(r"(published|progress)-(\d{12})-(\d{8})\.jsonl")
 _LOOK_AGAIN = "if tries == PATIENCE or _segments_in(files) == _segments_in(reading):"
 
 BUGS: dict[str, tuple[Callable[[int], Verdict], Callable[[], AbstractContextManager[Any]]]] = {
-    "a chain ends by recursion": (
+    "a chain dies by recursion": (
         lambda seed: chain(seed, links=1_100),
-        lambda: patch.object(Dispatcher, "_follow_end", _ends_by_recursion),
+        lambda: patch.object(Dispatcher, "_follow_death", _dies_by_recursion),
     ),
     "an epoch has eight digits": (late_epochs, lambda: patch.object(segments, "_NAME", _EIGHT_DIGITS)),
     "what went on in another file is damage": (looked_at, lambda: changed("storage/looking.py", _LOOK_AGAIN, "if tries:")),

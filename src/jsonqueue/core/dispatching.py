@@ -286,20 +286,20 @@ class Dispatcher:
         """Match what is ready with who waits."""
         if self._draining:
             return
+        reserved = None
         if self._suspects:
             self._assign_suspects(now)
-        if not self._ready or not self._waiting:
-            return
-        reserved = self._seat_to_empty()
-        room = {seat.peer: seat.room_bytes() for seat in self._waiting if seat is not reserved}
-        while self._ready and (seats := [seat for seat in self._waiting if room.get(seat.peer, 0) > 0]):
+            reserved = self._seat_to_empty()
+        while (count := len(self._ready)) and (seats := self._with_room(reserved)):
             # A fair share of what there is, so that a short queue is not all given to the first who asks.
-            share = -(-len(self._ready) // len(seats))
-            for seat in seats:
-                tasks = self._ready.take(min(seat.free, share), room[seat.peer])
-                if tasks:
+            share = -(-count // len(seats))
+            for seat, room_bytes in seats:
+                if tasks := self._ready.take(min(seat.free, share), room_bytes):
                     self._lease(seat, tasks, now)
-                    room[seat.peer] = seat.room_bytes()
+
+    def _with_room(self, reserved: Seat | None) -> list[tuple[Seat, int]]:
+        """Who waits, but for the one that is to be emptied, and how many bytes of tasks each may be given."""
+        return [(seat, room) for seat in self._waiting if seat is not reserved and (room := seat.room_bytes()) > 0]
 
     def _assign_suspects(self, now: Now) -> None:
         """A task that may have killed its consumer is delivered alone."""
@@ -342,21 +342,20 @@ class Dispatcher:
         """Apply a decision to the state, and let everything derived from it follow."""
         self.turn.records.append(record)
         self.state.apply(record, at_ms=now.wall_ms)
-        if isinstance(record, (Completed, Died, Cancelled)):
-            self._follow_end(record, now)
+        if isinstance(record, Completed):
+            self._note_end(record)
+            self._unblock(record, now)
+        elif isinstance(record, (Died, Cancelled)):
+            self._follow_death(record, now)
         elif not isinstance(record, (Leased, Retired)):
             self._follow_return(record, now)
 
-    def _follow_end(self, record: Completed | Died | Cancelled, now: Now) -> None:
+    def _follow_death(self, record: Died | Cancelled, now: Now) -> None:
         """Link by link, where tasks wait for one another: such a chain may be longer than any stack is deep."""
-        ends = deque([record])
+        ends: deque[Died | Cancelled] = deque([record])
         while ends:
             record = ends.popleft()
             self._note_end(record)
-            self._deadlines.ended(len(record.ids))
-            if isinstance(record, Completed):
-                self._unblock(record, now)
-                continue
             for waiting in (self._ready, self._suspects, self._scheduled):
                 waiting.ended(len(record.ids))
             for died in self._dependencies.died_with(record.ids, self.state.tasks):
@@ -368,6 +367,7 @@ class Dispatcher:
         tasks, keep = self.state.tasks, self._retention.keep
         for task_id in record.ids:
             keep(tasks[task_id])
+        self._deadlines.ended(len(record.ids))
         self.callers.tell_of_end(record.ids)
 
     def _unblock(self, record: Completed, now: Now) -> None:

@@ -42,7 +42,7 @@ class Seat:
 
     def room_bytes(self) -> int:
         """How many bytes of tasks it may be given on top of those it holds."""
-        return self._HELD_MAX_BYTES - sum(weight_of(task) for task in self.held.values())
+        return self._HELD_MAX_BYTES - sum(map(weight_of, self.held.values()))
 
     def lease(self, tokens: range, *, now_ms: int, lease_ms: int) -> None:
         """Note when these fresh tokens run out."""
