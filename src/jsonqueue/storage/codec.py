@@ -51,6 +51,8 @@ sector", "any newline" or "any NUL" would cut away a durable batch for one flipp
 from __future__ import annotations
 
 import re
+import struct
+from binascii import unhexlify
 from enum import Enum
 from typing import NamedTuple
 from zlib import crc32
@@ -209,10 +211,12 @@ def read_head(data: bytes, offset: int) -> Head:
         raise Bad("its header checksum does not fit")
     if head[:6] != MAGIC:
         raise Bad("it does not begin like a line of a log")
-    return Head(*(int(head[a:b], 16) for a, b in _FIELDS))
+    version, epoch, number, rest, length, chain = _FIELDS.unpack(unhexlify(head[6:64]))
+    return Head(version, epoch, int.from_bytes(number, "big"), int.from_bytes(rest, "big"), length, chain)
 
 
-_FIELDS = ((6, 8), (8, 16), (16, 28), (28, 48), (48, 56), (56, 64))
+_FIELDS = struct.Struct(">BI6s10sII")
+"""As the digits stand in the line, two a byte."""
 
 
 class Scan(NamedTuple):
