@@ -57,6 +57,8 @@ def test_every_prefix_and_every_bit(share: str) -> None:
     assert report["bits of queue.json"] > 1_000
     assert report["bits of padding"] > 2_000
     assert report["subsets of sectors"] == 3 * 1_024
+    assert sum(number for what, number in report.items() if what.startswith("wild: ")) == 3 * 50
+    assert report.get("stale files", 0) == (3 if share == "0/4" else 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
