@@ -163,6 +163,20 @@ def test_who_may_rename_the_folder_away_ends_the_service_and_no_more(tmp_path: P
     assert inspect(queue_dir).state.tasks.keys() == {"a"}
 
 
+@pytest.mark.processes
+def test_a_manager_that_stops_makes_no_file_in_a_folder_that_took_the_place_of_its_own(tmp_path: Path) -> None:
+    """It has had nothing to write since: it looks at the lock that it holds before it takes the others, by the folder's name."""
+    queue_dir = tmp_path / "queue"
+    manager = BrokerManager(queue_dir)
+    manager.start()
+    manager.wait_ready()
+    queue_dir.rename(tmp_path / "gone")
+    queue_dir.mkdir(0o700)
+    with pytest.raises(LockLost):
+        manager.stop()
+    assert not list(queue_dir.iterdir())
+
+
 _AS_SOMEBODY_ELSE = """
 import os, socket, sys
 os.setgroups([]); os.setgid(65534); os.setuid(65534)

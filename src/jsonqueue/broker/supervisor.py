@@ -440,6 +440,7 @@ class Supervisor:
         if self._at_once or self.error is not None:
             return
         try:
+            self._check_lock()  # The other two are found by the folder's name, which by now may be another folder's.
             with hold(self._queue_dir, "published", timeout=self._grace_ms / 1000), hold(self._queue_dir, "progress", timeout=1.0):
                 final_checkpoint(self._files, config=self._config, at_ms=self._clock.wall_ms())
         except (JsonQueueError, OSError, MemoryError) as error:
