@@ -17,7 +17,8 @@ from jsonqueue.storage import codec, log, repair
 from jsonqueue.storage.checkpoint import checkpoint, final_checkpoint
 from jsonqueue.storage.codec import START, Position
 from jsonqueue.storage.files import Files, RealFiles
-from jsonqueue.storage.log import LogKind, LogReader, LogWriter, consistently, log_bytes
+from jsonqueue.storage.following import LogReader
+from jsonqueue.storage.log import LogKind, LogWriter, consistently, log_bytes
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.queue_file import QUEUE, QueueHeader, QueueWriter
 from jsonqueue.storage.recovery import load_ids, load_state

@@ -38,7 +38,8 @@ from jsonqueue.event import (
 )
 from jsonqueue.storage.checkpoint import Cut
 from jsonqueue.storage.files import Files
-from jsonqueue.storage.log import LogKind, LogReader, LogWriter, Position
+from jsonqueue.storage.following import LogReader
+from jsonqueue.storage.log import LogKind, LogWriter, Position
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.reserve import Reserve
 

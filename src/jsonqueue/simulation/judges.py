@@ -19,7 +19,8 @@ from jsonqueue.simulation.verdict import Totals, Violation
 from jsonqueue.simulation.wasted import Waste
 from jsonqueue.storage.checkpoint import DRAFT, final_checkpoint
 from jsonqueue.storage.codec import Batch, Position
-from jsonqueue.storage.log import LogKind, LogReader
+from jsonqueue.storage.following import LogReader
+from jsonqueue.storage.log import LogKind
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.queue_file import read_header
 from jsonqueue.storage.recovery import Loaded, load_state
