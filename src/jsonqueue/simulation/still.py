@@ -205,6 +205,8 @@ class StillFiles:
         self._planes: dict[str, _Thawed] = {}
         self._changed: set[str] = set()
         self._begun = False
+        self._stands = False
+        """Whether it pauses: then it does nothing more, not even what Python does on an exception's way out."""
         self._counts: dict[str, int] = {}
 
     def thaw(self, planes: tuple[Plane, ...], journal: tuple[Any, ...] = ()) -> None:
@@ -229,7 +231,8 @@ class StillFiles:
         if self._again:
             return _answered(self._again.popleft())
         op = Op(what, name, number)
-        if self._begun and self.pauses(op):
+        self._stands = self._stands or (self._begun and self.pauses(op))
+        if self._stands:
             raise Paused
         self._begun = True
         try:
