@@ -98,6 +98,10 @@ class Pulse:
 
         monkeypatch.setattr(Membership, "_heartbeat", counted)
 
+    def await_one(self) -> None:
+        """Until the one consumer has been heard of: it has none before it is welcomed, which waits for the disk, as no task does."""
+        assert self._beats.acquire(timeout=PATIENCE_S)
+
     def await_lease(self) -> None:
         """Until the one consumer has lived through more than a lease, from now on: it has a heartbeat each third of it."""
         while self._beats.acquire(blocking=False):
@@ -149,6 +153,7 @@ def test_a_living_consumer_keeps_its_lease_however_long_a_sync_takes(tmp_path: P
         with Consumer(manager, handler):
             running, other = publisher.publish("x"), publisher.publish("y", delay=3_600)
             assert handler.begun.wait(PATIENCE_S)
+            pulse.await_one()
             disk.shut(CONSUMER_SYNCS)
             cancelling, cancelled = _in_background(other.cancel)
             disk.await_somebody(CONSUMER_SYNCS)

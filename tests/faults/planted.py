@@ -48,6 +48,8 @@ HARNESSES: dict[str, tuple[str, ...]] = {
     "lost files": (*_PYTEST, "storage/test_lost_files.py", "broker/test_relaxed.py", "e2e/test_lost_files.py"),
     "deaf": (*_PYTEST, "broker/test_loop.py", "e2e/test_liveness.py", "-k", "dropped"),
     "want": (*_PYTEST, "broker/test_want.py"),
+    "slow disk": (*_PYTEST, "broker/test_slow_disk.py", "-k", "takes_to_load"),
+    "no memory": (*_PYTEST, "broker/test_no_memory.py", "broker/test_checkpointing.py", "-k", "memory"),
     "recovery": (*_PYTEST, "storage/test_recovery.py", "storage/test_log.py"),
     "lines": (*_PYTEST, "storage/test_codec.py"),
     "repair": (*_PYTEST, "storage/test_repair.py"),
@@ -316,6 +318,10 @@ BUGS = (
     Bug("a client that does not read may let more wait than is said", "deaf", "broker/process.py",
         ", pending_max=PEER_PENDING_MAX_BYTES)", ")"),
     Bug("a client that is to be dropped is answered on", "deaf", "broker/loop.py", " or peer in self._broken", ""),
+    Bug("consumers have to come back before they are let in", "slow disk", "broker/consumer_broker.py",
+        "            loaded.await_holders(self._clock.monotonic_ms())", "            pass"),
+    Bug("a checkpoint for which there was no memory is told as done", "no memory", "errors.py",
+        "\"out of memory\" if isinstance(error, MemoryError) else str(error) or repr(error)", "str(error)"),
     Bug("a desk that can let nobody in looks again at once", "want", "broker/reception.py", "_PAUSE_MS = 200", "_PAUSE_MS = 0"),
 )  # fmt: skip
 
