@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 import pytest
 
@@ -421,6 +422,31 @@ def test_a_name_is_that_of_a_file_until_somebody_takes_it_away(files: Files) -> 
     assert not files.has_name(handle, "log")
     files.close(handle)
     files.close(other)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell where an open file is")
+def test_a_file_that_is_where_it_was_is_not_looked_at_again(real: RealFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its times are not: once they are seen, the kernel notes them anew at the next write, and the sync after it takes a fifth longer."""
+    handle = real.open("log", create=True)
+    looks = mock.Mock(side_effect=os.lstat)
+    monkeypatch.setattr("jsonqueue.storage.files.os.lstat", looks)
+    assert [real.has_name(handle, "log") for _ in range(3)] == [True] * 3
+    assert looks.call_count == 1
+    real.root.rename(real.root.parent / "elsewhere")
+    assert [real.has_name(handle, "log") for _ in range(3)] == [True] * 3
+    assert looks.call_count == 2
+    real.close(handle)
+
+
+def test_where_nobody_tells_where_a_file_is_its_name_is_looked_at(real: RealFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time."""
+    monkeypatch.setattr("jsonqueue.storage.files.os.readlink", mock.Mock(side_effect=FileNotFoundError))
+    handle = real.open("log", create=True)
+    assert real.has_name(handle, "log")
+    real.rename("log", "moved")
+    assert not real.has_name(handle, "log")
+    assert real.has_name(handle, "moved")
+    real.close(handle)
 
 
 def test_a_link_in_the_place_of_a_file_is_not_that_file(real: RealFiles) -> None:

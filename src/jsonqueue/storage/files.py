@@ -151,6 +151,8 @@ class RealFiles:
         self._names: dict[int, str] = {}
         """What the files that are open are called, for messages."""
         self._inodes: dict[int, tuple[int, int]] = {}
+        self._found: dict[int, tuple[str, str]] = {}
+        """The name that a file that is open was found to have, and what the system said of it then."""
         self._check = _unguarded
 
     def guard(self, check: Callable[[], None]) -> None:
@@ -236,6 +238,7 @@ class RealFiles:
         self._poisoned.discard(handle)
         self._names.pop(handle, None)
         self._inodes.pop(handle, None)
+        self._found.pop(handle, None)
         os.close(handle)
 
     def sync_folder(self, name: str = "") -> None:
@@ -303,13 +306,21 @@ class RealFiles:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
     def has_name(self, handle: int, name: str) -> bool:
+        # Linux tells where an open file is, and whether it was removed, without a look at its times: who has seen those makes it note
+        # anew, at the next write, when that was, and each sync wait for the note.
+        told = _told_of(handle)
+        if told and self._found.get(handle) == (name, told):
+            return True
         try:
             found = os.lstat(name, dir_fd=self._folder)
         except FileNotFoundError:
             return False
         except OSError as error:
             raise _explained(error, name) from error
-        return (found.st_dev, found.st_ino) == self._inodes[handle]
+        has = (found.st_dev, found.st_ino) == self._inodes[handle]
+        if has:
+            self._found[handle] = (name, told)
+        return has
 
     def free_bytes(self) -> int:
         room = os.fstatvfs(self._folder)
@@ -347,6 +358,14 @@ def _explaining(name: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise _explained(error, name) from error
+
+
+def _told_of(handle: int) -> str:
+    """Where Linux says that an open file is; empty where nobody says so."""
+    try:
+        return os.readlink(f"/proc/self/fd/{handle}")
+    except OSError:
+        return ""
 
 
 def _explained(error: OSError, name: str) -> StorageError:
