@@ -426,7 +426,7 @@ def test_a_name_is_that_of_a_file_until_somebody_takes_it_away(files: Files) -> 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell where an open file is")
 def test_a_file_that_is_where_it_was_is_not_looked_at_again(real: RealFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its times are not: once they are seen, the kernel notes them anew at the next write, and the sync after it takes a fifth longer."""
+    """Its times are not: to see them at each batch cost publishing, one by one, 15 % of its rate (docs/performance.md)."""
     handle = real.open("log", create=True)
     looks = mock.Mock(side_effect=os.lstat)
     monkeypatch.setattr("jsonqueue.storage.files.os.lstat", looks)
