@@ -156,7 +156,7 @@ class LogWriter:
     def assure(self) -> None:
         """Look whether the active segment still has its name: who acknowledges what was written to a file without one loses it.
 
-        One cheap look at where the file is: it is asked for each batch, behind its sync. Raises :class:`FileLost`, after which nothing works any more;
+        It is asked for each batch, behind its sync, and costs little. Raises :class:`FileLost`, after which nothing works any more;
         what the file held was saved, if that was possible, where the next start of a writer finds it.
         """
         self._refuse_broken()
