@@ -71,17 +71,17 @@ def test_a_relaxed_queue_says_so_in_each_answer_and_syncs_nothing() -> None:
     stage = _Stage(replace(CONFIG, durability="process-crash"))
     assert stage.publish("a", "a") == ["written"] * 2
     assert [event.durability for event in stage.told] == ["process-crash"] * 2
-    assert stage.say(Join("c", 1, 1)) == ["assign", "welcome"]
+    assert stage.say(Join("c", 1, 1)) == ["welcome", "assign"]
     assert stage.say(Complete(1, *stage.assigned, [Raw(b"2")], 0)) == ["settled"]
     assert load_state(stage.files).state.tasks["a"].status is TaskStatus.COMPLETED
 
 
 def test_any_other_queue_syncs_before_each_answer_and_says_nothing() -> None:
-    """Of publishing, completing, returning, failing, cancelling and replaying; a lease alone goes out before it is synced."""
+    """Of publishing, completing, returning, failing, cancelling and replaying; a lease and its holder's welcome go out before."""
     stage = _Stage(CONFIG)
     assert stage.publish("a", "a", "b") == ["sync", "written", "written", "written"]
     assert [event.durability for event in stage.told] == [""] * 3
-    assert stage.say(Join("c", 1, 1)) == ["assign", "sync", "welcome"]
+    assert stage.say(Join("c", 1, 1)) == ["welcome", "assign", "sync"]
     assert stage.say(Return(1, *stage.assigned, 1)) == ["assign", "sync", "settled"]
     (task_id,), (token,) = stage.assigned
     assert stage.say(Fail(2, [Failure(task_id, token, "no")], 0)) == ["sync", "settled"]

@@ -98,10 +98,6 @@ class Pulse:
 
         monkeypatch.setattr(Membership, "_heartbeat", counted)
 
-    def await_one(self) -> None:
-        """Until the one consumer has been heard of: it has none before it is welcomed, which waits for the disk, as no task does."""
-        assert self._beats.acquire(timeout=PATIENCE_S)
-
     def await_lease(self) -> None:
         """Until the one consumer has lived through more than a lease, from now on: it has a heartbeat each third of it."""
         while self._beats.acquire(blocking=False):
@@ -153,7 +149,6 @@ def test_a_living_consumer_keeps_its_lease_however_long_a_sync_takes(tmp_path: P
         with Consumer(manager, handler):
             running, other = publisher.publish("x"), publisher.publish("y", delay=3_600)
             assert handler.begun.wait(PATIENCE_S)
-            pulse.await_one()
             disk.shut(CONSUMER_SYNCS)
             cancelling, cancelled = _in_background(other.cancel)
             disk.await_somebody(CONSUMER_SYNCS)
@@ -171,6 +166,24 @@ def test_a_living_consumer_keeps_its_lease_however_long_a_sync_takes(tmp_path: P
         assert [(past.attempt, past.outcome) for past in running.task().history] == [(1, "completed")]
         assert meanwhile.task().status is TaskStatus.SCHEDULED
         assert _restarts(manager) == [0, 0]
+
+
+def test_a_consumer_that_joins_keeps_its_first_task_however_long_the_sync_takes(tmp_path: Path, disk: Disk, pulse: Pulse) -> None:
+    """It is given the task before the disk has its lease; so is it welcomed, without which it sends no heartbeat."""
+    handler = Handler()
+    with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
+        running = publisher.publish("x")
+        assert running.task().status is TaskStatus.PENDING
+        disk.shut(CONSUMER_SYNCS)
+        with Consumer(manager, handler):
+            assert handler.begun.wait(PATIENCE_S)
+            disk.await_somebody(CONSUMER_SYNCS)
+            pulse.await_lease()
+            disk.open(CONSUMER_SYNCS)
+            handler.end.set()
+            assert running.result(timeout=PATIENCE_S) == "done"
+        assert handler.runs == [running.id]
+        assert [(past.attempt, past.outcome) for past in running.task().history] == [(1, "completed")]
 
 
 def test_a_living_consumer_keeps_its_lease_however_long_a_broker_takes_to_load(tmp_path: Path, disk: Disk) -> None:

@@ -16,7 +16,7 @@ from jsonqueue.core.dispatching import Dispatcher
 from jsonqueue.core.records import Progress, decode_progress, decode_published, encode_records
 from jsonqueue.core.state import QueueState
 from jsonqueue.core.turn import Now, Turn
-from jsonqueue.event import Assign, Cancel, Complete, Event, Fail, Failure, Heartbeat, Join, Replay, Return, Settled
+from jsonqueue.event import Assign, Cancel, Complete, Event, Fail, Failure, Heartbeat, Join, Replay, Return, Settled, Welcome
 from jsonqueue.retry import Never
 from jsonqueue.task import StoredTask, StoredTaskIn, TaskIn
 
@@ -130,6 +130,12 @@ def assigned(turn: Turn, peer: int | None = None) -> list[tuple[str, int]]:
     """What was pushed, as (id, token); of one peer, or of all."""
     pushed = [(who, event) for who, event in turn.pushes if isinstance(event, Assign)]
     return [(task.id, task.token) for who, event in pushed if peer in {None, who} for task in event.tasks]
+
+
+def welcome(turn: Turn) -> Welcome:
+    """What the one who joined in it was told."""
+    (event,) = [event for _, event in turn.pushes if isinstance(event, Welcome)]
+    return event
 
 
 def answers(turn: Turn, kind: type[Event]) -> list[Any]:

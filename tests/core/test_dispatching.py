@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from msgspec import Raw
 
-from core.stage import START_MS, Stage, answers, assigned, given, stale, whats
+from core.stage import START_MS, Stage, answers, assigned, given, stale, welcome, whats
 from jsonqueue.config import Config
 from jsonqueue.core.dispatching import first_token
-from jsonqueue.event import Changed, Complete, Failure, Join, Look, Result, Revoke, Settled, Watch, Welcome
+from jsonqueue.event import Assign, Changed, Complete, Failure, Join, Look, Result, Revoke, Settled, Watch, Welcome
 from jsonqueue.retry import Exponential, Linear, Never
 
 _ONE = first_token(1)
@@ -28,7 +28,7 @@ def _failure(held: tuple[str, int], error: str = "ValueError: no", **options: ob
 
 def test_a_task_goes_to_who_waits_and_is_settled_by_its_token(stage: Stage) -> None:
     """Publish, deliver, complete: one record each, and an answer for the completion."""
-    assert answers(stage.join(1), Welcome)[0].label == "c1@101"
+    assert welcome(stage.join(1)).label == "c1@101"
     turn = stage.publish("a")
     assert whats(turn) == ["leased"]
     assert assigned(turn) == [("a", _ONE)]
@@ -38,6 +38,15 @@ def test_a_task_goes_to_who_waits_and_is_settled_by_its_token(stage: Stage) -> N
     task = stage.task("a")
     assert (task.status, bytes(task.result or b""), task.attempt, task.token) == ("completed", b'{"ok":1}', 1, 0)
     stage.check()
+
+
+def test_who_joins_is_welcomed_before_its_first_task_and_before_the_disk_has_it(stage: Stage) -> None:
+    """A task that runs needs heartbeats, and there are none without a Welcome: so that waits for no sync that the task does not."""
+    stage.publish("a")
+    turn = stage.join(1)
+    assert whats(turn) == ["leased"]
+    assert [(who, type(event)) for who, event in turn.pushes] == [(1, Welcome), (1, Assign)]
+    assert turn.answers == []
 
 
 def test_in_its_drain_nothing_is_handed_out_and_everything_is_heard(stage: Stage) -> None:
@@ -52,7 +61,7 @@ def test_in_its_drain_nothing_is_handed_out_and_everything_is_heard(stage: Stage
     assert whats(stage.give_back(1, second, want=2)) == ["unleased"]
     assert stage.dispatcher.held == 0
     assert [stage.task(task_id).status for task_id in "abc"] == ["completed", "pending", "pending"]
-    assert not stage.join(2, 5).pushes
+    assert assigned(stage.join(2, 5)) == []
     stage.check()
 
 
@@ -393,7 +402,7 @@ def test_a_consumer_that_comes_back_keeps_its_leases(stage: Stage) -> None:
     stage = stage.restarted(epoch=2)
     assert stage.dispatcher.orphan_holders == {"c1@101"}
     turn = stage.join(1, 2, holds=tasks)
-    assert answers(turn, Welcome)[0].stale == []
+    assert welcome(turn).stale == []
     assert stale(stage.complete(1, *held, want=2)) == []
     assert stage.statuses() == {"a": "completed", "b": "completed"}
     stage.check()
@@ -450,7 +459,7 @@ def test_what_was_settled_under_its_token_is_not_stale_at_rejoin(stage: Stage) -
     for task, (_, token) in zip(held, joined, strict=True):
         task.token = token  # as the consumer still sees them
     turn = stage.join(1, 2, holds=held)
-    assert answers(turn, Welcome)[0].stale == [joined[1][1]]
+    assert welcome(turn).stale == [joined[1][1]]
 
 
 def test_who_names_a_token_with_the_wrong_task_takes_nothing_from_its_holder(stage: Stage) -> None:
@@ -458,11 +467,11 @@ def test_who_names_a_token_with_the_wrong_task_takes_nothing_from_its_holder(sta
     stage.publish("a", "b")
     held = assigned(stage.join(1))
     stage.dispatcher.join(2, Join("c1", 101, 0, ["b"], [held[0][1]]), stage.now)
-    assert answers(stage.turn(), Welcome)[0].stale == [held[0][1]]
+    assert welcome(stage.turn()).stale == [held[0][1]]
     assert stage.dispatcher.held == 1
     stage = stage.restarted(epoch=2)
     stage.dispatcher.join(2, Join("c1", 101, 0, ["b"], [held[0][1]]), stage.now)
-    assert answers(stage.turn(), Welcome)[0].stale == [held[0][1]]
+    assert welcome(stage.turn()).stale == [held[0][1]]
     stage.later(stage.config.lease_ms)
     assert stage.statuses() == {"a": "pending", "b": "pending"}
     stage.check()
@@ -751,7 +760,7 @@ def test_a_cancelled_orphan_is_not_given_back(stage: Stage) -> None:
     stage = stage.restarted(epoch=2)
     stage.cancel("a")
     turn = stage.join(1, 1, holds=held)
-    assert answers(turn, Welcome)[0].stale == [token]
+    assert welcome(turn).stale == [token]
     stage.check()
 
 

@@ -254,6 +254,8 @@ BUGS = (
     Bug("what a dead consumer held is not returned", "small worlds", "core/dispatching.py",
         "            self._waiting.leave(seat)\n            self._lose(list(seat.held.values()), Outcome.LOST, now)",
         "            self._waiting.leave(seat)"),
+    Bug("a consumer is welcomed only once its first lease is durable", "core", "core/dispatching.py",
+        "self.turn.pushes.append((peer, Welcome(", "self.turn.answers.append((peer, Welcome("),
     Bug("orphaned leases never end", "core", "core/dispatching.py",
         "        if self._orphans and now.monotonic_ms >= self._orphans.until_ms:", "        if self._orphans and not now.monotonic_ms:"),
     Bug("a restart forgets what was ready", "kill", "core/dispatching.py",

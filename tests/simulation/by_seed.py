@@ -74,7 +74,10 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "padding is a torn write",
         "a client that is to be dropped is answered on",
     ),
-    "no disk of these worlds takes longer than a lease to give back a queue": ("consumers have to come back before they are let in",),
+    "no disk of these worlds takes longer than a lease": (
+        "consumers have to come back before they are let in",
+        "a consumer is welcomed only once its first lease is durable",
+    ),
     "no process of these worlds runs out of memory": ("a checkpoint for which there was no memory is told as done",),
     "no call of these worlds is seen half done": ("what is read in the midst of a write is damage at once",),
     "these disks tear a write between sectors, and never within one": ("a line that ends early in padding is damage",),

@@ -317,7 +317,7 @@ BUGS: dict[str, Planted] = {
     "copied tail without fsync": Planted(7, _patch(LogWriter, "_begin", _within_unsynced), "H3"),
     "fsync tried again after it failed": Planted(9, _patch(LogWriter, "sync", _swallows_sync_failures), "H4"),
     "token without a fresh epoch": Planted(0, lambda: _module_patch("jsonqueue.core.dispatching.first_token", _same_epoch_again), "H9"),
-    "ids forgotten too early": Planted(3, _cast(checkpoint=_checkpoint_names_too_many), "H10"),
+    "ids forgotten too early": Planted(6, _cast(checkpoint=_checkpoint_names_too_many), "H10"),
     "start does not read again": Planted(3, lambda: _module_patch(("log", "recovery"), None), "H12", _RESTARTS),
     "rotation without fsync of the folder": Planted(0, _patch(LogWriter, "_create", _within_unsynced_folder), "H15"),
     "start without fsync of the folder": Planted(0, _patch(LogWriter, "_begin", _within_unsynced_folder)),
@@ -352,7 +352,7 @@ BUGS: dict[str, Planted] = {
         ),
     ),
     "a stored task is refused for want of room": Planted(
-        0,
+        12,
         _line(
             "broker/publisher_broker.py",
             "_for_want_of_room(verdict, str(error)) for verdict in self._admission.decide(given, room=False)",
@@ -365,7 +365,7 @@ BUGS: dict[str, Planted] = {
         38, _line("core/waiting.py", "ends < self._closes_ms:", "ends - terms[-1][0] < lease_ms // self._TERMS_A_LEASE:")
     ),
     "a client that is gone is dropped unread": Planted(
-        156, _line("broker/loop.py", "pass  # It has ended, maybe by Ctrl-C.", "self._give_up(peer)  # It has ended, maybe by Ctrl-C.")
+        446, _line("broker/loop.py", "pass  # It has ended, maybe by Ctrl-C.", "self._give_up(peer)  # It has ended, maybe by Ctrl-C.")
     ),
     "a checkpoint without room leaves its draft": Planted(
         1, _line("storage/queue_file.py", "            files.unlink(name)  # Until", "            # Until")

@@ -255,8 +255,9 @@ class ConsumerBroker:
                 self._unwritten = (turn, at_ms)
                 self._unwritten_due_ms = now.monotonic_ms + _NO_ROOM_RETRY_MS
                 return
-            for peer, event in turn.pushes:
-                send(peer, event)
+        for peer, event in turn.pushes:
+            send(peer, event)
+        if turn.records:
             if self._config.durability == "power-cut":
                 self._log.sync()  # Nothing below this line runs until the disk has it.
             self._log.assure()  # And has it where it will be looked for.

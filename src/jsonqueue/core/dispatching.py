@@ -143,7 +143,8 @@ class Dispatcher:
         stale = [token for task_id, token in zip(event.ids, event.tokens, strict=False) if not self._rejoin(seat, task_id, token)]
         seat.renew(list(seat.held), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
         self._waiting.update(seat)
-        self._answer(peer, Welcome(seat.label, self._epoch, self._config.lease_ms, stale))
+        # Not an answer: a task that is pushed to it in this very turn must find it welcomed, and no disk is too slow for its heartbeats.
+        self.turn.pushes.append((peer, Welcome(seat.label, self._epoch, self._config.lease_ms, stale)))
 
     def _rejoin(self, seat: Seat, task_id: str, token: int) -> bool:
         known = self.state.tasks.get(task_id)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import json
 
 from jsonqueue.errors import JsonQueueError
-from jsonqueue.event import Assign, Changed, Complete, Event, EventOwner, Mark, Result, Settled, Written
+from jsonqueue.event import Assign, Changed, Complete, Event, EventOwner, Mark, Result, Settled, Welcome, Written
 from jsonqueue.simulation.disk import DurableView
 from jsonqueue.simulation.history import SMALL, History, explained
 from jsonqueue.simulation.shadow import Shadow
@@ -157,7 +157,7 @@ class Judge:
             self._before_written(broker, peer, event)
         elif isinstance(event, Assign):
             self.waste.assigns(broker.links.get(peer), event)
-        else:
+        elif not isinstance(event, Welcome):  # These two are pushed, and rest on nothing that is still to be synced.
             self._read_progress(broker)
             if isinstance(event, Result):
                 self._before_result(event)
