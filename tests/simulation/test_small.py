@@ -18,7 +18,7 @@ NAMES = list(SHORT)
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("half", "states_min"), [(0, 229_000), (1, 160_000)])
+@pytest.mark.parametrize(("half", "states_min"), [(0, 195_000), (1, 135_000)])
 def test_no_interleaving_breaks_a_promise(half: int, states_min: int) -> None:
     """Every world of the short list is explored to its end; and from every one of its states a fair schedule ends with everything done."""
     states = 0
