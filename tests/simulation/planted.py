@@ -25,8 +25,8 @@ from jsonqueue.errors import SyncFailed
 from jsonqueue.event import Complete, Mark, Write, Written
 from jsonqueue.retry import Linear
 from jsonqueue.simulation import Fault, Habits, Scenario, Weather
+from jsonqueue.simulation.cast import PRODUCTION, Cast
 from jsonqueue.simulation.disk import ProcessFiles
-from jsonqueue.simulation.world import PRODUCTION, Cast
 from jsonqueue.storage import log as logging_of_the_queue
 from jsonqueue.storage import recovery
 from jsonqueue.storage.log import LogKind, LogWriter

@@ -24,7 +24,8 @@ from jsonqueue.client.window import Window
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
 from jsonqueue.simulation import Fault, Scenario, draw, run_seed, simulate
-from jsonqueue.simulation.world import PRODUCTION, World
+from jsonqueue.simulation.cast import PRODUCTION
+from jsonqueue.simulation.world import World
 from jsonqueue.storage.checkpoint import checkpoint
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

@@ -16,9 +16,9 @@ from jsonqueue.storage.codec import Position
 from jsonqueue.task import TaskIn
 
 if TYPE_CHECKING:
+    from jsonqueue.simulation.cast import Cast
     from jsonqueue.simulation.reactions import Act, Reactions
     from jsonqueue.simulation.still import StillFiles
-    from jsonqueue.simulation.world import Cast
 
 __all__ = ["CONSUMER_BROKER", "MANAGER", "PUBLISHER_BROKER", "Calls"]
 

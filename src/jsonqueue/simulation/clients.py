@@ -34,6 +34,7 @@ from jsonqueue.event import (
     Written,
     decoder_for,
 )
+from jsonqueue.simulation.appending import append_directly
 from jsonqueue.simulation.process import Actor
 from jsonqueue.simulation.trace import VectorClock, merge
 from jsonqueue.simulation.wire import Link
@@ -250,7 +251,7 @@ class PublisherClient(_Client):
             for batch in batches:
                 self.world.judge.publishing(self, 0, [task.id for task in batch])
             self._appending = True
-            for answer in self.world.append_directly(self, batches):
+            for answer in append_directly(self.world, self, batches):
                 self.settle(self.window.appended().tasks, answer)
             self._appending = False
             self._advance()
@@ -319,12 +320,12 @@ class ConsumerClient(_Client):
         self.note("run", f"attempt {task.attempt}", (task.id,))
         self.world.meter.started(task.id, self.world.scheduler.now_us)
         self.world.judge.runs(self, task)
-        plan = self.world.plan_of(task.id)
+        plan = self.world.agenda.arrival(task.id)
         if plan.kills(task.attempt):
             self.world.scheduler.after(plan.lasts_us, self.world.lose_consumer, self, f"poisoned by {task.id}")
         else:
             # Its effects come at the beginning: all the time that it takes, its consumer may die with them done and its outcome unsaid.
-            self.world.scheduler.after(plan.lasts_us, self._finish, slot, task.token, self.world.handle(task))
+            self.world.scheduler.after(plan.lasts_us, self._finish, slot, task.token, self.world.agenda.handle(task))
 
     def _finish(self, slot: Slot, token: int, verdict: Verdict) -> None:
         if not self.when_awake(self._finish, slot, token, verdict) or slot.task is None or slot.task.token != token:

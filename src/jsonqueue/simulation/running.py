@@ -17,12 +17,13 @@ from jsonqueue.client.outcome import Current, running_in
 from jsonqueue.client.payload import encode_value
 from jsonqueue.config import Config
 from jsonqueue.retry import Linear
+from jsonqueue.simulation.cast import PRODUCTION, Cast
 from jsonqueue.simulation.probes import Probe
 from jsonqueue.simulation.scenario import Fault, Habits, Scenario, draw, draw_fault
 from jsonqueue.simulation.verdict import Verdict
 from jsonqueue.simulation.wire import Weather
 from jsonqueue.simulation.work import Arrival
-from jsonqueue.simulation.world import PRODUCTION, Cast, World
+from jsonqueue.simulation.world import World
 from jsonqueue.task import AnyTask
 
 __all__ = ["reproduce", "run_seed", "run_seeds", "scenario_of", "shrink", "simulate"]

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from jsonqueue.event import Assign, Settled
 from jsonqueue.simulation.account import Account
 from jsonqueue.simulation.calls import CONSUMER_BROKER, MANAGER, PUBLISHER_BROKER, Calls
+from jsonqueue.simulation.cast import PRODUCTION, Cast
 from jsonqueue.simulation.reactions import Case, Outcome, Reactions
 from jsonqueue.simulation.small_state import (
     FROM_CB,
@@ -46,7 +47,6 @@ from jsonqueue.simulation.small_state import (
 )
 from jsonqueue.simulation.still import EMPTY, GROUPS, Op, cuts_of, orphaned
 from jsonqueue.simulation.verdict import Violation
-from jsonqueue.simulation.world import PRODUCTION, Cast
 
 __all__ = ["Explored", "Explorer", "Faults", "Scope", "State", "explore"]
 

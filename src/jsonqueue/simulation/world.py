@@ -11,17 +11,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
 from time import process_time
-from typing import Any, NamedTuple
+from typing import Any
 
-from msgspec import Raw
-
-from jsonqueue.broker.consumer_broker import ConsumerBroker
-from jsonqueue.broker.publisher_broker import PublisherBroker
-from jsonqueue.client.outcome import NULL, Verdict, inline
-from jsonqueue.errors import CorruptQueue, StorageError
-from jsonqueue.event import EventOwner, Failure, Mark, Write, Written
+from jsonqueue.errors import CorruptQueue
+from jsonqueue.event import EventOwner
+from jsonqueue.simulation.agenda import Agenda
+from jsonqueue.simulation.cast import PRODUCTION, Cast
 from jsonqueue.simulation.clients import CallerClient, ConsumerClient, PublisherClient
-from jsonqueue.simulation.disk import Disk, Killed, ProcessFiles
+from jsonqueue.simulation.disk import Disk, Killed
 from jsonqueue.simulation.judges import Judge
 from jsonqueue.simulation.manager import Manager
 from jsonqueue.simulation.meter import Meter
@@ -31,29 +28,15 @@ from jsonqueue.simulation.scenario import Fault, Scenario
 from jsonqueue.simulation.scheduler import Scheduler
 from jsonqueue.simulation.striking import strike
 from jsonqueue.simulation.trace import Trace, VectorClock, merge
-from jsonqueue.simulation.verdict import Verdict as Judgement
-from jsonqueue.simulation.verdict import Violation
+from jsonqueue.simulation.verdict import Verdict, Violation
 from jsonqueue.simulation.wire import Link, Weather
 from jsonqueue.simulation.work import Arrival, drawn_work
-from jsonqueue.storage.checkpoint import checkpoint
 from jsonqueue.storage.memory import PowerCut
 from jsonqueue.task import AnyTask, StoredTaskIn, TaskStatus
 
-__all__ = ["PRODUCTION", "Cast", "World"]
+__all__ = ["World"]
 
 _EPOCH_MS = 1_763_000_000_000
-
-
-class Cast(NamedTuple):
-    """Who is under test. Whoever wants to see a bug found puts a broken one here."""
-
-    publisher_broker: Callable[..., PublisherBroker]
-    consumer_broker: Callable[..., ConsumerBroker]
-    checkpoint: Callable[..., Any]
-
-
-PRODUCTION = Cast(PublisherBroker, ConsumerBroker, checkpoint)
-"""The very objects of production."""
 
 
 class WorldClock:
@@ -111,21 +94,17 @@ class World:
         self.happened: dict[str, int] = {}
         self.meter = Meter()
         self.probes = Probes(self, probes)
-        self._work = list(work) or drawn_work(scenario, self.chance_of("work"))
-        self._handler = inline(handler, lambda: self.config) if handler is not None else None
+        self.agenda = Agenda(self, list(work) or drawn_work(scenario, self.chance_of("work")), handler)
         self.manager: Manager
         self.publisher_broker: BrokerProcess | None = None
         self.consumer_broker: BrokerProcess | None = None
         self.publishers: list[PublisherClient] = []
         self.consumers: list[ConsumerClient] = []
         self.callers: list[CallerClient] = []
-        self._arrivals = {f"t{number}": arrival for number, arrival in enumerate(self._work, 1)}
         self._lives: dict[str, int] = {}
-        self._to_come = 0
         self.power_fuse = 0
         self._wire_chance = self.chance_of("wire")
         self.life_chance = self.chance_of("life")
-        self._settled_links: dict[str, int] = {}
 
     def chance_of(self, what: str) -> Random:
         """A source of chance of its own for each purpose, so that more of one thing leaves the others as they are."""
@@ -133,7 +112,7 @@ class World:
 
     # ── a run ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def run(self) -> Judgement:
+    def run(self) -> Verdict:
         """Everything, from the first process to the last judgement."""
         began = process_time()
         violation: Violation | None = None
@@ -169,7 +148,7 @@ class World:
     def finished(self) -> bool:
         """Whether nothing is left to do, and nobody waits for anything."""
         return (
-            not self._to_come
+            not self.agenda.to_come
             and not self.refused
             and not self.judge.shadow.open
             and all(publisher.done for publisher in self.publishers)
@@ -178,18 +157,14 @@ class World:
 
     def _require_answers(self) -> None:
         """Whoever handed a task in must have heard of it by now."""
-        silent = [task_id for task_id in self._arrivals if task_id not in self.judge.acknowledged_ids]
+        silent = [task_id for task_id in self.agenda.ids if task_id not in self.judge.acknowledged_ids]
         if silent:
             raise Violation("deadlock", f"{', '.join(silent[:5])}: published, and its publisher was never told", task_id=silent[0])
 
     @property
     def _drain_us(self) -> int:
-        """How long all may take once nothing goes wrong any more: no task of a drawn scenario is tried more than six times by itself. A
-        handler of somebody's own may fail each time."""
-        attempts = [6, *(1 + max(arrival.fails_first, arrival.kills_first) for arrival in self._work)]
-        if self._handler is not None:
-            attempts.append(min(self.config.attempts_max, 1_000))
-        return self.scenario.drain_us(max(attempts))
+        """How long all may take once nothing goes wrong any more: no task of a drawn scenario is tried more than six times by itself."""
+        return self.scenario.drain_us(max(6, self.agenda.attempts_max))
 
     def _unfinished(self) -> str:
         waiting = [publisher.name for publisher in self.publishers if not publisher.done]
@@ -202,7 +177,7 @@ class World:
         self.publishers = [self._new_publisher(index, deque()) for index in range(self.scenario.publishers)]
         self.consumers = [self._new_consumer(index) for index in range(self.scenario.consumers)]
         self.callers = [self._new_caller(0)]
-        self._plan_work()
+        self.agenda.plan()
         for fault in self.scenario.faults:
             self.scheduler.at(fault.at_us, self._strike, fault)
 
@@ -225,14 +200,14 @@ class World:
         ids = (error.task_id,) if error.task_id else ()
         self.trace.note(self.scheduler.now_us, "world", "VIOLATION", str(error), ids, {})
 
-    def _verdict(self, violation: Violation | None, took_s: float) -> Judgement:
+    def _verdict(self, violation: Violation | None, took_s: float) -> Verdict:
         if violation is not None:
             self._count_so_far()
         faults = dict(self.happened)
         for link in self.links.values():
             for fate, count in link.fates.items():
                 faults[fate] = faults.get(fate, 0) + count
-        return Judgement(
+        return Verdict(
             seed=self.seed,
             scenario=self.scenario,
             totals=self.judge.totals,
@@ -258,60 +233,6 @@ class World:
         statuses = [task.status for task in shadow.state.tasks.values()] + [ended.status for ended in shadow.retired.values()]
         totals.completed = statuses.count(TaskStatus.COMPLETED)
         totals.dead, totals.cancelled = statuses.count(TaskStatus.DEAD), statuses.count(TaskStatus.CANCELLED)
-
-    # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _plan_work(self) -> None:
-        """Who publishes what, and when; who asks what, and when."""
-        habits, chance = self.scenario.habits, self.chance_of("questions")
-        writes: dict[tuple[int, int], list[str]] = {}
-        for task_id, arrival in self._arrivals.items():
-            writes.setdefault((arrival.at_us, arrival.publisher % self.scenario.publishers), []).append(task_id)
-            self._plan_questions(task_id, arrival.at_us, chance)
-            for wait_us in arrival.again_us:
-                self._come(arrival.at_us + wait_us, self._publish, arrival.publisher % self.scenario.publishers, [task_id])
-        for (at_us, publisher), ids in writes.items():
-            self._come(at_us, self._publish, publisher, ids)
-        for _ in range(habits.replays):
-            self._come(self.scenario.spread_us + chance.randrange(5 * habits.asked_us), self._ask, "replay", "")
-
-    def _plan_questions(self, task_id: str, at_us: int, chance: Random) -> None:
-        habits = self.scenario.habits
-        for what, share in (("look", habits.looked_at), ("cancel", habits.cancelled), ("look", habits.looked_at / 2)):
-            if share and chance.random() < share:
-                self._come(at_us + chance.randrange(habits.asked_us), self._ask, what, task_id)
-
-    def _come(self, at_us: int, act: Callable[..., None], *arguments: Any) -> None:
-        self._to_come += 1
-        self.scheduler.at(at_us, self._came, act, arguments)
-
-    def _came(self, act: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        self._to_come -= 1
-        act(*arguments)
-
-    def _ask(self, what: str, task_id: str) -> None:
-        self.callers[0].ask(what, task_id)
-
-    def _publish(self, publisher: int, ids: list[str]) -> None:
-        now_ms = self.clock.wall_ms()
-        for task_id in ids:
-            self.meter.published(task_id, self.scheduler.now_us)
-        batch = [self._arrivals[task_id].task(task_id, now_ms) for task_id in ids]
-        for first in range(0, len(batch), self.scenario.batch):
-            self.publishers[publisher].push(batch[first : first + self.scenario.batch])
-
-    def plan_of(self, task_id: str) -> Arrival:
-        """What will become of it."""
-        return self._arrivals[task_id]
-
-    def handle(self, task: AnyTask) -> Verdict:
-        """What the handler makes of a task: the user's own, or the one that was drawn."""
-        if self._handler is not None:
-            return self._handler(task)
-        out_us, back_us = self.scenario.habits.outage_us
-        if self._arrivals[task.id].fails(task.attempt) or out_us <= self.scheduler.now_us < back_us:
-            return Failure(task.id, task.token, "it failed")
-        return Raw(b'{"token":%d}' % task.token) if task.token % 2 else NULL
 
     def turned(self) -> None:
         """The ConsumerBroker has taken a turn: a point at which everything can be looked at."""
@@ -412,45 +333,6 @@ class World:
         publisher = self.publishers[index]
         publisher.kill("killed")
         self.publishers[index] = self._new_publisher(index, deque(publisher.unanswered))
-
-    def append_directly(self, publisher: PublisherClient, batches: list[list[StoredTaskIn]]) -> list[Written]:
-        """The publisher appends by itself, by the PublisherBroker's own code, if nobody holds the lock."""
-        if self.manager.alive or self.appending or not self.lock(EventOwner.PUBLISHER_BROKER):
-            return []
-        answers: list[Written] = []
-
-        def spend(spent_us: int) -> None:
-            if publisher.alive:
-                self.operated()
-                self.scheduler.advance(spent_us)
-            if not publisher.alive:
-                files.dead = True
-                raise Killed
-
-        files = ProcessFiles(self.disk, spend)
-        merge(publisher.clock, self.disk_clock)
-        publisher.note("appends", "by itself")
-        broker = self.cast.publisher_broker(files, self.clock, self.config, announce=lambda mark: self._appended(publisher, mark))
-        self.appending = True
-        try:
-            broker.open()
-            self._appended(publisher, broker.mark)
-            for batch in batches:
-                broker.step([(0, Write(0, batch))], lambda peer, event: answers.append(event))  # type: ignore[arg-type]
-            broker.close()
-        except (StorageError, Killed):
-            pass
-        finally:
-            self.appending = False
-        if not publisher.alive:
-            return []
-        publisher.note("appended", f"{len(answers)} batches")
-        return answers
-
-    def _appended(self, publisher: PublisherClient, mark: Mark) -> None:
-        publisher.note("durable", f"through batch {mark.number}")
-        merge(self.disk_clock, publisher.clock)
-        self.judge.announced(publisher, mark)
 
     # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────────
 
