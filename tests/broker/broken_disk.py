@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from jsonqueue.broker import process
+from jsonqueue.broker import process, sides
 from jsonqueue.errors import SyncFailed
 
 
-class BrokenDisk(process.PublisherBroker):
+class BrokenDisk(sides.PublisherBroker):
     """Its fsync fails when it is to store that task."""
 
     def step(self, arrivals, send) -> None:
@@ -16,5 +16,5 @@ class BrokenDisk(process.PublisherBroker):
 
 
 def main() -> None:
-    process.PublisherBroker = BrokenDisk
+    sides.PublisherBroker = BrokenDisk
     process.main()

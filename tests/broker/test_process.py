@@ -13,9 +13,10 @@ from msgspec import Raw
 
 from jsonqueue.broker import child as child_module
 from jsonqueue.broker.child import Child
+from jsonqueue.broker.liveness import is_alive
 from jsonqueue.broker.loop import BrokerLoop
+from jsonqueue.broker.marks import MarksOutlet
 from jsonqueue.broker.narration import ending
-from jsonqueue.broker.process import MarksOutlet, _is_alive
 from jsonqueue.channel.control import Ask, Attach, Counters, Failed, News, Ready, Stop
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.config import Config
@@ -170,14 +171,14 @@ def test_only_the_newest_mark_waits_for_a_consumer_broker_that_is_busy():
 
 def test_whether_a_process_lives():
     """One that ended is dead, reaped or not; that of another user lives."""
-    assert _is_alive(os.getpid())
-    assert _is_alive(1)
+    assert is_alive(os.getpid())
+    assert is_alive(1)
     process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
     process.stdout.read()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert not _is_alive(process.pid)
+    assert not is_alive(process.pid)
     process.communicate()
-    assert not _is_alive(process.pid)
+    assert not is_alive(process.pid)
 
 
 @pytest.mark.parametrize(("status", "words"), [(0, "exit status 0"), (74, "exit status 74"), (-9, "signal SIGKILL"), (-63, "signal 63")])

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from jsonqueue.broker import child as child_module
+from jsonqueue.broker.liveness import is_alive
 from jsonqueue.broker.manager import BrokerManager
-from jsonqueue.broker.process import _is_alive
 from jsonqueue.broker.restarts import Postponed
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import ManagerStatus, connect, operate
@@ -388,6 +388,6 @@ def test_a_broker_that_waits_for_its_lock_ends_when_it_is_told_to(tmp_path: Path
         pid = _await(manager, lambda status: status.brokers[1].state == "waiting").brokers[1].pid
         stopping = threading.Thread(target=manager.stop)
         stopping.start()
-        while _is_alive(pid):
+        while is_alive(pid):
             pass
     stopping.join()

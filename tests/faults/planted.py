@@ -304,7 +304,7 @@ BUGS = (
         "        return self._names.get(name) is self._handles[handle]", "        return name in self._names"),
     Bug("a broker that misses its sibling's log in the midst of its life ends everything", "lost files", "broker/restarts.py",
         "(served or status not in _FOR_GOOD)", "status not in _FOR_GOOD"),
-    Bug("a broker does not look for its log when its sibling starts", "lost files", "broker/process.py",
+    Bug("a broker does not look for its log when its sibling starts", "lost files", "broker/sides.py",
         "        self._broker.assure()  # A ConsumerBroker", "        # A ConsumerBroker"),
     Bug("a broker that ends by an error lets go of a log that was removed", "lost files", "broker/process.py",
         "                self._broker.close()  # If", "                pass  # If"),

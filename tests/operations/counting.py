@@ -18,7 +18,7 @@ from msgspec import Raw
 from jsonqueue.broker import consumer_broker, loop, publisher_broker
 from jsonqueue.broker.consumer_broker import ConsumerBroker
 from jsonqueue.broker.loop import BrokerLoop
-from jsonqueue.broker.process import MarksOutlet
+from jsonqueue.broker.marks import MarksOutlet
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.holdings import Holdings

@@ -32,7 +32,7 @@ _BEGIN, _END = "<!-- found by seeds -->\n", "<!-- end of found by seeds -->"
 
 ELSEWHERE = (
     "broker/checkpointing.py", "broker/crew.py", "broker/manager.py", "broker/process.py", "broker/reception.py", "broker/restarts.py",
-    "channel/registration.py", "storage/files.py", "storage/locks.py", "storage/repair.py", "storage/salvage.py",
+    "broker/sides.py", "channel/registration.py", "storage/files.py", "storage/locks.py", "storage/repair.py", "storage/salvage.py",
 )  # fmt: skip
 """What a simulated world does not run: real processes, sockets, locks and files, and the repair."""
 

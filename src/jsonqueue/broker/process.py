@@ -26,17 +26,12 @@ import gc
 import logging
 import os
 import resource
-import select
-import selectors
 import signal
 import sys
-from collections.abc import Callable
-from random import Random
 from typing import NoReturn
 
-from jsonqueue.broker.consumer_broker import ConsumerBroker
-from jsonqueue.broker.loop import PEER_PENDING_MAX_BYTES, Broker, BrokerLoop
-from jsonqueue.broker.publisher_broker import PublisherBroker
+from jsonqueue.broker.loop import PEER_PENDING_MAX_BYTES, BrokerLoop
+from jsonqueue.broker.sides import side_of
 from jsonqueue.channel.control import (
     Ask,
     Attach,
@@ -50,7 +45,6 @@ from jsonqueue.channel.control import (
     Order,
     Ready,
     Rotate,
-    Rotated,
     Start,
     Stop,
     Waiting,
@@ -61,11 +55,9 @@ from jsonqueue.channel.control import (
 from jsonqueue.channel.pipe import FdPipe, Pipe
 from jsonqueue.clock import SystemClock
 from jsonqueue.errors import ConnectionClosed, DiskFull, JsonQueueError, ManagerRunning
-from jsonqueue.event import EventOwner, Mark
-from jsonqueue.event import encode as encode_event
-from jsonqueue.storage.files import Files
+from jsonqueue.event import EventOwner
 from jsonqueue.storage.folder import open_folder
-from jsonqueue.storage.locks import FolderLock, LockName, hold
+from jsonqueue.storage.locks import FolderLock, hold
 
 __all__ = ["BOOT", "LEFT_TO_THE_MANAGER", "PROCESS_NAMES", "main"]
 
@@ -151,7 +143,7 @@ class _Desk:
         self._start = self._first_order()
         self._clock = SystemClock()
         self._files = open_folder(self._start.queue_dir, create=False)
-        self._side = _SIDES[self._start.role](self._start, self._files, self._clock)
+        self._side = side_of(self._start, self._files, self._clock)
         self._broker = self._side.broker
         self._loop = BrokerLoop(self._broker, self._clock)
         self._files_max = _allow_more_files()
@@ -331,134 +323,6 @@ def _manager_gone() -> None:
     raise _ManagerGone
 
 
-# ── what is different between the two ────────────────────────────────────────────────────────────────────────────────
-
-
-class _PublisherSide:
-    """Says marks."""
-
-    lock: LockName = "published"
-    ready = True
-    unsettled = 0
-    """What a publisher has said is answered in the same turn."""
-
-    def __init__(self, start: Start, files: Files, clock: SystemClock) -> None:
-        self._outlet = MarksOutlet()
-        self._broker = PublisherBroker(files, clock, start.config, announce=self._outlet.announce)
-
-    @property
-    def broker(self) -> Broker:
-        return self._broker
-
-    def use_marks(self, loop: BrokerLoop, pipe: Pipe) -> None:
-        self._broker.assure()  # A ConsumerBroker that starts opens the log by its name.
-        self._outlet.renew(pipe, loop)
-        self._outlet.announce(self._broker.mark)
-
-    def met(self, peer: int, pid: int) -> None:
-        """It holds nothing of theirs."""
-
-    def drain(self) -> None:
-        """It hands out nothing."""
-
-    def rotate(self, request: int) -> News:
-        self._broker.rotate()
-        return Rotated(request)
-
-    def forget(self, order: Forget) -> None:
-        self._broker.forget(order.ids, order.through)
-
-
-class _ConsumerSide:
-    """Hears marks."""
-
-    lock: LockName = "progress"
-
-    def __init__(self, start: Start, files: Files, clock: SystemClock) -> None:
-        self._broker = ConsumerBroker(files, clock, start.config, chance=Random(start.seed), is_alive=_is_alive)
-
-    @property
-    def broker(self) -> Broker:
-        return self._broker
-
-    @property
-    def ready(self) -> bool:
-        return self._broker.ready
-
-    @property
-    def unsettled(self) -> int:
-        return self._broker.unsettled
-
-    def met(self, peer: int, pid: int) -> None:
-        self._broker.met(peer, pid)
-
-    def drain(self) -> None:
-        self._broker.drain()
-
-    def use_marks(self, loop: BrokerLoop, pipe: Pipe) -> None:
-        loop.listen_to(pipe)
-
-    def rotate(self, request: int) -> News:
-        cut = self._broker.cut()
-        return Rotated(request) if cut is None else Rotated(request, progress=cut.progress, published=cut.published)
-
-    def forget(self, order: Forget) -> None:
-        """It holds the tasks themselves, and retires them by its own records."""
-
-
-_SIDES: dict[EventOwner, Callable[[Start, Files, SystemClock], _PublisherSide | _ConsumerSide]] = {
-    EventOwner.PUBLISHER_BROKER: _PublisherSide,
-    EventOwner.CONSUMER_BROKER: _ConsumerSide,
-}
-
-
-class MarksOutlet:
-    """The PublisherBroker's end of the marks Pipe. Only the newest mark counts, so at most one waits for a ConsumerBroker that is busy."""
-
-    def __init__(self) -> None:
-        self._pipe: Pipe | None = None
-        self._loop: BrokerLoop | None = None
-        self._newest: Mark | None = None
-        self._waiting = False
-
-    def renew(self, pipe: Pipe, loop: BrokerLoop) -> None:
-        """Use this Pipe from now on."""
-        self._hang_up()
-        self._pipe, self._loop = pipe, loop
-
-    def announce(self, mark: Mark) -> None:
-        """Say it now, or as soon as there is room."""
-        self._newest = mark
-        if not self._waiting:
-            self._say()
-
-    def _say(self) -> None:
-        try:
-            if self._pipe is None or (self._waiting and not self._pipe.flush()):
-                return
-            if self._newest is not None:
-                self._pipe.post(encode_event(self._newest))
-                self._newest = None
-            if self._waiting or self._pipe.pending:
-                self._wait_for_room(self._pipe, self._pipe.pending > 0)
-        except ConnectionClosed:
-            self._hang_up()  # The ConsumerBroker died. The manager brings a new Pipe, and the mark is told again.
-
-    def _wait_for_room(self, pipe: Pipe, waiting: bool) -> None:
-        if waiting != self._waiting and self._loop is not None:
-            self._waiting = waiting
-            if waiting:
-                self._loop.watch(pipe, self._say, selectors.EVENT_WRITE)
-            else:
-                self._loop.unwatch(pipe)
-
-    def _hang_up(self) -> None:
-        if self._pipe is not None:
-            self._wait_for_room(self._pipe, False)
-            self._pipe.close()
-            self._pipe = None
-
-
 def _allow_more_files() -> int:
     """How many files this process may open: each client is one, and the usual 1,024 are a limit for others' sake (select)."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -466,28 +330,3 @@ def _allow_more_files() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if allowed == resource.RLIM_INFINITY else allowed
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether a process of this number runs; one that ended and was not reaped yet does not."""
-    if sys.platform == "linux":
-        try:
-            return _has_not_ended(os.pidfd_open(pid))
-        except OSError:
-            pass  # Gone, or not ours to open: the signal below tells which.
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _has_not_ended(pidfd: int) -> bool:
-    try:
-        poll = select.poll()  # select() takes no fd beyond 1,023
-        poll.register(pidfd, select.POLLIN)
-        return not poll.poll(0)
-    finally:
-        os.close(pidfd)
