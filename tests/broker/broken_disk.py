@@ -1,4 +1,4 @@
-"""A broker process whose disk fails at the task "poison": what test_manager starts in place of the real entry point."""
+"""A broker process whose disk fails at the task "poison": what test_manager and test_want start in place of the real entry point."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker import jumping_clock
-from jsonqueue.broker import child as child_module
+from broker.booting import boot_by
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.publisher import Publisher
@@ -34,9 +34,7 @@ def jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jump:
     clock = jumping_clock.clock_of(tmp_path / "queue")
     jumping_clock.jump(clock, 0)
     monkeypatch.setattr(SystemClock, "wall_ms", lambda self: jumping_clock.wall_ms(clock))
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    boot = child_module.BOOT.replace("from jsonqueue.broker.process import main", "from jumping_clock import main")
-    monkeypatch.setattr(child_module, "BOOT", boot)
+    boot_by(monkeypatch, "broker.jumping_clock")
     return lambda off_ms: jumping_clock.jump(clock, off_ms)
 
 

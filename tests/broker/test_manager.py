@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from msgspec import Raw
 
-from jsonqueue.broker import child as child_module
+from broker.booting import boot_by
 from jsonqueue.broker.child import Child
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.channel.pipe import Pipe
@@ -303,7 +303,7 @@ def test_two_brokers_whose_disk_fails_in_one_moment_are_started_again_once(queue
 
 def test_after_a_failed_fsync_both_brokers_start_again(queue_dir, monkeypatch):
     """One may have read from the page cache what the other one's disk has lost."""
-    _with_broken_disk(monkeypatch)
+    boot_by(monkeypatch, "broker.broken_disk")
     with BrokerManager(queue_dir) as manager:
         before = pids(manager)
         pipe = publisher(queue_dir)
@@ -322,7 +322,7 @@ def test_after_a_failed_fsync_both_brokers_start_again(queue_dir, monkeypatch):
 
 def test_the_error_of_a_disk_that_fails_for_ever_is_what_stop_raises(queue_dir, monkeypatch):
     """After the third restart the cause is told, not its symptom."""
-    _with_broken_disk(monkeypatch)
+    boot_by(monkeypatch, "broker.broken_disk")
     manager = BrokerManager(queue_dir)
     manager.start()
     manager.wait_ready()
@@ -337,14 +337,6 @@ def test_the_error_of_a_disk_that_fails_for_ever_is_what_stop_raises(queue_dir, 
         pipe.close()
     with pytest.raises(SyncFailed):
         manager.stop()
-
-
-def _with_broken_disk(monkeypatch) -> None:
-    """From now on the task "poison" makes the fsync of the PublisherBroker fail."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(
-        child_module, "BOOT", child_module.BOOT.replace("from jsonqueue.broker.process import main", "from broken_disk import main")
-    )
 
 
 # ── the manager's own death ──────────────────────────────────────────────────────────────────────────────────────────

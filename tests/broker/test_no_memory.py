@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from jsonqueue.broker import child as child_module
+from broker.booting import boot_by
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
@@ -24,18 +24,11 @@ ROLES = ("publisher-broker", "consumer-broker")
 QUIET = Config(flush_interval_ms=3_600_000, disk_reserve_bytes=0)
 
 
-def _no_memory(*arguments: object, **options: object) -> object:
-    raise MemoryError
-
-
-def test_a_checkpoint_for_which_there_is_no_memory_is_put_off_and_not_called_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_checkpoint_for_which_there_is_no_memory_is_put_off_and_not_called_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever asked for it is told, the status and the log say it, the brokers go on, and the next attempt folds all."""
     with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
         publisher.publish("x")
-        with monkeypatch.context() as patch:
-            patch.setattr("jsonqueue.broker.checkpointing.checkpoint", _no_memory)
+        with patch("jsonqueue.broker.checkpointing.checkpoint", side_effect=MemoryError):
             with pytest.raises(StorageError, match="out of memory"):
                 manager.checkpoint()
             assert manager.status().checkpoint_error == "out of memory"
@@ -45,36 +38,29 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_put_off_and_not_called_don
         assert (manager.status().checkpoints, manager.status().checkpoint_error) == (1, "")
 
 
-def test_a_last_checkpoint_for_which_there_is_no_memory_leaves_it_to_the_logs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_last_checkpoint_for_which_there_is_no_memory_leaves_it_to_the_logs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is said, and no failure of the manager: the next start finds all."""
     manager = BrokerManager(tmp_path / "queue", QUIET)
     manager.start()
     manager.wait_ready()
     with Publisher(manager) as publisher:
         publisher.publish("x", id="x")
-    with monkeypatch.context() as patch:
-        patch.setattr("jsonqueue.broker.supervisor.final_checkpoint", _no_memory)
+    with patch("jsonqueue.broker.supervisor.final_checkpoint", side_effect=MemoryError):
         manager.stop()
     assert "stopped without a last checkpoint, the logs keep what queue.json lacks: out of memory" in caplog.text
     with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
         assert publisher.publish("x", id="x").duplicate
 
 
-def test_a_manager_without_memory_for_a_broker_says_what_it_waits_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_manager_without_memory_for_a_broker_says_what_it_waits_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In the log and in the status, until there is some."""
-    popen = subprocess.Popen
     with BrokerManager(tmp_path / "queue", QUIET) as manager:
-        monkeypatch.setattr(child_module.subprocess, "Popen", _no_memory)
-        os.kill(manager.status().brokers[0].pid, signal.SIGKILL)
-        while not (why := manager.status().brokers[0].waits_for):
-            pass
-        assert why == "it cannot be started for now: out of memory"
-        assert "PublisherBroker is down, out of memory; it is tried again until it works" in caplog.text
-        monkeypatch.setattr(child_module.subprocess, "Popen", popen)
+        with patch.object(subprocess, "Popen", side_effect=MemoryError):
+            os.kill(manager.status().brokers[0].pid, signal.SIGKILL)
+            while not (why := manager.status().brokers[0].waits_for):
+                pass
+            assert why == "it cannot be started for now: out of memory"
+            assert "PublisherBroker is down, out of memory; it is tried again until it works" in caplog.text
         with Publisher(manager) as publisher:
             publisher.publish("x")
 
@@ -85,9 +71,7 @@ def test_a_manager_without_memory_for_a_broker_says_what_it_waits_for(
 @pytest.fixture
 def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where to put a file for brokers that find no memory (:mod:`broker.no_memory`)."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    boot = child_module.BOOT.replace("from jsonqueue.broker.process import main", "from no_memory import main")
-    monkeypatch.setattr(child_module, "BOOT", boot)
+    boot_by(monkeypatch, "broker.no_memory")
     return tmp_path
 
 
@@ -115,28 +99,21 @@ def test_a_broker_without_memory_ends_and_the_next_one_goes_on(
 
 
 @pytest.mark.parametrize("role", [0, 1], ids=ROLES)
-def test_brokers_that_never_have_the_memory_to_load_are_given_up_with_that_word(
-    short: Path, role: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_brokers_that_never_have_the_memory_to_load_are_given_up_with_that_word(short: Path, role: int) -> None:
     """Three times started again, not for ever: another start would find as little. With more memory all is there."""
     with BrokerManager(short / "queue", QUIET) as manager, Publisher(manager) as publisher:
         publisher.publish("x", id="x")
-    starts, popen = [], subprocess.Popen
-
-    def counted(command: list[str], **options: Any) -> Any:
-        starts.append(command[3])
-        return popen(command, **options)
-
-    monkeypatch.setattr(child_module.subprocess, "Popen", counted)
     nothing_to_load_it_into = short / f"{ROLES[role]} load"
     nothing_to_load_it_into.touch()
     manager = BrokerManager(short / "queue", QUIET)
-    manager.start()
     words = f"the jsonqueue {ROLES[role].replace('-', ' ')} ran out of memory"
-    with pytest.raises(BrokerFailed, match=words):
-        manager.wait_ready()
-    with pytest.raises(BrokerFailed, match=words):
-        manager.stop()
+    with patch.object(subprocess, "Popen", wraps=subprocess.Popen) as started:
+        manager.start()
+        with pytest.raises(BrokerFailed, match=words):
+            manager.wait_ready()
+        with pytest.raises(BrokerFailed, match=words):
+            manager.stop()
+    starts = [call.args[0][3] for call in started.call_args_list]
     assert starts.count(f"jsonqueue-{ROLES[role]}") == 4
     assert len(starts) == 5, "the other one was left alone"
     nothing_to_load_it_into.unlink()

@@ -17,7 +17,7 @@ import pytest
 from msgspec import Raw
 
 from broker import slow_disk
-from jsonqueue.broker import child as child_module
+from broker.booting import boot_by
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import connect, operate
@@ -77,10 +77,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
         return popen(command, pass_fds=[*pass_fds, *disk.fds], **options)
 
     monkeypatch.setenv(slow_disk.GATES, ",".join(map(str, disk.fds)))
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    boot = child_module.BOOT.replace("from jsonqueue.broker.process import main", "from slow_disk import main")
-    monkeypatch.setattr(child_module, "BOOT", boot)
-    monkeypatch.setattr(child_module.subprocess, "Popen", with_gates)
+    boot_by(monkeypatch, "broker.slow_disk")
+    monkeypatch.setattr(subprocess, "Popen", with_gates)
     yield disk
     disk.close()
 

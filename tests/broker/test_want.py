@@ -14,10 +14,11 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from jsonqueue.broker import child as child_module
+from broker.booting import boot_by
 from jsonqueue.broker.liveness import is_alive
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.broker.restarts import Postponed
@@ -48,9 +49,7 @@ def _await(manager: BrokerManager, reached: Callable[[ManagerStatus], bool]) -> 
 @pytest.fixture
 def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """While this file is there, the brokers of ``tmp_path / "queue"`` find no room."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    boot = child_module.BOOT.replace("from jsonqueue.broker.process import main", "from full_disk import main")
-    monkeypatch.setattr(child_module, "BOOT", boot)
+    boot_by(monkeypatch, "broker.full_disk")
     return tmp_path / "full"
 
 
@@ -107,30 +106,19 @@ def test_a_manager_that_starts_on_a_full_disk_stays_up_and_can_be_stopped(tmp_pa
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE], ids=errno.errorcode.get)
 def test_a_broker_that_no_process_can_be_had_for_is_tried_again_until_there_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     """At growing intervals, and it counts as no death; the other broker serves on; it is said once."""
-    tries: list[int] = []
-    again = threading.Event()
-    popen = subprocess.Popen
-
-    def refuse(*arguments: object, **options: object) -> object:
-        tries.append(1)
-        if len(tries) == 4:
-            again.set()
-        raise OSError(number, os.strerror(number))
-
     with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
         handle = publisher.publish("x")
         assert handle.task().status is TaskStatus.PENDING
-        monkeypatch.setattr(child_module.subprocess, "Popen", refuse)
-        os.kill(manager.status().brokers[0].pid, signal.SIGKILL)
-        assert again.wait(30)
-        status = manager.status()
-        assert (status.brokers[0].state, status.brokers[0].restarts, status.brokers[1].state) == ("down", 1, "ready")
-        assert os.strerror(number) in status.brokers[0].waits_for
-        assert handle.task().status is TaskStatus.PENDING, "the other broker's clients go on"
-        monkeypatch.setattr(child_module.subprocess, "Popen", popen)
+        with patch.object(subprocess, "Popen", side_effect=OSError(number, os.strerror(number))) as tried:
+            os.kill(manager.status().brokers[0].pid, signal.SIGKILL)
+            _await(manager, lambda _: tried.call_count >= 4)
+            status = manager.status()
+            assert (status.brokers[0].state, status.brokers[0].restarts, status.brokers[1].state) == ("down", 1, "ready")
+            assert os.strerror(number) in status.brokers[0].waits_for
+            assert handle.task().status is TaskStatus.PENDING, "the other broker's clients go on"
         publisher.publish("y")
         _await(manager, lambda status: status.brokers[0].state == "ready")
         manager.checkpoint()
@@ -140,22 +128,14 @@ def test_a_broker_that_no_process_can_be_had_for_is_tried_again_until_there_is_o
 
 def test_after_a_failed_fsync_both_brokers_are_put_off_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are down, and both come back with a Pipe between them."""
-    popen = subprocess.Popen
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    boot = child_module.BOOT.replace("from jsonqueue.broker.process import main", "from broken_disk import main")
-    monkeypatch.setattr(child_module, "BOOT", boot)
-
-    def refuse(*arguments: object, **options: object) -> object:
-        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-
+    boot_by(monkeypatch, "broker.broken_disk")
     with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
         publisher.publish("x")
-        monkeypatch.setattr(child_module.subprocess, "Popen", refuse)
-        thread = threading.Thread(target=lambda: publisher.publish("y", id="poison"))
-        thread.start()
-        _await(manager, lambda status: all(broker.waits_for for broker in status.brokers))
-        monkeypatch.setattr(child_module, "BOOT", child_module.BOOT.replace("broken_disk", "jsonqueue.broker.process"))
-        monkeypatch.setattr(child_module.subprocess, "Popen", popen)
+        with patch.object(subprocess, "Popen", side_effect=BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")):
+            thread = threading.Thread(target=lambda: publisher.publish("y", id="poison"))
+            thread.start()
+            _await(manager, lambda status: all(broker.waits_for for broker in status.brokers))
+            boot_by(monkeypatch, "jsonqueue.broker.process")
         thread.join(30)
         assert publisher.publish("z").task().status is TaskStatus.PENDING
 
@@ -186,7 +166,7 @@ def test_what_is_a_want_and_what_is_not() -> None:
     assert not any(map(is_want, [FileNotFoundError(errno.ENOENT, ""), CorruptQueue("q", offset=0, why=""), None]))
 
 
-def test_a_checkpoint_that_may_open_no_file_is_put_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_may_open_no_file_is_put_off(tmp_path: Path) -> None:
     """It is no damage: the brokers go on, and the next attempt folds all."""
 
     def refuse(*arguments: object, **options: object) -> object:
@@ -194,10 +174,8 @@ def test_a_checkpoint_that_may_open_no_file_is_put_off(tmp_path: Path, monkeypat
 
     with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
         publisher.publish("x")
-        with monkeypatch.context() as patch:
-            patch.setattr("jsonqueue.broker.checkpointing.checkpoint", refuse)
-            with pytest.raises(StorageError, match="Too many open files"):
-                manager.checkpoint()
+        with patch("jsonqueue.broker.checkpointing.checkpoint", refuse), pytest.raises(StorageError, match="Too many open files"):
+            manager.checkpoint()
         publisher.publish("y")
         manager.checkpoint()
         assert manager.status().checkpoints == 1
@@ -334,7 +312,7 @@ def test_a_broker_keeps_some_files_for_itself_however_many_clients_come(tmp_path
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
         return process
 
-    monkeypatch.setattr(child_module.subprocess, "Popen", limited)
+    monkeypatch.setattr(subprocess, "Popen", limited)
     pipes: list[Pipe] = []
     with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
         publisher.publish("first")
