@@ -28,7 +28,6 @@ class Coroutines:
 
     def __init__(self, handler: Callable[[Task[Any]], Awaitable[object]], slots: Sequence[Slot]) -> None:
         self._handler = handler
-        self._slots = slots
         self._free = list(reversed(slots))
         self._runs: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
