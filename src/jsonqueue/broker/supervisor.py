@@ -158,7 +158,7 @@ class Supervisor:
             self._clean_up()
             self._say.stopped()
             self.ended.set()
-            self._is_up()
+            self._release_waiting()
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._timeout()):
@@ -225,11 +225,11 @@ class Supervisor:
     def _learn(self, child: Child, news: News) -> None:
         match news:
             case Ready():
-                self._is_ready(child, news.epoch)
+                self._became_ready(child, news.epoch)
             case Waiting():
                 self._waits(child, news.why)
             case Crowded():
-                self._is_crowded(child, news.why)
+                self._became_crowded(child, news.why)
             case Rotated():
                 self._checkpointing.rotated(child.role, news)
             case Counters():
@@ -240,21 +240,22 @@ class Supervisor:
             case Failed():
                 child.last_words = news
 
-    def _is_ready(self, child: Child, epoch: int) -> None:
+    def _became_ready(self, child: Child, epoch: int) -> None:
         child.state, child.epoch, child.waits_for = ChildState.READY, epoch, ""
         self._say.broker_ready(child.role, pid=child.pid, epoch=epoch, took_ms=self._clock.monotonic_ms() - child.started_ms)
         self._let_in_held_back()
         if not self.ready.is_set() and self._crew.is_ready:
-            self._both_are_ready()
+            self._both_became_ready()
 
-    def _both_are_ready(self) -> None:
+    def _both_became_ready(self) -> None:
         if self._files.identity("queue.json") is None:
             # A new queue is there to be read from its first moment on, empty as it is.
-            self._checkpointing.now(lambda why: self._is_up())
+            self._checkpointing.now(lambda why: self._release_waiting())
         else:
-            self._is_up()
+            self._release_waiting()
 
-    def _is_up(self) -> None:
+    def _release_waiting(self) -> None:
+        """Whoever waits until it is ready goes on: it is, or it has ended."""
         self.ready.set()
         self._on_change()
 
@@ -264,7 +265,7 @@ class Supervisor:
         child.state, child.waits_for = ChildState.WAITING if why else ChildState.STARTING, why
         self._let_in_held_back()
 
-    def _is_crowded(self, child: Child, why: str) -> None:
+    def _became_crowded(self, child: Child, why: str) -> None:
         """Whoever comes next is told so, rather than hung up on and back in the same moment."""
         if not child.crowded:
             self._say.broker_crowded(child.role, why)
