@@ -19,7 +19,7 @@ event                 owner              meaning
 ``settled``           consumer broker    complete/fail/return is durable; the tokens listed were stale and changed nothing
 ``revoke``            consumer broker    drop these: cancelled, or handed on
 ``look``              caller             tell me of this task, now
-``watch``             caller             tell me of this task when it has ended
+``watch``             caller             tell me of these tasks when they have ended
 ``cancel``            caller             cancel these tasks
 ``replay``            caller             give these dead letters another life
 ``result``            consumer broker    the task (answer to look and watch)

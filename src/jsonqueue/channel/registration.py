@@ -7,8 +7,8 @@ manager, which speaks only after it was asked:
 client sends       manager answers                              and then
 =================  ===========================================  ==================================================================
 ``register``       ``registered`` with one fd (SCM_RIGHTS)      the client talks to its broker over that fd: its own Pipe
-``register``       ``refused``                                  closes
 ``operate``        ``report``, when the thing asked is done     closes
+either             ``refused``, and why                         closes
 =================  ===========================================  ==================================================================
 
 The folder is 0700 and the socket 0600, and either end looks at the other one's uid besides. While the broker asked for is starting, the
@@ -89,7 +89,7 @@ class Registered(Struct, tag="registered", tag_field="type"):
 
 
 class Refused(Struct, tag="refused", tag_field="type"):
-    """No Pipe; why."""
+    """No Pipe, or no report; why."""
 
     reason: str
 
@@ -109,7 +109,7 @@ class BrokerStatus(Struct):
     counters: dict[str, int] = {}
     """What it counted since it started."""
     waits_for: str = ""
-    """Why it is not up: no room on the disk, or no process to be had. Empty when it is."""
+    """Why it is not up: its lock is held, the disk has no room, no process is to be had. Empty when it is."""
 
 
 class ManagerStatus(Struct):
