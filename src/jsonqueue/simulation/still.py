@@ -138,9 +138,13 @@ def _kept(sheet: Sheet) -> bytes:
 def _half(sheet: Sheet) -> bytes:
     """The first half of what an fsync would have changed."""
     old, new = sheet.durable, sheet.synced()
-    same = next((at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), min(len(old), len(new)))
-    middle = (same + max(len(old), len(new))) // 2
+    middle = (_alike(old, new) + max(len(old), len(new))) // 2
     return new[:middle] + old[middle:]
+
+
+def _alike(old: bytes, new: bytes) -> int:
+    """How many of the first bytes are the same."""
+    return next((at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), min(len(old), len(new)))
 
 
 def orphaned(plane: Plane, owner: int) -> Plane:
@@ -334,9 +338,7 @@ class StillFiles:
         if self.lie_dropped:
             file.sheet = Sheet(sheet.durable, sheet.durable)
         else:
-            old, new = sheet.durable, sheet.volatile
-            same = next((at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), min(len(old), len(new)))
-            file.sheet = sheet._replace(clean=(same, len(new)))
+            file.sheet = sheet._replace(clean=(_alike(sheet.durable, sheet.volatile), len(sheet.volatile)))
 
     def close(self, handle: int) -> None:
         def act() -> None:
