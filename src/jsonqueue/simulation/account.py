@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import json
 
 from jsonqueue.errors import JsonQueueError
+from jsonqueue.simulation.reactions import EPOCH_MS, Reactions
+from jsonqueue.simulation.small_state import State
 from jsonqueue.simulation.still import StillFiles, lost_of
 from jsonqueue.simulation.verdict import Violation
 from jsonqueue.storage.checkpoint import final_checkpoint
@@ -17,14 +19,9 @@ from jsonqueue.storage.queue_file import read_header
 from jsonqueue.storage.recovery import load_ids, load_state
 from jsonqueue.task import Outcome, StoredTask
 
-if TYPE_CHECKING:
-    from jsonqueue.simulation.reactions import Reactions
-    from jsonqueue.simulation.small import State
-
 __all__ = ["Account"]
 
 _JUDGE = 9
-_EPOCH_MS = 1_763_000_000_000
 _decode = lru_cache(maxsize=None)(json.Decoder(StoredTask).decode)
 
 
@@ -111,7 +108,7 @@ class Account:
         """What the logs say when they are replayed, and when they are folded, must be the same; what left the queue is in the archive."""
         files = self._files(planes)
         replayed = json.encode(load_state(files).state.tasks)
-        final_checkpoint(files, config=self._real.config, at_ms=_EPOCH_MS)
+        final_checkpoint(files, config=self._real.config, at_ms=EPOCH_MS)
         tasks = load_state(files).state.tasks
         if json.encode(tasks) != replayed:
             raise Violation("forked", "the fold of the logs differs from their replay")
@@ -155,7 +152,7 @@ class Account:
         if key not in self._due:
             self._real.clock.ms = ms
             due = self._real.broker(cb).next_due_ms()
-            self._due[key] = None if due is None else max(due - 1_000, ms)
+            self._due[key] = None if due is None else max(self._real.clock.ms_at(due), ms)
         return self._due[key]
 
     def is_done(self, state: State) -> bool:

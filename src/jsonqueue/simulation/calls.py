@@ -11,6 +11,7 @@ from msgspec import Raw
 from jsonqueue.broker.consumer_broker import ConsumerBroker
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.event import Event, EventOwner, Mark, Write, Written, decoder_for, encode
+from jsonqueue.simulation.reactions import EPOCH_MS
 from jsonqueue.storage.checkpoint import Cut, final_checkpoint
 from jsonqueue.storage.codec import Position
 from jsonqueue.task import TaskIn
@@ -25,7 +26,6 @@ __all__ = ["CONSUMER_BROKER", "MANAGER", "PUBLISHER_BROKER", "Calls"]
 PUBLISHER_BROKER, CONSUMER_BROKER, MANAGER = 1, 2, 3
 """Who is called: the owner of what it opens."""
 
-_EPOCH_MS = 1_763_000_000_000
 _FROM_CONSUMER = decoder_for(EventOwner.CONSUMER)
 Say = Callable[[Any], None]
 
@@ -92,11 +92,11 @@ class Calls:
         return broker
 
     def fold(self, _: Any, files: StillFiles, say: Say, progress: Position, published: Position, ms: int) -> None:
-        done = self._cast.checkpoint(files, Cut(progress, published), config=self._real.config, at_ms=_EPOCH_MS + ms)
+        done = self._cast.checkpoint(files, Cut(progress, published), config=self._real.config, at_ms=EPOCH_MS + ms)
         say(("left", tuple(sorted(done.left.items())), done.through_task))
 
     def stop(self, _: Any, files: StillFiles, say: Say, ms: int) -> None:
-        final_checkpoint(files, config=self._real.config, at_ms=_EPOCH_MS + ms)
+        final_checkpoint(files, config=self._real.config, at_ms=EPOCH_MS + ms)
 
 
 def _turn(broker: ConsumerBroker, say: Say, arrivals: list[tuple[int, Event]]) -> ConsumerBroker:

@@ -26,11 +26,13 @@ from jsonqueue.errors import JsonQueueError, SyncFailed
 from jsonqueue.event import Mark
 from jsonqueue.simulation.still import Item, Op, Paused, Plane, StillFiles, is_settled, listing_of
 
-__all__ = ["Case", "Outcome", "Reactions", "Said"]
+__all__ = ["EPOCH_MS", "Case", "Outcome", "Reactions", "Said"]
 
 Act = Callable[..., Any]
 """Takes the broker (None: there is none), its files, where to say things, and the arguments; returns the broker afterwards."""
-_EPOCH_MS = 1_763_000_000_000
+EPOCH_MS = 1_763_000_000_000
+"""What the wall clock of a small world says at its beginning."""
+_BOOTED_MS = 1_000
 
 
 class Case(NamedTuple):
@@ -71,11 +73,16 @@ class _Clock:
 
     def wall_ms(self) -> int:
         self.looked.add(("time",))
-        return _EPOCH_MS + self.ms
+        return EPOCH_MS + self.ms
 
     def monotonic_ms(self) -> int:
         self.looked.add(("time",))
-        return 1_000 + self.ms
+        return _BOOTED_MS + self.ms
+
+    @staticmethod
+    def ms_at(monotonic_ms: int) -> int:
+        """How late it is in the world when the monotonic clock shows this."""
+        return monotonic_ms - _BOOTED_MS
 
 
 class _Running(NamedTuple):
@@ -157,11 +164,11 @@ class Reactions:
             tables.append((looked, {values: outcomes}))
         return outcomes
 
-    def go_on(self, slot: int, case: Case, failing: tuple[int, bool] | None = None) -> list[Outcome]:
+    def go_on(self, slot: int, case: Case) -> list[Outcome]:
         """All that can come of going on with what it is in the midst of."""
         part = self.parts[slot]
         assert isinstance(part, _Busy)
-        return self.react(slot, part.owner, part.call, case, failing)
+        return self.react(slot, part.owner, part.call, case)
 
     def _value(self, item: Item, case: Case) -> Any:
         kind = item[0]

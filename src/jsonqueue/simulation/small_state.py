@@ -124,7 +124,7 @@ class State(NamedTuple):
     """The highest that was ever handed out."""
 
 
-# ── consumers ─
+# ── consumers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def joined(me: Consumer, index: int) -> Consumer:
