@@ -5,6 +5,7 @@ Whenever something is acknowledged, at that very moment, they read the *durable*
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from msgspec import json
@@ -337,20 +338,28 @@ class Judge:
             raise Violation("lost", f"{', '.join(missing[:5])} left the queue and never reached the archive", task_id=missing[0])
 
     def _count(self, loaded: Loaded) -> None:
-        totals, shadow, tasks = self.totals, self.shadow, loaded.state.tasks
-        present = {*tasks, *shadow.retired}
+        totals, tasks = self.totals, loaded.state.tasks
+        present = {*tasks, *self.shadow.retired}
         lost = sorted(self.acknowledged_ids - present)
         totals.published, totals.acknowledged = len(self._attempted), len(self.acknowledged_ids)
         totals.recovered = len(present - self.acknowledged_ids)
         totals.lost, totals.unexpected = len(lost), len(present - self._attempted)
-        statuses = [task.status for task in tasks.values()] + [ended.status for ended in shadow.retired.values()]
-        totals.completed = statuses.count(TaskStatus.COMPLETED)
-        totals.dead, totals.cancelled = statuses.count(TaskStatus.DEAD), statuses.count(TaskStatus.CANCELLED)
+        self._count_ends(tasks.values())
         totals.redelivered = sum(1 for runs in self._runs.values() if runs > 1)
         if lost:
             raise Violation("lost", f"{', '.join(lost[:5])}: acknowledged, and not in the queue", task_id=lost[0])
         if totals.unexpected:
             raise Violation("unexpected", f"nobody published {', '.join(sorted(present - self._attempted)[:5])}")
+
+    def count_so_far(self, handed_in: int) -> None:
+        """The account of a run that was stopped in the middle."""
+        self.totals.published, self.totals.acknowledged = handed_in, len(self.acknowledged_ids)
+        self._count_ends(self.shadow.state.tasks.values())
+
+    def _count_ends(self, tasks: Iterable[StoredTask]) -> None:
+        statuses = [task.status for task in tasks] + [ended.status for ended in self.shadow.retired.values()]
+        self.totals.completed = statuses.count(TaskStatus.COMPLETED)
+        self.totals.dead, self.totals.cancelled = statuses.count(TaskStatus.DEAD), statuses.count(TaskStatus.CANCELLED)
 
     def _check_histories(self) -> None:
         for task_id, operations in self.history.by_task().items():

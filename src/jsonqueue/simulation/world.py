@@ -32,7 +32,7 @@ from jsonqueue.simulation.verdict import Verdict, Violation
 from jsonqueue.simulation.wire import Link, Weather
 from jsonqueue.simulation.work import Arrival, drawn_work
 from jsonqueue.storage.memory import PowerCut
-from jsonqueue.task import AnyTask, StoredTaskIn, TaskStatus
+from jsonqueue.task import AnyTask, StoredTaskIn
 
 __all__ = ["World"]
 
@@ -202,7 +202,7 @@ class World:
 
     def _verdict(self, violation: Violation | None, took_s: float) -> Verdict:
         if violation is not None:
-            self._count_so_far()
+            self.judge.count_so_far(self.meter.handed_in)
         faults = dict(self.happened)
         for link in self.links.values():
             for fate, count in link.fates.items():
@@ -225,14 +225,6 @@ class World:
             depth=self.meter.depth,
             took_s=took_s,
         )
-
-    def _count_so_far(self) -> None:
-        """The account of a run that was stopped in the middle."""
-        totals, shadow = self.judge.totals, self.judge.shadow
-        totals.published, totals.acknowledged = self.meter.handed_in, len(self.judge.acknowledged_ids)
-        statuses = [task.status for task in shadow.state.tasks.values()] + [ended.status for ended in shadow.retired.values()]
-        totals.completed = statuses.count(TaskStatus.COMPLETED)
-        totals.dead, totals.cancelled = statuses.count(TaskStatus.DEAD), statuses.count(TaskStatus.CANCELLED)
 
     def turned(self) -> None:
         """The ConsumerBroker has taken a turn: a point at which everything can be looked at."""
