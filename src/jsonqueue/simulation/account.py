@@ -46,7 +46,8 @@ class Account:
         self._published = Counter(task_id for batches in writes for ids in batches for task_id in ids)
         self._retries = retries
         self._durable: dict[tuple[int, int], frozenset[str]] = {}
-        self._told: dict[tuple[int, ...], _Told] = {}
+        self._contents: dict[int, Any] = {}
+        self._told: dict[Any, _Told] = {}
         self._due: dict[tuple[int, int], int | None] = {}
         self._ended: dict[int, bool] = {}
 
@@ -97,12 +98,21 @@ class Account:
     # ── what the files say ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _read(self, planes: tuple[int, ...]) -> _Told:
-        if planes not in self._told:
+        # Who has what open, and what of it is durable, is nothing that a reader sees.
+        key = tuple([self._content(number) for number in planes])
+        if key not in self._told:
             try:
-                self._told[planes] = self._read_anew(planes)
+                self._told[key] = self._read_anew(planes)
             except JsonQueueError as error:
                 raise Violation("refused", str(error)) from error
-        return self._told[planes]
+        return self._told[key]
+
+    def _content(self, number: int) -> Any:
+        """What a reader finds in this plane: equal for equal names of equal files."""
+        if number not in self._contents:
+            plane = self._real.planes[number]
+            self._contents[number] = plane.names, tuple([plane.sheets[at].volatile for _, at in plane.names])
+        return self._contents[number]
 
     def _read_anew(self, planes: tuple[int, ...]) -> _Told:
         """What the logs say when they are replayed, and when they are folded, must be the same; what left the queue is in the archive."""

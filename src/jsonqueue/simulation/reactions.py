@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
+from itertools import chain
 from operator import is_
 from random import Random
 from types import FunctionType, MethodType
@@ -112,7 +113,9 @@ class Reactions:
         self.planes: list[Plane] = []
         self.calls: dict[str, Act] = {}
         """What can be called, by name."""
-        self._pauses, self._mortal = pauses, mortal
+        self.mortal = mortal
+        """Whether processes may die in this world."""
+        self._pauses = pauses
         self._alive: frozenset[int] = frozenset()
         self._say: Callable[[Any], None] = lambda what: None
         self._part_numbers: dict[Any, int] = {}
@@ -231,11 +234,6 @@ class Reactions:
         """A copy of the broker, on other files; what never changes is shared."""
         return _copied(part.broker, {id(self.config): self.config, id(self.clock): self.clock, id(part.files): files})
 
-    @property
-    def mortal(self) -> bool:
-        """Whether processes may die in this world."""
-        return self._mortal
-
     def may_pause(self, call: tuple[Any, ...], op: Op) -> bool:
         """Whether this call may pause before this operation."""
         return self._pauses(call, op)
@@ -299,46 +297,89 @@ class _Run:
 
 # ── copies of brokers ────────────────────────────────────────────────────────────────────────────────────────────────
 
-_SHARED = (str, bytes, float, Raw, Enum, Random, Config, FunctionType, MethodType)
+_PLAIN = frozenset((int, str, bytes, float, bool, type(None)))
+"""What most of a broker is made of, told by a look at its type."""
+_SHARED = (str, bytes, int, float, range, frozenset, Raw, Enum, Random, Config, FunctionType, MethodType)
+_Copy = Callable[[Any, dict[int, Any]], Any]
 
 
 def _copied(value: Any, known: dict[int, Any]) -> Any:
     """As :func:`copy.deepcopy` for what brokers are made of, several times as fast; what cannot change is shared."""
     kind = type(value)
-    if value is None or kind is int or kind is str or isinstance(value, _SHARED):
+    if kind in _PLAIN:
         return value
     new = known.get(id(value))
     if new is not None:
         return new
-    if isinstance(value, (list, deque, set)):
-        new = known[id(value)] = kind()
-        (new.update if isinstance(value, set) else new.extend)([_copied(item, known) for item in value])
-        return new
-    if isinstance(value, dict):
-        new = known[id(value)] = kind()
-        new.update([(key, _copied(item, known)) for key, item in value.items()])
-        return new
-    if isinstance(value, tuple):
-        items = [_copied(item, known) for item in value]
-        if all(map(is_, items, value)):
-            return value
-        return kind._make(items) if hasattr(kind, "_make") else tuple(items)
-    if isinstance(value, (bool, int, range, frozenset)):
+    copied = _COPIERS.get(kind)
+    if copied is None:
+        copied = _COPIERS[kind] = _copier_of(kind)
+    return copied(value, known)
+
+
+_COPIERS: dict[type, _Copy] = {}
+
+
+def _copier_of(kind: type) -> _Copy:
+    """How values of this type are copied."""
+    if issubclass(kind, _SHARED):
+        return lambda value, known: value
+    for of, copier in _CONTAINERS.items():
+        if issubclass(kind, of):
+            return copier
+    return _copied_struct if issubclass(kind, Struct) else _copied_object
+
+
+def _copied_list(value: Any, known: dict[int, Any]) -> Any:
+    new = known[id(value)] = type(value)()
+    new.extend([item if type(item) in _PLAIN else _copied(item, known) for item in value])
+    return new
+
+
+def _copied_set(value: Any, known: dict[int, Any]) -> Any:
+    new = known[id(value)] = type(value)()
+    new.update([_copied(item, known) for item in value])
+    return new
+
+
+def _copied_dict(value: Any, known: dict[int, Any]) -> Any:
+    new = known[id(value)] = type(value)()
+    new.update([(key, item if type(item) in _PLAIN else _copied(item, known)) for key, item in value.items()])
+    return new
+
+
+def _copied_tuple(value: Any, known: dict[int, Any]) -> Any:
+    items = [item if type(item) in _PLAIN else _copied(item, known) for item in value]
+    if all(map(is_, items, value)):
         return value
-    if isinstance(value, bytearray):
-        new = known[id(value)] = bytearray(value)
-        return new
-    return _copied_object(value, kind, known)
+    return type(value)._make(items) if hasattr(type(value), "_make") else tuple(items)
 
 
-def _copied_object(value: Any, kind: type, known: dict[int, Any]) -> Any:
-    new = known[id(value)] = copy.copy(value) if isinstance(value, Struct) else object.__new__(kind)
+def _copied_bytes(value: Any, known: dict[int, Any]) -> Any:
+    new = known[id(value)] = bytearray(value)
+    return new
+
+
+_CONTAINERS: dict[type, _Copy] = {
+    list: _copied_list, deque: _copied_list, set: _copied_set, dict: _copied_dict, tuple: _copied_tuple, bytearray: _copied_bytes,
+}  # fmt: skip
+
+
+def _copied_struct(value: Any, known: dict[int, Any]) -> Any:
+    new = known[id(value)] = copy.copy(value)
+    for name in value.__struct_fields__:
+        item = getattr(value, name)
+        if type(item) not in _PLAIN and (fresh := _copied(item, known)) is not item:
+            setattr(new, name, fresh)
+    return new
+
+
+def _copied_object(value: Any, known: dict[int, Any]) -> Any:
+    new = known[id(value)] = object.__new__(type(value))
     for name in _fields_of(value):
         item = getattr(value, name, _ABSENT)
         if item is not _ABSENT:
-            fresh = _copied(item, known)
-            if fresh is not getattr(new, name, _ABSENT):
-                setattr(new, name, fresh)
+            setattr(new, name, item if type(item) in _PLAIN else _copied(item, known))
     return new
 
 
@@ -349,29 +390,68 @@ _ABSENT = object()
 
 _LEFT_OUT = {"_clock", "_config", "_chance", "_is_alive", "_announce", "_looked_ms", "_files", "_reserve"}
 _ATOMS = (int, str, bytes, float, Enum)
+_Freeze = Callable[[Any, dict[int, int]], Any]
 
 
 def _frozen(value: Any, seen: dict[int, int]) -> Any:
     """A value that is equal for equal brokers, and can be hashed."""
-    if value is None or isinstance(value, _ATOMS):
+    kind = type(value)
+    if kind in _PLAIN:
         return value
+    freeze = _FREEZERS.get(kind)
+    if freeze is None:
+        freeze = _FREEZERS[kind] = _freezer_of(value, kind)
+    return freeze(value, seen)
+
+
+_FREEZERS: dict[type, _Freeze] = {}
+
+
+def _freezer_of(value: Any, kind: type) -> _Freeze:
+    """How values of this type are frozen."""
+    if isinstance(value, _ATOMS):
+        return lambda value, seen: value
     if isinstance(value, (bytearray, Raw)):
-        return bytes(value)
+        return lambda value, seen: bytes(value)
     if isinstance(value, (tuple, range)):
-        return tuple([_frozen(item, seen) for item in value])
+        return lambda value, seen: tuple([item if type(item) in _PLAIN else _frozen(item, seen) for item in value])
     if isinstance(value, (set, frozenset)):
-        return tuple(sorted(value))
+        return lambda value, seen: tuple(sorted(value))
     if callable(value) or isinstance(value, (Random, Config)):
-        return ""
-    if id(value) in seen:
-        return ("seen", seen[id(value)])
-    seen[id(value)] = len(seen)
-    if isinstance(value, (list, deque)):
-        return ("list", *[_frozen(item, seen) for item in value])
-    if isinstance(value, dict):
-        return ("dict", *[(_frozen(key, seen), _frozen(item, seen)) for key, item in value.items()])
-    names = [name for name in _fields_of(value) if name not in _LEFT_OUT]
-    return (type(value).__name__, *[(name, _frozen(getattr(value, name, None), seen)) for name in names])
+        return lambda value, seen: ""
+    parts_of = _listed if isinstance(value, (list, deque)) else _mapped if isinstance(value, dict) else _parts_of(value, kind)
+
+    def once(value: Any, seen: dict[int, int]) -> Any:
+        place = seen.get(id(value))
+        if place is not None:
+            return ("seen", place)
+        seen[id(value)] = len(seen)
+        return tuple([item if type(item) in _PLAIN else _frozen(item, seen) for item in parts_of(value)])
+
+    return once
+
+
+def _listed(value: Any) -> Iterable[Any]:
+    return ("list", *value)
+
+
+def _mapped(value: dict[Any, Any]) -> Iterable[Any]:
+    return ("dict", *chain.from_iterable(value.items()))
+
+
+def _parts_of(value: Any, kind: type) -> Callable[[Any], Iterable[Any]]:
+    """What an object of this type is made of: of each of its fields the name, unless the type says which they are, and the value."""
+    name = kind.__name__
+    fields = [field for field in _fields_of(value) if field not in _LEFT_OUT]
+    if not hasattr(value, "__dict__"):
+        return lambda value: [name, *[getattr(value, field, None) for field in fields]]
+    slots = [field for field in fields if field not in value.__dict__]
+
+    def parts(value: Any) -> Iterable[Any]:
+        held = [part for item in value.__dict__.items() if item[0] not in _LEFT_OUT for part in item]
+        return [name, *held, *[getattr(value, field, None) for field in slots]]
+
+    return parts
 
 
 def _fields_of(value: Any) -> list[str]:
