@@ -318,6 +318,73 @@ def test_lost_progress_is_made_up_for_by_what_came_after_it() -> None:
     assert {tasks[task_id].status for task_id in "abde"} == {TaskStatus.COMPLETED}
 
 
+def sealed(*, checkpoints: int = 0) -> tuple[MemoryFiles, bytes]:
+    """A queue whose logs were sealed behind their last batch, so that the newest files hold none; and its first queue.json."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a")
+    queue.checkpoint()
+    first = files.get(QUEUE)
+    for number in range(checkpoints):
+        queue.publish(f"b{number}")
+        queue.lease(f"b{number}")
+        queue.complete(f"b{number}")
+        queue.checkpoint()
+    queue.publish("c")
+    queue.publish("d")
+    queue.lease("c", "d")
+    queue.rotate()
+    queue.close()
+    return files, first
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("published", "published batches 2 to 3"), ("progress", "progress batch 1")])
+def test_a_sealed_segment_that_is_gone_is_missed_though_nothing_was_written_since(kind: str, lost: str) -> None:
+    """It says so, and what to do; `repair` changes nothing, and what is given up is listed. It said "0 things lost"."""
+    files, _ = sealed()
+    name = segment_of(files, kind, 0)
+    kept = files.get(name)
+    files.unlink(name)
+    [finding] = examine(files).findings
+    assert (finding.kind, finding.file) == ("missing", segment_of(files, kind))
+    assert f"lacks {lost.partition(' ')[2]}: the file that held that was removed or moved" in finding.what
+    assert "put back what was moved" in finding.options
+    assert not mended(files).ok
+    assert not files.list("damaged-1")
+    back = files.copy()
+    report = mended(files, accept_loss=True)
+    assert (report.ok, report.lost[0]) == (True, lost)
+    back.put(name, kept)
+    assert examine(back).ok
+
+
+@pytest.mark.parametrize("checkpoints", [1, 2, 3])
+def test_an_older_queue_json_is_made_anew_without_loss(checkpoints: int) -> None:
+    """Somebody put back an older one, whole as it is: `repair` could not mend that, and to give up meant to lose what previous/ held."""
+    files, older = sealed(checkpoints=checkpoints)
+    expected = contents(load_state(files))
+    files.put(QUEUE, older)
+    [finding] = examine(files).findings
+    assert (finding.kind, "an older queue.json was put in place" in finding.what) == ("missing", True)
+    report = mended(files)
+    assert (report.ok, report.lost, contents(load_state(files))) == (True, [], expected)
+    assert "the older one is in damaged-1/" in report.done[0]
+    assert files.get(f"damaged-1/{QUEUE}") == older
+
+
+def test_of_an_older_queue_json_and_the_generation_before_the_newer_one_counts() -> None:
+    """Where a file of a log is gone too, no more is given up than what was in that one."""
+    files, older = sealed(checkpoints=3)
+    expected = contents(load_state(files))
+    files.put(QUEUE, older)
+    files.unlink(segment_of(files, "published", 0))
+    assert not mended(files).ok
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert report.lost[0] == "published batches 5 to 6"
+    assert contents(load_state(files)) == {task_id: task for task_id, task in expected.items() if task_id not in ("c", "d")}
+
+
 def test_progress_of_lost_tasks_is_listed() -> None:
     """What became of a task that is not there cannot be kept."""
     files, _ = lived()

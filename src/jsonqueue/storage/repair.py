@@ -1,8 +1,8 @@
 """Checking a queue's files, and mending them.
 
-``verify`` reads, ``repair`` mends what can be mended without loss: a damaged or edited queue.json is folded anew from ``previous/`` and the
-logs, one wrong byte in a line's fixed part is put right. What was there before stays, in ``damaged-<n>/``, as second names of the same
-files. Only with ``accept_loss`` is anything given up, and then it is listed.
+``verify`` reads, ``repair`` mends what can be mended without loss: a damaged, edited or old queue.json is folded anew from ``previous/``
+and the logs, one wrong byte in a line's fixed part is put right. What was there before stays, in ``damaged-<n>/``, as second names of the
+same files. Only with ``accept_loss`` is anything given up, and then it is listed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from jsonqueue.storage.queue_file import (
 )
 from jsonqueue.storage.recovery import fold_logs, load_state
 from jsonqueue.storage.salvage import Salvage, salvage
-from jsonqueue.storage.segments import LogKind, Segment, chain_of, segments_of
+from jsonqueue.storage.segments import LogKind, MissingBatches, Segment, chain_of, segments_of
 from jsonqueue.task import ID_PATTERN, StoredTask
 
 __all__ = ["Finding", "Report", "examine", "mend", "repair", "verify"]
@@ -62,7 +62,7 @@ class Finding(NamedTuple):
     batch: int | None
     what: str
     kind: str
-    """``damaged``, ``edited``, ``newer``; harmless ones: ``torn-tail``, ``leftover``, ``old-damage``."""
+    """``damaged``, ``missing``, ``edited``, ``newer``; harmless ones: ``torn-tail``, ``leftover``, ``old-damage``."""
     harmless: bool
     options: str
     """What to do about it; empty: nothing needs to be done."""
@@ -134,8 +134,8 @@ def _count(files: Files) -> int:
 
 def _finding(error: StorageError) -> Finding:
     if isinstance(error, CorruptQueue):
-        kind = "edited" if isinstance(error, EditedQueue) else "damaged"
-        options = error.hint if kind == "edited" else _MEND
+        kind = "edited" if isinstance(error, EditedQueue) else "missing" if isinstance(error, MissingBatches) else "damaged"
+        options = _MEND if kind == "damaged" else error.hint
         return Finding(error.file, error.offset, error.batch, error.why, kind, harmless=False, options=options)
     if isinstance(error, UnreadableFile):
         return _unreadable(error)
@@ -314,7 +314,7 @@ def _mend_queue(files: Files, aside: _Aside, done: list[str], *, accept_edit: bo
     report = examine(files)
     wrong = next((finding for finding in report.findings if finding.file == QUEUE and finding.kind in ("damaged", "edited")), None)
     if wrong is None:
-        return report
+        return _replace_older(files, aside, done, report, at_ms)
     try:
         if accept_edit and wrong.kind == "edited":
             _accept_edit(files, aside, done)
@@ -323,8 +323,25 @@ def _mend_queue(files: Files, aside: _Aside, done: list[str], *, accept_edit: bo
             rebuild(files, config=load_config(files), at_ms=at_ms, at_least=_told_through(files))
             done.append(f"{QUEUE} was made anew from the generation before it and the logs{kept}")
     except StorageError as error:
-        second = _finding(error)
-        return report._replace(findings=[*report.findings, second._replace(what=f"while mending {QUEUE}: {second.what}")])
+        return _not_mended(report, error)
+    return examine(files)
+
+
+def _not_mended(report: Report, error: StorageError) -> Report:
+    second = _finding(error)
+    return report._replace(findings=[*report.findings, second._replace(what=f"while mending {QUEUE}: {second.what}")])
+
+
+def _replace_older(files: Files, aside: _Aside, done: list[str], report: Report, at_ms: int) -> Report:
+    """Where batches are missing behind a whole queue.json, the newer one may still be told by the generation before it and the logs."""
+    if not any(finding.kind == "missing" for finding in report.findings) or not aside.keep(QUEUE):
+        return report
+    try:
+        rebuild(files, config=load_config(files), at_ms=at_ms, at_least=_told_through(files))
+    except StorageError as error:
+        # Mostly it is a file of a log that is not there: that was said.
+        return report if isinstance(error, CorruptQueue) else _not_mended(report, error)
+    done.append(f"{QUEUE}, an older one, was made anew from {PREVIOUS}/ and the logs; the older one is in {aside.folder}/")
     return examine(files)
 
 

@@ -8,7 +8,7 @@ could not be kept is listed, one sentence each. So is what the disk does not giv
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 from zlib import crc32
 
@@ -24,7 +24,8 @@ from jsonqueue.storage.codec import HEADER, START, UNREADABLE, Bad, Batch, Head,
 from jsonqueue.storage.files import Files, read_around
 from jsonqueue.storage.log import require_log
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueReader, decode_block
-from jsonqueue.storage.segments import LogKind, Segment, begun_of, segments_of
+from jsonqueue.storage.segments import LogKind, Segment, begun_of, segments_of, told_span
+from jsonqueue.storage.stream import Generation
 from jsonqueue.task import StoredTask
 
 __all__ = ["Salvage", "salvage"]
@@ -67,12 +68,20 @@ def salvage(files: Files) -> Salvage:
 def _base(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueState, set[int]]:
     """The newest generation that is whole; failing that, the lines of queue.json that can be read. And the numbers of tasks that were
     archived since, as far as it cannot say itself what of the archive counts: then all of it does."""
-    if (found := _whole_queue(files, QUEUE)) is not None:
+    if not _is_overtaken(files) and (found := _whole_queue(files, QUEUE)) is not None:
         return *found, set()
-    if (found := _whole_queue(files, f"{PREVIOUS}/{QUEUE}")) is None:
+    if (found := _whole_queue(files, f"{PREVIOUS}/{QUEUE}") or _whole_queue(files, QUEUE)) is None:
         found = _lines_of_queue(files, lost) if files.identity(QUEUE) is not None else (QueueHeader(), QueueState())
     header, state = found
     return replace(header, archive=committed_archive(files)), state, archived_since(files, header.archive)
+
+
+def _is_overtaken(files: Files) -> bool:
+    """Whether the queue.json that is there is older than the generation before it: then somebody put it there."""
+    with suppress(StorageError), ExitStack() as stack:
+        both = [stack.enter_context(Generation(files, name)).header for name in (QUEUE, f"{PREVIOUS}/{QUEUE}")]
+        return any(both[0].through(kind).number < both[1].through(kind).number for kind in LogKind)
+    return False
 
 
 def _whole_queue(files: Files, name: str) -> tuple[QueueHeader, QueueState] | None:
@@ -129,13 +138,23 @@ def _shown(line: bytes) -> str:
 def _whole_batches(files: Files, kind: LogKind, through: int, lost: list[str]) -> list[Batch]:
     """Every batch after ``through`` that is whole by itself, of the highest epoch where there are several, in order."""
     found: dict[int, Batch] = {}
+    last = through
     for segment in segments_of(files, kind, ("", PREVIOUS)):
-        for batch in _batches_in(_read(files, segment.name, lost), segment, lost):
+        data = _read(files, segment.name, lost)
+        last = max(last, _chain_before(data, segment).number)  # Those before it were there, be it empty itself.
+        for batch in _batches_in(data, segment, lost):
             if batch.number > through and (batch.number not in found or found[batch.number].epoch <= batch.epoch):
                 found[batch.number] = batch
-    if found:
-        lost += [f"{kind} batch {number}" for number in range(through + 1, max(found)) if number not in found]
+    lost += _gaps(kind, through, [*sorted(found), last + 1])
     return [found[number] for number in sorted(found)]
+
+
+def _gaps(kind: LogKind, through: int, numbers: list[int]) -> Iterator[str]:
+    """Which batches are missing between these, in words."""
+    for number in numbers:
+        if number > through + 1:
+            yield f"{kind} {told_span('batch', through + 1, number - 1)}"
+        through = max(through, number)
 
 
 def _batches_in(data: bytes, segment: Segment, lost: list[str]) -> Iterator[Batch]:

@@ -32,6 +32,7 @@ __all__ = [
     "End",
     "Link",
     "LogKind",
+    "MissingBatches",
     "Segment",
     "Step",
     "begun_name",
@@ -42,6 +43,7 @@ __all__ = [
     "needed_of",
     "read_batches",
     "segments_of",
+    "told_span",
     "walk",
 ]
 
@@ -147,6 +149,27 @@ def corrupt(name: str, offset: int, bad: Bad, batch: int | None) -> StorageError
     return CorruptQueue(name, offset=offset, why=bad.why, batch=batch)
 
 
+class MissingBatches(CorruptQueue):
+    """A log that begins behind what queue.json holds: a file between the two was taken away, or the queue.json is not the newest."""
+
+    def __init__(self, name: str, first: int, last: int) -> None:
+        """``name``: the segment that comes after the batches ``first`` to ``last``, which are missing."""
+        why = (
+            f"before it the log lacks {told_span('batch', first, last)}: the file that held that was removed or moved, "
+            "or an older queue.json was put in place"
+        )
+        hint = (
+            "nothing was changed; put back what was moved or replaced, or else: `jsonqueue repair` makes queue.json anew, without loss, if "
+            "previous/ holds what is missing; `jsonqueue repair --accept-loss` keeps what is whole and lists what is lost"
+        )
+        super().__init__(name, offset=0, batch=first, why=why, hint=hint)
+
+
+def told_span(what: str, first: int, last: int) -> str:
+    """These numbers, in words."""
+    return f"{what} {first}" if first == last else f"{what}es {first} to {last}"
+
+
 class Link(NamedTuple):
     """A segment of a chain, with its header."""
 
@@ -169,8 +192,7 @@ def chain_of(files: Files, kind: LogKind, through: int, *, folders: Sequence[str
             if segment.first <= through + 1:
                 return links
     if links:
-        why = f"batches {through + 1} to {links[0].segment.first - 1} before it are missing"
-        raise CorruptQueue(links[0].segment.name, offset=0, batch=through + 1, why=why)
+        raise MissingBatches(links[0].segment.name, through + 1, links[0].segment.first - 1)
     return []
 
 
