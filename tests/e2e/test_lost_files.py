@@ -15,6 +15,7 @@ from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
 from jsonqueue.errors import CorruptQueue, StorageError
 from jsonqueue.main import main
+from jsonqueue.storage import checkpoint as checkpoint_module
 from jsonqueue.storage.recovery import inspect
 
 pytestmark = pytest.mark.processes
@@ -145,4 +146,37 @@ def test_a_queue_json_that_somebody_changes_is_not_folded_and_mended_without_los
     with pytest.raises(CorruptQueue, match=r"queue\.json"), BrokerManager(tmp_path / "queue"):
         pytest.fail("it must not serve")
     assert main(["--queue", str(tmp_path / "queue"), "repair"]) == 0, capsys.readouterr()
+    assert _statuses(tmp_path / "queue") == {"folded": "pending", "logged": "pending"}
+
+
+def test_an_edit_while_queue_json_is_folded_is_told_of_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checkpoint that it met says so and gives way; the next one finds what it is, and stops the queue. It was overtaken."""
+    path, sync_folded = tmp_path / "queue" / "queue.json", checkpoint_module._sync_folded
+
+    def edit(*args: object) -> None:
+        sync_folded(*args)
+        monkeypatch.undo()
+        path.with_suffix(".swp").write_bytes(path.read_bytes().replace(b'"pending"', b'"running"'))
+        path.with_suffix(".swp").rename(path)
+
+    manager = BrokerManager(tmp_path / "queue", QUIET)
+    manager.start()
+    manager.wait_ready()
+    with Publisher(manager) as publisher:
+        publisher.publish(1, id="folded")
+        manager.checkpoint()
+        publisher.publish(2, id="logged")
+        monkeypatch.setattr(checkpoint_module, "_sync_folded", edit)
+        with pytest.raises(StorageError, match="was changed, replaced or removed by somebody"):
+            manager.checkpoint()
+        assert "was changed, replaced or removed" in manager.status().checkpoint_error
+        assert "the next try follows: queue.json was changed" in caplog.text
+        with pytest.raises(StorageError):
+            manager.checkpoint()
+    with pytest.raises(CorruptQueue, match="most likely it was changed outside of jsonqueue"):
+        manager.stop()
+    assert b'"running"' in path.read_bytes()
+    assert main(["--queue", str(tmp_path / "queue"), "repair"]) == 0
     assert _statuses(tmp_path / "queue") == {"folded": "pending", "logged": "pending"}

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from random import Random
 
 import pytest
 
 from jsonqueue.config import CONFIG_FILE, Config
 from jsonqueue.core.records import Cancelled, encode_records
-from jsonqueue.errors import CorruptQueue, DiskFull
+from jsonqueue.errors import CorruptQueue, DiskFull, StorageError
 from jsonqueue.storage.archive import committed_archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, checkpoint, clear_draft, final_checkpoint
 from jsonqueue.storage.codec import START, Position
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
-from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, QueueWriter, read_header
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, ChangedQueue, QueueWriter, read_header
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.repair import examine, mend
 from storage.history import AT_MS, CONFIG, Queue, archived, archived_tasks, contents, tasks_in
@@ -360,6 +363,91 @@ def test_an_id_that_was_published_again_costs_nothing_when_queue_json_is_made_an
     assert contents(loaded) == expected
     assert [task.number for task in loaded.state.tasks.values()] == [2, 4, 5]
     assert [(task.id, task.number) for task in archived_tasks(queue.files, loaded)] == [("a", 1), ("c", 3)]  # type: ignore[arg-type]
+
+
+EDIT = b'{"format":"jsonqueue","version":1,"by":"hand"}'
+
+
+def _put_another(files: MemoryFiles) -> None:
+    """As most editors save a file."""
+    files.put(QUEUE, EDIT)
+
+
+def _write_over(files: MemoryFiles) -> None:
+    """As the others do: in the file itself."""
+    handle = files.open(QUEUE)
+    files.truncate(handle, 0)
+    files.write_at(handle, 0, EDIT)
+    files.close(handle)
+
+
+def _folded_meanwhile(edit: Callable[[MemoryFiles], None], at: int, *, closing: bool) -> tuple[MemoryFiles, dict[str, bytes], str]:
+    """A disk whose queue.json was edited before this operation of a checkpoint, what the queue held, and the operation."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in ("a", "b"):
+        queue.publish(task_id)
+        queue.checkpoint()
+    queue.publish("c")
+    expected, cut = contents(load_state(files)), queue.rotate()
+    at += len(files.trace)
+
+    def interfere(number: int, name: str) -> None:
+        if len(files.trace) > at:
+            files.fail = lambda number, name: None
+            edit(files)
+
+    files.fail = interfere
+    with suppress(StorageError):
+        if closing:
+            final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+        else:
+            checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+    files.fail = lambda number, name: None
+    return files, expected, files.trace[at]
+
+
+@pytest.mark.parametrize("closing", [False, True])
+@pytest.mark.parametrize(
+    ("edit", "too_late"), [(_put_another, f"rename {DRAFT} {QUEUE}"), (_write_over, f"rename {PREVIOUS}/{QUEUE}.draft {PREVIOUS}/{QUEUE}")]
+)
+def test_an_edit_while_queue_json_is_folded_is_not_overtaken(edit: Callable[[MemoryFiles], None], too_late: str, closing: bool) -> None:
+    """Before whichever operation of a checkpoint it comes it is there afterwards, and `repair` loses nothing. Only in the last moment it is
+    too late: then the queue goes on, and has lost nothing either."""
+    for at in count():
+        files, expected, operation = _folded_meanwhile(edit, at, closing=closing)
+        if files.get(QUEUE) != EDIT:
+            break
+        assert mend(files, accept_loss=False, accept_edit=False, at_ms=AT_MS).ok, operation
+        assert (contents(load_state(files)), files.get(f"damaged-1/{QUEUE}")) == (expected, EDIT), operation
+    assert (operation, contents(load_state(files))) == (too_late, expected)
+
+
+def test_a_first_queue_json_that_somebody_else_puts_there_is_not_overtaken(queue: Queue) -> None:
+    """There was none when the checkpoint began."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    queue.publish("a")
+    cut = queue.rotate()
+    files.fail = lambda number, name: _put_another(files) if name == f"sync_folder {PREVIOUS}" else None
+    with pytest.raises(ChangedQueue, match="was left as it is"):
+        checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+    assert files.get(QUEUE) == EDIT
+
+
+def test_a_sealed_segment_that_is_removed_behind_the_fold_is_not_missed(queue: Queue) -> None:
+    """What it held is in the draft."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    queue.publish("a")
+    queue.checkpoint()
+    queue.publish("b")
+    sealed = segments(queue)[-1]
+    cut = queue.rotate()
+    files.fail = lambda number, name: files.unlink(sealed) if name == f"link {QUEUE} {PREVIOUS}/{QUEUE}.draft" else None
+    checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+    files.fail = lambda number, name: None
+    assert list(queue.check().state.tasks) == ["a", "b"]
 
 
 @pytest.mark.parametrize("rotated", [False, True])

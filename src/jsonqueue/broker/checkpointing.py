@@ -31,6 +31,7 @@ from jsonqueue.event import EventOwner
 from jsonqueue.storage.checkpoint import CheckpointDone, Cut, checkpoint, log_bytes
 from jsonqueue.storage.codec import Position
 from jsonqueue.storage.files import Files
+from jsonqueue.storage.queue_file import ChangedQueue
 
 __all__ = ["Checkpointing"]
 
@@ -214,7 +215,9 @@ class Checkpointing:
         self._pause_ms = min(2 * self._pause_ms or _PAUSE_MS, _PAUSE_MAX_MS) if isinstance(error, DiskFull) else 0
         self._due_ms = self._clock.monotonic_ms() + max(self._config.flush_interval_ms, _PAUSE_MS, self._pause_ms)
         # A broker that starts replaces its newest segment, maybe just while that was read. What is really damaged is found again.
-        passes = isinstance(error, DiskFull | OSError) or is_want(error) or (self._disturbed and not isinstance(error, SyncFailed))
+        # So is what somebody did to queue.json while it was folded.
+        passes = isinstance(error, DiskFull | ChangedQueue | OSError) or is_want(error)
+        passes = passes or (self._disturbed and not isinstance(error, SyncFailed))
         why = words_of(error)  # To say nothing would be to say that it is done.
         if passes and why != self.error:  # A disk that stays full is told of once.
             self._say.checkpoint_failed(why)

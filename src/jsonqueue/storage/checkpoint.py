@@ -8,6 +8,7 @@ What a checkpoint writes, in this order, each step durable before the next::
     4  queue.json           replaced by the draft
     5  segments             unlinked: those that have a successor and no batch beyond the cut; in previous/ those of older generations
 
+A queue.json that somebody changed since it was read is neither kept in 3 nor replaced in 4: the next checkpoint judges what he did.
 A crash at any point leaves a queue that the next checkpoint starts from again. With ``previous/``, damage to queue.json costs nothing:
 :mod:`~jsonqueue.storage.repair` folds it anew. Nothing beyond the cut is folded, for it might vanish in a power cut.
 """
@@ -24,9 +25,9 @@ from jsonqueue.config import Config
 from jsonqueue.errors import CorruptQueue, DiskFull
 from jsonqueue.storage.archive import Archive, archived_since, committed_archive
 from jsonqueue.storage.codec import Position
-from jsonqueue.storage.files import Files
+from jsonqueue.storage.files import Files, Identity
 from jsonqueue.storage.log import log_bytes
-from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueWriter, read_header
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ChangedQueue, QueueHeader, QueueWriter, read_header
 from jsonqueue.storage.segments import LogKind, Segment, begun_name, begun_of, needed_of, segments_of
 from jsonqueue.storage.stream import Cut, Generation, Stream, ends_of
 from jsonqueue.task import StoredTask
@@ -57,9 +58,10 @@ def checkpoint(files: Files, cut: Cut, *, config: Config, at_ms: int, left: dict
     ``left``: who left in earlier attempts that came to nothing. One may have come as far as to put its queue.json in place, and then nobody
     leaves any more: so they are among those who left with this one. It is added to, whatever comes of this one.
 
-    Raises :class:`CorruptQueue`, and :class:`~jsonqueue.errors.DiskFull`; the queue is then what it was before.
+    Raises :class:`CorruptQueue`, :class:`~jsonqueue.errors.DiskFull` and :class:`ChangedQueue`; the queue is then what it was before.
     """
     left = {} if left is None else left
+    found = files.identity(QUEUE)
     with Generation(files) as present:
         header = present.header
         cut = Cut(max(cut.progress, header.progress_through), max(cut.published, header.published_through))
@@ -70,17 +72,18 @@ def checkpoint(files: Files, cut: Cut, *, config: Config, at_ms: int, left: dict
         fold.run(closed=False)
         _sync_folded(files, fold, LogKind.PUBLISHED)
         spent = [segment for kind in LogKind for segment in needed_of(files, kind, fold.stream.ends[kind].number)[1]]
-        _replace(files, present, spent)
+        _replace(files, present, found, spent)
         return fold.done
 
 
 def final_checkpoint(files: Files, *, config: Config, at_ms: int) -> CheckpointDone:
     """Fold both logs to their ends, so that queue.json alone holds everything. The caller holds all three locks."""
+    found = files.identity(QUEUE)
     with Generation(files) as present:
         fold = _Folding(files, present, ends_of(files, present.header), config, at_ms)
         fold.run(closed=True)
         _sync_folded(files, fold, *LogKind)
-        _replace(files, present, [segment for kind in LogKind for segment in segments_of(files, kind)])
+        _replace(files, present, found, [segment for kind in LogKind for segment in segments_of(files, kind)])
         return fold.done
 
 
@@ -100,8 +103,9 @@ def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -
         fold = _Folding(files, present, cut, config, at_ms, folders=folders, again=True)
         fold.run(closed=True)
         _sync_folded(files, fold, *LogKind)
-        segments = [segment for kind in LogKind for segment in segments_of(files, kind)]
-        _put_in_place(files, [segment.name for segment in segments])
+        spent = [segment.name for kind in LogKind for segment in segments_of(files, kind)]
+        _keep(files, spent)
+        _put_in_place(files, spent)
         return fold.done
 
 
@@ -197,37 +201,52 @@ def _sync_log(files: Files, segment: Segment) -> None:
         files.close(handle)
 
 
-def _replace(files: Files, present: Generation, spent: list[Segment]) -> None:
-    """Put the draft in place, keep what it replaces, and only then let go of the segments it covers."""
+def _replace(files: Files, present: Generation, found: Identity | None, spent: list[Segment]) -> None:
+    """Put the draft in place, keep what it replaces, and only then let go of the segments it covers. ``found``: which file it replaces."""
     files.make_folder(PREVIOUS)
     if present.reader:
         _make_certain(files)
-        _link_over(files, QUEUE, f"{PREVIOUS}/{QUEUE}")
+        _keep_queue(files, found)
     names = [segment.name for segment in spent]
+    _keep(files, names)
+    # One written to in its place is kept by now, and so not the generation before it any more: not to go on would lose both.
+    _require_same(files, QUEUE, files.identity(f"{PREVIOUS}/{QUEUE}"))
     _put_in_place(files, names)
     _unlink(files, [f"{PREVIOUS}/{name}" for name in files.list(PREVIOUS) if name not in {QUEUE, *names}])
 
 
-def _put_in_place(files: Files, spent: list[str]) -> None:
+def _keep_queue(files: Files, found: Identity | None) -> None:
+    new = f"{PREVIOUS}/{QUEUE}"
+    draft = new + ".draft"
+    _unlink(files, [draft])
+    files.link(QUEUE, draft)
+    _require_same(files, draft, found)
+    files.rename(draft, new)
+    _unlink(files, [draft])  # Where both were names of the same file, rename did nothing.
+
+
+def _require_same(files: Files, name: str, found: Identity | None) -> None:
+    """Raise :class:`ChangedQueue` if this is not the queue.json that was ``found``: what somebody did to it nobody would see any more."""
+    if files.identity(name) != found:
+        raise ChangedQueue
+
+
+def _keep(files: Files, spent: list[str]) -> None:
     files.make_folder(PREVIOUS)
     for name in spent:
-        with suppress(FileExistsError):
+        # One that somebody has removed is folded in by now, and missed no more.
+        with suppress(FileExistsError, FileNotFoundError):
             files.link(name, f"{PREVIOUS}/{name}")
     files.sync_folder(PREVIOUS)
+
+
+def _put_in_place(files: Files, spent: list[str]) -> None:
     files.rename(DRAFT, QUEUE)
     files.sync_folder()  # Not before this line is the new queue.json certain to be found after a power cut.
     _unlink(files, spent)
     header = read_header(files)
     known = ((kind, epoch) for kind in LogKind for epoch in begun_of(files, kind) if epoch <= header.epoch(kind))
     _unlink(files, [begun_name(kind, epoch) for kind, epoch in known])
-
-
-def _link_over(files: Files, old: str, new: str) -> None:
-    draft = new + ".draft"
-    _unlink(files, [draft])
-    files.link(old, draft)
-    files.rename(draft, new)
-    _unlink(files, [draft])  # Where both were names of the same file, rename did nothing.
 
 
 def _clear(files: Files, header: QueueHeader, *, certain: bool) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "PREVIOUS",
     "QUEUE",
     "ArchiveMark",
+    "ChangedQueue",
     "EditedQueue",
     "QueueHeader",
     "QueueReader",
@@ -285,6 +286,16 @@ class EditedQueue(CorruptQueue):
         )
         why = f"{why}; it is still valid JSON, so most likely it was changed outside of jsonqueue"
         super().__init__(name, offset=offset, why=why, hint=hint)
+
+
+class ChangedQueue(StorageError):
+    """A queue.json that somebody changed, replaced or removed while a checkpoint was made of it. It was left as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"{QUEUE} was changed, replaced or removed by somebody while a checkpoint was made of it; it was left as it is",
+            hint="what is in it now, the next checkpoint or start judges",
+        )
 
 
 class QueueWriter:
