@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from client.fakes import PATIENCE_S, FakeBroker, Side
 from jsonqueue.broker.manager import BrokerManager
-from jsonqueue.client.caller import Caller, caller_of
+from jsonqueue.client.caller import _SOON_S, Caller, caller_of
 from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.publisher import Publisher
@@ -106,7 +106,7 @@ def test_patience_ends_and_the_question_stands(broker: FakeBroker, handle: TaskH
 def test_what_nobody_waits_for_any_more_is_not_kept(broker: FakeBroker, caller: Caller, handle: TaskHandle) -> None:
     """Its answer has the whole task in it, and would stay for the life of the connection. Who asks again asks anew."""
     with pytest.raises(ResultTimeout):
-        handle.result(timeout=0)
+        handle.result(timeout=0.01)
     peer = broker.accept()
     watch = peer.hear(Watch)
     assert not caller._watches
@@ -153,7 +153,7 @@ def test_who_gives_up_takes_nothing_from_those_who_wait_on(broker: FakeBroker, c
 
 def test_a_question_taken_up_again_is_asked_of_the_next_broker(broker: FakeBroker, handle: TaskHandle) -> None:
     with pytest.raises(ResultTimeout):
-        handle.result(timeout=0)
+        handle.result(timeout=0.01)
     peer = broker.accept()
     peer.hear(Watch)
     side = Side(handle.result)
@@ -172,13 +172,66 @@ def test_a_very_long_patience_is_one(broker: FakeBroker, handle: TaskHandle, tim
     assert side.result() == 7
 
 
-def test_who_has_no_time_at_all_is_given_what_is_there(broker: FakeBroker, handle: TaskHandle) -> None:
-    """So that ``result(timeout=0)`` may be asked again and again."""
+def test_who_has_no_time_at_all_is_told_how_it_stands(broker: FakeBroker, handle: TaskHandle) -> None:
+    """A task that has ended gives its result at the first call: the answer to a question that is answered at once comes behind it."""
+    side = Side(lambda: handle.result(timeout=0))
+    peer = broker.accept()
+    watch, look = peer.hear(Watch), peer.hear(Look)
+    peer.say(Result(watch.request, "a", ended(result=Raw(b"7"))), Result(look.request, "a", ended(result=Raw(b"7"))))
+    assert side.result() == 7
+
+
+def test_who_has_no_time_at_all_is_given_what_is_there(broker: FakeBroker, caller: Caller, handle: TaskHandle) -> None:
+    """So that ``result(timeout=0)`` may be asked again and again: nothing more is said for it."""
+    side = Side(lambda: handle.result(timeout=0))
+    peer = broker.accept()
+    watch, look = peer.hear(Watch), peer.hear(Look)
+    peer.say(Result(look.request, "a", ended(TaskStatus.PENDING)))
+    with pytest.raises(ResultTimeout):
+        side.result()
     with pytest.raises(ResultTimeout):
         handle.result(timeout=0)
-    peer = broker.accept()
-    peer.say(Result(peer.hear(Watch).request, "a", ended(result=Raw(b"7"))))
+    assert peer.silent()
+    peer.say(Result(watch.request, "a", ended(result=Raw(b"7"))))
     assert handle.result(timeout=0) == 7
+    line = caller._exchange.line_at_hand
+    assert line is not None
+    assert line._answers == {}
+
+
+def test_who_has_no_time_at_all_does_not_wait_for_a_broker_that_stands_still(
+    broker: FakeBroker, caller: Caller, handle: TaskHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not twice either, and on the same connection; and nothing is kept of a question that nobody answered."""
+    monkeypatch.setattr("jsonqueue.client.caller._SOON_S", 0.01)
+    for _ in range(2):
+        with pytest.raises(ResultTimeout):
+            handle.result(timeout=0)
+    peer = broker.accept()
+    assert (peer.hear(Watch).ids, peer.hear(Look).id, peer.silent()) == (["a"], "a", True)
+    line = caller._exchange.line_at_hand
+    assert line is not None
+    assert line._answers == {}
+
+
+def test_who_has_no_time_at_all_is_connected_all_the_same(broker: FakeBroker, tmp_path: Path) -> None:
+    """It serves every later call; without it each would register anew, and hang up before it is let in. Where the broker hangs up on
+    everybody, it is not tried again."""
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish(1, id="a")
+    times: list[float] = []
+
+    def connect(timeout: float) -> Any:
+        times.append(timeout)
+        if not timeout:
+            raise BrokerUnavailable("q", cause="the manager did not answer in time", silent=True)
+        pipe = broker.connect(timeout)
+        broker.accept().hang_up()
+        return pipe
+
+    with pytest.raises(ResultTimeout):
+        TaskHandle(tmp_path / "q", "a", caller=Caller(tmp_path / "q", connect=connect)).result(timeout=0)
+    assert times == [_SOON_S, 0.0]
 
 
 def test_that_time_ran_out_is_not_that_there_is_no_broker(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ __all__ = ["Caller", "caller_of"]
 _ANSWER_S = 30.0
 """How long a broker may take over a question that it can answer at once."""
 
+_SOON_S = 0.25
+"""How long who has no time waits all the same, to be connected and to be told how a task stands: once, for all the calls that follow."""
 
 _IDS_AT_ONCE = 10_000
 """They come to 1.3 MB at most."""
@@ -68,7 +70,7 @@ class Caller:
         return changed
 
     def watch(self, task_id: str, patience: Patience) -> StoredTask | None:
-        """The task once it has ended; None: the queue holds none of this id.
+        """The task once it has ended; None: the queue holds none of this id. With no patience at all: whether it has ended by now.
 
         Raises :class:`NoAnswer` when the patience is over, :class:`BrokerUnavailable` when there is no broker to ask.
         """
@@ -79,8 +81,10 @@ class Caller:
             self._leave(watched)
 
     def _ended(self, watched: _Watched, patience: Patience) -> StoredTask | None:
+        least = _SOON_S
         while True:
-            line = self._exchange.line(patience)
+            line = self._exchange.line(patience, least=least)
+            least = 0.0  # A broker that hangs up on everybody must not keep one who has no time.
             try:
                 with watched.asking:
                     if watched.line is not line and watched.answer is None:
@@ -97,7 +101,20 @@ class Caller:
         if request is None:
             request = self._exchange.number()
             line.ask(request, Watch(request, [task_id]), patience)
+            if patience.seconds is not None and patience.seconds <= 0:
+                self._hear_of_it(line, task_id)
         return request
+
+    def _hear_of_it(self, line: Line, task_id: str) -> None:
+        """Answers come in the order of the questions: behind that to one that can be answered at once stands what there was to be said
+        before."""
+        soon = Patience(_SOON_S, self.clock)
+        look = self._exchange.number()
+        line.ask(look, Look(look, task_id), soon)
+        try:
+            line.answer(look, soon)
+        except NoAnswer:
+            line.abandon(look)
 
     def _answered(self, watched: _Watched, patience: Patience) -> StoredTask | None:
         """One thread waits at the line for all that wait for the same task."""

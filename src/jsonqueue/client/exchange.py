@@ -177,8 +177,9 @@ class Exchange:
         self._making = threading.Lock()
         self._line: Line | None = None
 
-    def line(self, patience: Patience, *, most: float = 10.0) -> Line:
-        """The line as it stands, or a new one. Raises :class:`BrokerUnavailable`."""
+    def line(self, patience: Patience, *, least: float = 0.0, most: float = 10.0) -> Line:
+        """The line as it stands, or a new one, for which the patience, but ``least`` seconds, and ``most``, are waited for. Raises
+        :class:`BrokerUnavailable`."""
         line = self._line
         if line is not None and not line.broken:
             return line
@@ -187,7 +188,7 @@ class Exchange:
             if line is None or line.broken:
                 self._wait_after(line, patience)
                 try:
-                    line = self._line = Line(*self._connect(patience.left_of(most)), self._decode)
+                    line = self._line = Line(*self._connect(max(least, patience.left_of(most))), self._decode)
                 except BrokerUnavailable as error:
                     raise patience.reason(error) from None
                 patience.forget_reason()

@@ -50,7 +50,8 @@ class TaskHandle:
         return handle
 
     def result(self, timeout: float | None = None) -> Any:
-        """What the handler returned, waited for at most ``timeout`` seconds (None: as long as it takes).
+        """What the handler returned, waited for at most ``timeout`` seconds (None: as long as it takes; 0: if it has by now, which may be
+        asked again and again: only the first time it takes a round trip).
 
         Raises :class:`TaskFailed` when the task ended dead or cancelled, :class:`ResultTimeout`, :class:`TaskNotFound`, and
         :class:`BrokerUnavailable` when no broker is running and the task has not ended: at once without a timeout (nothing would ever
