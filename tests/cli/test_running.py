@@ -335,6 +335,7 @@ def test_verify_and_repair_tell_of_damage(tmp_path: Path) -> None:
         (["json"], 64, "names no handler"),
         (["--exec", "no-such-program-at-all"], 64, "there is no program"),
         (["--exec", "cat | sort"], 64, "needs a shell"),
+        (["--exec", "sleep 4; echo 1"], 64, "needs a shell"),
         ([], 2, "one of the two"),
         (["json:loads", "--exec", "cat"], 2, "not both"),
         (["json:loads", "--name", "a b"], 65, "invalid --name 'a b'\nHint:  a name is"),

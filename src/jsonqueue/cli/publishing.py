@@ -54,7 +54,8 @@ _as_task = msgspec.json.Decoder(StoredTaskIn).decode
 def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_id: str | None, quiet: bool, **options: Any) -> int:
     """Put tasks into the queue. DATA is one payload as JSON; without it, or with -, each line of standard input is one.
 
-    Prints the id of each task once it is on the disk. With no broker running the task is stored all the same, and runs when brokers start.
+    Prints the id of each task once it is on the disk; of many lines typed or piped at a terminal, how many they were. With no broker
+    running the task is stored all the same, and runs when brokers start.
 
     With --tasks each line is an object with the task's data, and whichever of these it has: id, priority, run_at_ms and deadline_ms
     (milliseconds since 1970, UTC), attempts_max, retry (such as {"kind":"linear","step_ms":1000,"cap_ms":60000}), after (a list of ids).

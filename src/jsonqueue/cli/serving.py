@@ -139,7 +139,7 @@ def _changed(config: Config) -> str:
 
     # omit_defaults leaves what differs from the defaults.
     changed = msgspec.json.decode(msgspec.json.encode(config))
-    return ", ".join(f"{name} = {value}" for name, value in changed.items()) or "all defaults (docs: jsonqueue.toml)"
+    return ", ".join(f"{name} = {value}" for name, value in changed.items()) or "all defaults (a jsonqueue.toml in the folder changes them)"
 
 
 class Rates:
@@ -165,13 +165,15 @@ def _live(manager: BrokerManager, rates: Rates) -> str:
     each_second = rates.since_last({name: counters.get(name, 0) for name in ("published", "deliveries")}, status.up_ms)
     parts = [f"{broker.role.replace('_', ' ')} {broker.state}" for broker in status.brokers if broker.state != "ready"]
     parts += [f"{count(counters.get(name, 0))} {title}" for name, title in _SHOWN.items() if counters.get(name) or name == "ready"]
+    if consumers := counters.get("consumers"):
+        parts.append(plural(consumers, "consumer"))
     parts += [f"{rate(each_second['published'])} in, {rate(each_second['deliveries'])} out"]
     parts.append(f"queue.json {size(sizes(Path(status.queue_dir)).queue_json)}")
     parts.append(f"up {duration(status.up_ms)}")
     return " · ".join(parts)
 
 
-_SHOWN = {"ready": "ready", "in_progress": "in progress", "scheduled": "scheduled", "consumers": "consumers"}
+_SHOWN = {"ready": "ready", "in_progress": "in progress", "scheduled": "scheduled"}
 """Counters of the ConsumerBroker that say how the queue stands."""
 
 

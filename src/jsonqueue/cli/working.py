@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import threading
 import time
@@ -89,10 +90,17 @@ def _consumer(settings: Settings, handler: str | None, program: str | None, **op
         _check_name(options["name"])
     given = Program(program) if program is not None else handler
     assert given is not None
-    if isinstance(given, Program) and _SHELL_SIGNS.intersection(given.arguments):
+    if program is not None and _SHELL_SIGNS.intersection(_words(program)):
         raise InvalidHandler(f"--exec {program!r} needs a shell, and none is involved", hint="""start one: --exec "sh -c '…'\"""")
     bounds = {name: most for name in Limits.__struct_fields__ if (most := options.pop(name)) is not None}
     return Consumer(settings.queue_dir, given, limits=Limits(**bounds) if bounds else None, **options)
+
+
+def _words(program: str) -> list[str]:
+    """As ``shlex.split``, and with a ``;`` that nothing quotes as a word of its own: it follows its word without a space."""
+    words = shlex.shlex(program, posix=True, punctuation_chars=";")
+    words.whitespace_split, words.commenters = True, ""
+    return list(words)
 
 
 def _check_name(name: str) -> None:
