@@ -147,7 +147,8 @@ class ManagerRunning(JsonQueueError):
     def __init__(self, queue_dir: str, *, holder: str) -> None:
         super().__init__(
             f"{queue_dir} is already served by {holder}",
-            hint="one BrokerManager serves a folder; publishers and consumers may simply connect to it",
+            hint="one BrokerManager serves a folder; publishers and consumers may simply connect to it, "
+            f"and what needs the folder alone comes after: {command_for(queue_dir, 'stop')}",
         )
         self.queue_dir, self.holder = queue_dir, holder
 

@@ -17,13 +17,14 @@ from jsonqueue.storage.locks import hold, holder
 
 
 def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
-    """With pid and purpose; and it writes nothing."""
+    """With pid and purpose, and how to end that one; and it writes nothing."""
     with hold(tmp_path, "queue", what="jsonqueue serve"):
         told = (tmp_path / "queue.lock").read_bytes()
         with pytest.raises(ManagerRunning) as caught:
             hold(tmp_path, "queue", what="another")
         assert caught.value.holder == holder(tmp_path, "queue") == f"process {os.getpid()} (jsonqueue serve)"
         assert caught.value.exit_status == 75
+        assert caught.value.hint.endswith(f": jsonqueue stop --queue {tmp_path}")
         assert (tmp_path / "queue.lock").read_bytes() == told
         hold(tmp_path, "published").release()
 
