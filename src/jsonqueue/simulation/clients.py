@@ -134,12 +134,14 @@ class _Client(Actor):
 
 
 class PublisherClient(_Client):
-    """Publishes a list of tasks, each at its time, until every one of them is answered for good."""
+    """Publishes what it is given, until every task of it is answered for good."""
 
     owner = EventOwner.PUBLISHER
 
-    def __init__(self, world: World, name: str, batches: Iterable[list[StoredTaskIn]]) -> None:
+    def __init__(self, world: World, name: str, index: int, batches: Iterable[list[StoredTaskIn]]) -> None:
+        """``index``: its place among the publishers of the world, which its successor takes."""
         super().__init__(world, name)
+        self.index = index
         self.window = Window()
         for batch in batches:
             self._push(batch)
@@ -223,7 +225,7 @@ class PublisherClient(_Client):
         if self.alive:
             self.push(batch)
         else:
-            self.world.publish_elsewhere(self.name, batch)
+            self.world.publish_instead(self.index, batch)
 
     def _watch_patience(self) -> None:
         left = self._patience.left

@@ -231,9 +231,9 @@ class World:
         self.meter.depth_is(self.scheduler.now_us, self.judge.shadow.open)
         self.probes.look()
 
-    def publish_elsewhere(self, name: str, batch: list[StoredTaskIn]) -> None:
+    def publish_instead(self, index: int, batch: list[StoredTaskIn]) -> None:
         """Its publisher is gone; whoever took its place publishes it."""
-        self.publishers[int(name.partition(".")[0].rpartition("-")[2]) - 1].push(batch)
+        self.publishers[index].push(batch)
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -295,7 +295,7 @@ class World:
         return link
 
     def _new_publisher(self, index: int, unsent: deque[list[StoredTaskIn]]) -> PublisherClient:
-        client = PublisherClient(self, self._name(f"publisher-{index + 1}"), unsent)
+        client = PublisherClient(self, self._name(f"publisher-{index + 1}"), index, unsent)
         client.connect()
         return client
 
