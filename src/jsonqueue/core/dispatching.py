@@ -140,7 +140,7 @@ class Dispatcher:
         """A consumer sits down, with what it still holds from an earlier Pipe."""
         self.leave(peer, now)
         seat = self._seats[peer] = Seat(peer, f"{event.name}@{event.pid}", event.pid, min(event.want, _WANT_MAX))
-        stale = [token for task_id, token in zip(event.ids, event.tokens, strict=False) if not self._rejoin(seat, task_id, token)]
+        stale = [token for task_id, token in zip(event.ids, event.tokens, strict=True) if not self._rejoin(seat, task_id, token)]
         seat.renew(list(seat.held), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
         self._waiting.update(seat)
         # Not an answer: a task that is pushed to it in this very turn must find it welcomed, and no disk is too slow for its heartbeats.
@@ -222,7 +222,7 @@ class Dispatcher:
         seat = self._seat(peer, event.want)
         seat.renew(event.tokens, now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
         self._waiting.update(seat)
-        stray = [(task_id, token) for task_id, token in zip(event.ids, event.tokens, strict=False) if token not in seat.held]
+        stray = [(task_id, token) for task_id, token in zip(event.ids, event.tokens, strict=True) if token not in seat.held]
         if stray:
             self._answer(peer, Revoke([task_id for task_id, _ in stray], [token for _, token in stray]))
 
@@ -242,7 +242,7 @@ class Dispatcher:
         """Of the tokens nobody holds, those that did not settle their task themselves (a repeated outcome is no stale one)."""
         if not stale:
             return stale
-        named = dict(zip(tokens, ids, strict=False))
+        named = dict(zip(tokens, ids, strict=True))
         tasks = self.state.tasks
         return [token for token in stale if (task := tasks.get(named[token])) is None or not _settled_under(task, token)]
 
