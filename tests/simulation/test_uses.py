@@ -7,12 +7,17 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
+from socket import socketpair
+from threading import Thread
 from typing import Any
 
 import pytest
 
-from jsonqueue import current
+from jsonqueue import Retry, current
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
 from jsonqueue.errors import InvalidConfig, InvalidTask
@@ -23,6 +28,7 @@ from jsonqueue.simulation.history import Operation, explained
 from jsonqueue.simulation.replay import replay, what_if
 from jsonqueue.simulation.report import page
 from jsonqueue.simulation.running import scenario_of
+from jsonqueue.simulation.sleeping import Loop
 from jsonqueue.simulation.workload import answer, parse_workload, without_retries
 from jsonqueue.simulation.world import World
 from jsonqueue.storage.checkpoint import final_checkpoint
@@ -105,6 +111,66 @@ def test_a_handler_is_called_as_a_consumer_would() -> None:
     verdict = simulate([1, 2, 3], handler=handler)
     assert verdict.ok, verdict.violation
     assert (sorted(seen), verdict.totals.completed) == ([1, 2, 3], 3)
+
+
+def test_a_coroutine_that_sleeps_for_days_holds_nobody_up() -> None:
+    """Nothing happens meanwhile that would have to be waited for; its own clock says that the time has passed."""
+
+    async def handler(task: Any) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        await asyncio.sleep(3 * 86_400)
+        slept.append(clock() - began)
+
+    slept: list[float] = []
+    verdict = simulate(3, handler=handler)
+    assert verdict.ok, verdict.violation
+    assert verdict.totals.completed == len(slept) == 3
+    assert min(slept) >= 3 * 86_400
+
+
+def test_what_a_coroutine_has_threads_for_takes_its_time() -> None:
+    """A timeout of its own leaves them as much as it says, however they were started."""
+
+    async def handler(task: Any) -> None:
+        loop = asyncio.get_running_loop()
+        if task.data:
+            done = loop.run_in_executor(pool, sum, range(2_000_000))
+        else:
+            done = loop.create_future()
+            Thread(target=lambda: loop.call_soon_threadsafe(done.set_result, sum(range(2_000_000)))).start()
+        assert await asyncio.wait_for(done, 3_600) == 1_999_999_000_000
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(sum, ()).result()  # its thread is there before the handler is
+        verdict = simulate([True, False], handler=handler)
+    assert verdict.ok, verdict.violation
+    assert verdict.totals.completed == 2
+
+
+def test_a_coroutine_with_a_connection_sleeps_in_real_time() -> None:
+    """Somebody may write to it at any moment."""
+    loop, (ours, theirs) = Loop(), socketpair()
+    with closing(loop), ours, theirs:
+        loop.add_reader(ours, print)
+        loop.run_until_complete(asyncio.sleep(0.001))
+        assert loop.skipped_s == 0
+        loop.remove_reader(ours)
+        loop.run_until_complete(asyncio.sleep(3_600))
+        assert loop.skipped_s > 3_599
+
+
+def test_a_handler_that_asks_for_a_long_wait_is_no_deadlock() -> None:
+    """The wait is the simulated one, and it is waited for, whenever the handler asked for it."""
+
+    def handler(task: Any) -> None:
+        if task.attempt < 3:
+            raise Retry(after=timedelta(hours=3))
+
+    config = Config(lease_ms=60_000, flush_interval_ms=60_000, disk_reserve_bytes=0)
+    verdict = simulate(3, handler=handler, config=config, crashes=1)
+    assert verdict.ok, verdict.violation
+    assert (verdict.totals.completed, verdict.totals.runs >= 9) == (3, True)
 
 
 def test_a_coroutine_within_another_is_refused() -> None:

@@ -28,6 +28,8 @@ class Agenda:
         self._handler = inline(handler, lambda: world.config) if handler is not None else None
         self.to_come = 0
         """How much of it has not happened yet."""
+        self.asked_ms = 0
+        """The longest wait before another attempt that the handler asked for."""
 
     @property
     def ids(self) -> Iterable[str]:
@@ -88,7 +90,10 @@ class Agenda:
     def handle(self, task: AnyTask) -> Verdict:
         """What the handler makes of a task: the user's own, or the one that was drawn."""
         if self._handler is not None:
-            return self._handler(task)
+            verdict = self._handler(task)
+            if isinstance(verdict, Failure):
+                self.asked_ms = max(self.asked_ms, verdict.retry_after_ms or 0)
+            return verdict
         out_us, back_us = self._world.scenario.habits.outage_us
         if self._arrivals[task.id].fails(task.attempt) or out_us <= self._world.scheduler.now_us < back_us:
             return Failure(task.id, task.token, "it failed")

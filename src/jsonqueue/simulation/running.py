@@ -17,6 +17,7 @@ from jsonqueue.client.outcome import Current, running_in
 from jsonqueue.client.payload import encode_value
 from jsonqueue.config import Config
 from jsonqueue.retry import Linear
+from jsonqueue.simulation import sleeping
 from jsonqueue.simulation.cast import PRODUCTION, Cast
 from jsonqueue.simulation.probes import Probe
 from jsonqueue.simulation.scenario import Fault, Habits, Scenario, draw, draw_fault
@@ -52,7 +53,8 @@ def simulate(
 
     ``tasks``: how many, or their payloads, as for ``publish``. ``handler`` is called for each delivery, as a consumer would call it, be it
     plain or ``async def``; a consumer may die right after it, and then it is called again for the same task. What it raises fails the
-    attempt; ``verdict.totals.dead`` counts the tasks that came to nothing. ``drop``: share of the frames that Pipes lose.
+    attempt; ``verdict.totals.dead`` counts the tasks that came to nothing. What it awaits in ``asyncio.sleep`` takes no time, what it
+    computes takes real time, and a ``Retry(after=...)`` is waited for in the simulated one. ``drop``: share of the frames that Pipes lose.
     ``crashes``: so many processes, or the whole machine, die on the way. ``keep``: keep the whole trace.
     """
     if workers < 1:
@@ -76,7 +78,7 @@ def _as_a_consumer_calls(handler: Callable[[AnyTask], Any]) -> Callable[[AnyTask
 
     def run(task: AnyTask) -> object:
         running_in(Current(task))
-        return asyncio.run(handler(task)) if is_async(handler) else handler(task)
+        return sleeping.run(handler(task)) if is_async(handler) else handler(task)
 
     return lambda task: copy_context().run(run, task)
 

@@ -126,10 +126,10 @@ class Scenario(Struct, frozen=True, omit_defaults=True):
         """When the faults have stopped."""
         return max([self.spread_us, *(fault.at_us + _lasting_us(fault) for fault in self.faults)])
 
-    def drain_us(self, attempts: int) -> int:
+    def drain_us(self, attempts: int, asked_ms: int = 0) -> int:
         """How long after that everything must have ended: ten minutes, and what the work itself may take, each task with so many
-        attempts."""
-        waits_us = 1_000 * (_longest_wait_ms(self.config.retry) + 2 * self.config.lease_ms)
+        attempts. ``asked_ms``: the longest wait that a handler asked for."""
+        waits_us = 1_000 * (max(_longest_wait_ms(self.config.retry), asked_ms) + 2 * self.config.lease_ms)
         asked_us = 6 * self.habits.asked_us  # the last question is asked by then
         asked_us += self.habits.again_us
         return 600 * SECOND_US + asked_us + 1_000 * self.habits.delay_ms + attempts * (self.tasks * self.habits.work_us[1] + waits_us)

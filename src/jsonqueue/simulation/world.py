@@ -120,7 +120,9 @@ class World:
             self._begin()
             self._until(self.scenario.quiet_us, lambda: False)
             self._heal()
-            self._until(self.scheduler.now_us + self._drain_us, self.finished)
+            healed_us = self.scheduler.now_us
+            while not self.finished() and self.scheduler.now_us < healed_us + self._drain_us:  # a handler may ask for more meanwhile
+                self._until(healed_us + self._drain_us, self.finished)
             if not self.finished():
                 raise Violation("deadlock", self._unfinished())
             self._require_answers()
@@ -164,7 +166,7 @@ class World:
     @property
     def _drain_us(self) -> int:
         """How long all may take once nothing goes wrong any more: no task of a drawn scenario is tried more than six times by itself."""
-        return self.scenario.drain_us(max(6, self.agenda.attempts_max))
+        return self.scenario.drain_us(max(6, self.agenda.attempts_max), self.agenda.asked_ms)
 
     def _unfinished(self) -> str:
         waiting = [publisher.name for publisher in self.publishers if not publisher.done]
