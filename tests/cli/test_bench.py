@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import fromstring
 
 import pytest
@@ -16,7 +18,7 @@ from jsonqueue.cli.bench.figures import Figure, median_of_runs, spread_of
 from jsonqueue.cli.bench.measures import Measuring, _latency_meanwhile
 from jsonqueue.cli.bench.plot import svg_of
 from jsonqueue.cli.bench.report import shown
-from jsonqueue.cli.bench.stage import Actor
+from jsonqueue.cli.bench.stage import _STILL_S, Actor, ActorFailed, Stage, Stalled
 
 
 def _figure(value: float, x: float | None = None, unit: str = "tasks/s") -> Figure:
@@ -88,6 +90,68 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(caps
     assert "must end in .svg or .png" in capsys.readouterr().err
     assert run(["bench", "--plot", "not-there/figures.svg"]) == 2
     assert "there is no such folder" in capsys.readouterr().err
+
+
+class _Queue(Stage):
+    """A queue that settles so many tasks in a second, on a clock of its own."""
+
+    def __init__(self, settled_at: Callable[[float], float]) -> None:
+        super().__init__(Path())
+        self.now = 0.0
+        self.settled_at = settled_at
+
+    def status(self) -> dict[str, Any]:
+        return {"settled": int(self.settled_at(self.now))}
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def _waited(monkeypatch: pytest.MonkeyPatch, settled_at: Callable[[float], float]) -> _Queue:
+    queue = _Queue(settled_at)
+    monkeypatch.setattr("jsonqueue.cli.bench.stage.time", queue)
+    return queue
+
+
+def test_a_benchmark_waits_for_a_slow_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes, as long as there is progress."""
+    queue = _waited(monkeypatch, lambda now: now / _STILL_S * 2)
+    assert queue.await_settled(20)[1] == 20
+    assert queue.now >= 10 * _STILL_S
+
+
+def test_a_benchmark_that_stands_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited without limit for what would never come."""
+    queue = _waited(monkeypatch, lambda now: min(now, 5))
+    with pytest.raises(Stalled, match="none of 15 tasks was settled"):
+        queue.await_settled(20)
+    assert _STILL_S < queue.now < _STILL_S + 10
+
+
+def test_a_benchmark_whose_broker_was_lost_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that takes its place counts from zero: what is waited for would be more than there is."""
+    queue = _waited(monkeypatch, lambda now: now if now < 10 else now - 10)
+    with pytest.raises(Stalled, match="started anew"):
+        queue.await_settled(20)
+    assert queue.now < 11
+
+
+@pytest.mark.processes
+def test_a_benchmark_notices_the_end_of_its_processes(tmp_path: Path) -> None:
+    """Of a publisher, say, while its tasks are waited for."""
+    queue = _Queue(lambda now: 0)
+    publisher = Actor("publisher", tmp_path / "queue")
+    queue._actors.append(publisher)
+    publisher._process.kill()
+    publisher._process.wait()
+    try:
+        with pytest.raises(ActorFailed, match="the publisher of the benchmark ended"):
+            queue.await_settled(20)
+    finally:
+        publisher.end()
 
 
 @pytest.mark.processes

@@ -22,10 +22,17 @@ __all__ = ["Actor", "Stage"]
 
 _END_S = 20.0
 _POLL_S, _POLL_MAX_S = 0.01, 0.25
+_STILL_S = 90.0
+"""How long nothing may come of anything: longer than the lease of a consumer that fell silent, and than any disk takes."""
+_ABOVE = "what it said stands above"
 
 
 class ActorFailed(JsonQueueError):
     """A process of the benchmark ended before its time."""
+
+
+class Stalled(JsonQueueError):
+    """What is measured came to a standstill."""
 
 
 class Actor:
@@ -67,6 +74,11 @@ class Actor:
         self.tell(do, **order)
         return self.hear()
 
+    def require_life(self) -> None:
+        """Raises :class:`ActorFailed` where it has ended."""
+        if self._process.poll() is not None:
+            raise self._failed()
+
     def end(self) -> None:
         """Make it end: kindly, then by force."""
         assert self._process.stdin is not None
@@ -86,7 +98,7 @@ class Actor:
         self.end()
 
     def _failed(self) -> ActorFailed:
-        return ActorFailed(f"the {self.role} of the benchmark ended before its time", hint="what it said stands above")
+        return ActorFailed(f"the {self.role} of the benchmark ended before its time", hint=_ABOVE)
 
 
 class Stage:
@@ -161,14 +173,29 @@ class Stage:
         return seconds
 
     def await_settled(self, tasks: int) -> tuple[float, int]:
-        """Wait until so many deliveries are settled, durably; the time it was seen, and how many they were."""
+        """Wait until so many deliveries are settled, durably; the time it was seen, and how many they were.
+
+        Raises :class:`ActorFailed` when one of the processes has ended, :class:`Stalled` when there will be no end to it.
+        """
         began, pause = time.monotonic(), _POLL_S
+        most, since = 0, began
         while (settled := self.status()["settled"]) < tasks:
+            if settled > most:
+                most, since = settled, time.monotonic()
+            self._require_progress(tasks, settled, most, time.monotonic() - since)
             time.sleep(pause)
             # Each look keeps the brokers from their work for a moment: few while the end is far, many when it is near.
             left_s = (time.monotonic() - began) * (tasks - settled) / settled if settled else 0.0
             pause = min(max(left_s / 4, _POLL_S), _POLL_MAX_S)
         return time.monotonic(), settled
+
+    def _require_progress(self, tasks: int, settled: int, most: int, still_s: float) -> None:
+        for actor in self._actors:
+            actor.require_life()
+        if settled < most:  # a broker counts from its start on
+            raise Stalled("a broker of the benchmark ended, and started anew: what it had counted is gone", hint=_ABOVE)
+        if still_s > _STILL_S:
+            raise Stalled(f"the benchmark stands still: for {_STILL_S:.0f} s none of {tasks - settled:,} tasks was settled", hint=_ABOVE)
 
     def written(self) -> int | None:
         """Bytes that its processes have written to files so far."""
