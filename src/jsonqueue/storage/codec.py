@@ -203,16 +203,20 @@ def rest_of(after: Position) -> int:
 def read_head(data: bytes, offset: int) -> Head:
     """The fixed part of the line at ``offset``. Raises :class:`Bad`."""
     head = data[offset : offset + HEADER]
-    if head and not head.strip(b"\n"):
-        raise Bad("there are only newlines, as where nothing was written")
-    if len(head) < HEADER:
-        raise Bad("the line ends within its header", short=_begins(head))
-    if b"%08x" % crc32(head[6:64]) != head[64:]:
-        raise Bad("its header checksum does not fit")
+    if len(head) < HEADER or b"%08x" % crc32(head[6:64]) != head[64:]:
+        raise _no_head(head)
     if head[:6] != MAGIC:
         raise Bad("it does not begin like a line of a log")
     version, epoch, number, rest, length, chain = _FIELDS.unpack(unhexlify(head[6:64]))
     return Head(version, epoch, int.from_bytes(number, "big"), int.from_bytes(rest, "big"), length, chain)
+
+
+def _no_head(head: bytes) -> Bad:
+    if head and not head.strip(b"\n"):
+        return Bad("there are only newlines, as where nothing was written")
+    if len(head) < HEADER:
+        return Bad("the line ends within its header", short=_begins(head))
+    return Bad("its header checksum does not fit")
 
 
 _FIELDS = struct.Struct(">BI6s10sII")

@@ -84,8 +84,7 @@ def segments_of(files: Files, kind: LogKind, folders: Sequence[str] = ("",)) -> 
     found: dict[tuple[int, int], Segment] = {}
     for folder in folders:
         for name in _settled_list(files, folder):
-            match = _NAME.fullmatch(name)
-            if match and match[1] == kind:
+            if name.startswith(kind) and (match := _NAME.fullmatch(name)):
                 segment = Segment(int(match[2]), int(match[3]), kind, folder)
                 found.setdefault((segment.first, segment.epoch), segment)
     return sorted(found.values())
