@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from jsonqueue.errors import StorageError, SyncFailed
 from jsonqueue.storage.files import Identity
-from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.memory import MemoryFiles, names_in
 
 __all__ = ["Disk", "DurableView", "Killed", "ProcessFiles"]
 
@@ -40,17 +40,6 @@ class Disk(MemoryFiles):
         """So many of the next syncs fail."""
         self.full_since_us: int | None = None
         """Since when somebody else has filled it, if he has."""
-
-    def sync_folder(self, name: str = "") -> None:
-        """As ever, in an order that no hash seed changes."""
-        self._step(f"sync_folder {name}")
-        for known in sorted({*self._durable, *self._names}):
-            if known.rpartition("/")[0] == name:
-                inode = self._names.get(known)
-                if inode is None:
-                    self._durable.pop(known, None)
-                else:
-                    self._durable[known] = inode
 
     def sync(self, handle: int) -> None:
         """As ever, unless the disk reports an error: then nobody knows what it holds, and the handle takes no more."""
@@ -184,7 +173,7 @@ class DurableView:
         del self._handles[handle]
 
     def list(self, folder: str = "") -> list[str]:
-        return sorted(name.rpartition("/")[2] for name in self._disk._durable if name.rpartition("/")[0] == folder)
+        return names_in(folder, self._disk._durable)
 
     def identity(self, name: str) -> Identity | None:
         inode = self._disk._durable.get(name)

@@ -100,7 +100,7 @@ class BrokerProcess(Actor):
         self._marks: SimulatedPipe | None = None
         self._orders: list[Callable[[], None]] = []
         self.broker: Any = self._make()
-        self.selector = SimulatedSelector(lambda: self.wake(0))
+        self.selector = SimulatedSelector(lambda: self.wake(0), self._require_nothing_due)
         self.loop = BrokerLoop(_Observed(self), world.clock, self.selector)
         self._control = Readable(self.selector)
         self.loop.watch(self._control, self._obey)  # type: ignore[arg-type] # what the selector takes is its own affair
@@ -280,19 +280,20 @@ class BrokerProcess(Actor):
         self._again = False
         self._guarded(self._turn)
         if self.alive:
-            due_ms = self.loop.next_due_ms()
             if self._again or self.selector.anything:
                 self.wake(0)
-            elif due_ms is not None:
+            elif (due_ms := self.loop.next_due_ms()) is not None:
                 self.wake(max(0, self.world.clock.until_us(due_ms)))
 
     def _turn(self) -> None:
-        due_ms = self.loop.next_due_ms()
-        due = due_ms is not None and due_ms <= self.world.clock.monotonic_ms()
         self.loop.turn()
-        if due and self.selector.slept:
-            raise Violation("broke", f"{self.name} would go to sleep, though there is something for it to do by the clock")
         self._leave_if_done()
+
+    def _require_nothing_due(self) -> None:
+        """It is about to wait."""
+        due_ms = self.loop.next_due_ms()
+        if due_ms is not None and due_ms <= self.world.clock.monotonic_ms():
+            raise Violation("broke", f"{self.name} would go to sleep, though there is something for it to do by the clock")
 
     def stepped(self, arrivals: int) -> None:
         """The broker has taken a step."""

@@ -35,9 +35,9 @@ class SimulatedSelector(BaseSelector):
     """Which of the Readables have rung. Never waits, but notes that a real one would: the scheduler calls for a turn when there is
     something to do."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.slept = False
-        """Whether a real one would have waited, the last time."""
+    def __init__(self, wake: Callable[[], None], sleeps: Callable[[], None] = lambda: None) -> None:
+        """``sleeps`` is called where a real one would wait."""
+        self._sleeps = sleeps
         self._wake = wake
         self._keys: dict[Any, SelectorKey] = {}
         self._rung: dict[Any, None] = {}  # a dict, for its order
@@ -68,7 +68,8 @@ class SimulatedSelector(BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         found = [(self._keys[readable], EVENT_READ) for readable in self._rung if readable in self._keys]
-        self.slept = not found and timeout != 0
+        if not found and timeout != 0:
+            self._sleeps()
         return found
 
     def get_map(self) -> Mapping[Any, SelectorKey]:

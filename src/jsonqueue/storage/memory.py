@@ -9,14 +9,14 @@ each sector of each file by itself, in no order, as the weakest file systems all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from random import Random
 
 from jsonqueue.errors import DiskFull, SyncFailed, UnreadableFile
 from jsonqueue.storage.files import Identity
 
-__all__ = ["MemoryFiles", "PowerCut"]
+__all__ = ["MemoryFiles", "PowerCut", "names_in"]
 
 SECTOR = 512
 
@@ -116,9 +116,12 @@ class MemoryFiles:
 
     def sync_folder(self, name: str = "") -> None:
         self._step(f"sync_folder {name}")
-        for known in {*self._durable, *self._names}:
+        durable, names = self._durable, self._names
+        changed = [known for known, inode in names.items() if durable.get(known) is not inode]
+        changed += [known for known in durable if known not in names]
+        for known in sorted(changed):  # in an order that no hash seed changes
             if _folder_of(known) == name:
-                _settle(self._durable, known, self._names.get(known))
+                _settle(durable, known, names.get(known))
 
     def rename(self, old: str, new: str) -> None:
         self._step(f"rename {old} {new}")
@@ -141,7 +144,7 @@ class MemoryFiles:
         del self._names[name]
 
     def list(self, folder: str = "") -> list[str]:
-        return sorted(name.rpartition("/")[2] for name in self._names if _folder_of(name) == folder)
+        return names_in(folder, self._names)
 
     def make_folder(self, name: str) -> None:
         self._folders.add(name)  # Folders are made once, when the queue is, and taken for durable.
@@ -227,6 +230,13 @@ class MemoryFiles:
 
     def _name_of(self, inode: _Inode) -> str:
         return next((name for name, known in self._names.items() if known is inode), "(unlinked)")
+
+
+def names_in(folder: str, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are in this folder, without it, in order."""
+    if not folder:
+        return sorted([name for name in names if "/" not in name])
+    return sorted([name.rpartition("/")[2] for name in names if _folder_of(name) == folder])
 
 
 def _folder_of(name: str) -> str:
