@@ -84,7 +84,11 @@ UNSEEN: dict[str, tuple[str, ...]] = {
     "it guards what another rule already sees to, that nothing rests on what is not durable": (
         "progress may rest on batches that are not there",
     ),
-    "nobody takes a file away from a broker of these worlds": (
+    "nobody edits or takes away a file of these worlds": (
+        "a checkpoint keeps an edit for the generation before",
+        "a checkpoint replaces a queue.json that somebody put there meanwhile",
+        "a checkpoint gives way to an edit of what it has kept",
+        "a segment that is removed behind the fold is missed",
         "a publish is acknowledged in a file that somebody removed",
         "an outcome is acknowledged in a file that somebody removed",
         "what a removed log held is not saved",
