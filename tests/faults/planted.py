@@ -331,7 +331,7 @@ BUGS = (
         "                self._tell(Waiting(f\"it waits for room on the disk: {error.message}\"))\n", "                raise error\n"),
     Bug("a broker that no process can be had for ends everything", "want", "broker/crew.py",
         "            if not is_want(error):\n                raise", "            raise"),
-    Bug("a checkpoint that may open no file is damage", "want", "broker/checkpointing.py", " or is_want(error) or (", " or ("),
+    Bug("a checkpoint that may open no file is damage", "want", "broker/checkpointing.py", "OSError) or is_want(error)\n", "OSError)\n"),
     Bug("a broker takes clients until it can open nothing", "want", "broker/process.py",
         "self._files_max - _FILES_KEPT:", "self._files_max:"),
     Bug("a client that does not read may let more wait than is said", "deaf", "broker/process.py",
