@@ -56,11 +56,16 @@ class Corpus(NamedTuple):
 
     def alone(self, place: int, line: bytes, *, behind: int = 2) -> bytes:
         """A segment of ``line`` in the place of that batch, and the ``behind`` batches after it."""
+        before, after = self.around(place, behind=behind)
+        return before + line + after
+
+    def around(self, place: int, *, behind: int = 2) -> tuple[bytes, bytes]:
+        """What stands before a line in such a segment, and what stands after it."""
         before = self.batches[place - 1].chain if place else self._chain
         head = encode_segment_head(self.segment.kind, first=self.batches[place].number, epoch=self.segment.epoch, chain=before)
         last = min(place + 1 + behind, len(self.batches))
         rest = self.data[self.starts[place + 1] : self.starts[last]] if behind else b""
-        return head + line + rest + (self.padding if behind and last == len(self.batches) else b"")
+        return head, rest + (self.padding if behind and last == len(self.batches) else b"")
 
     @property
     def padding(self) -> bytes:
@@ -211,12 +216,13 @@ def prefixes(lane: Lane, corpus: Corpus) -> None:
         if not lane.is_mine(place):
             continue
         line = corpus.data[start : corpus.starts[place + 1]]
+        head, _ = corpus.around(place, behind=0)
         for cut in range(len(line) + 1):
             lane.counts["prefixes"] += 1
-            kept = _kept(corpus, place, corpus.alone(place, line[:cut], behind=0))
+            kept = _kept(corpus, place, head + line[:cut])
             if kept != ([corpus.batches[place]] if cut == len(line) else []):
                 lane.find(f"{corpus.name}: cut at {start + cut}: {len(kept)} batches are read")
-            kept = _kept(corpus, place, corpus.alone(place, line[:cut] + b"\n" * (len(line) - cut + 99), behind=0))
+            kept = _kept(corpus, place, head + line[:cut] + b"\n" * (len(line) - cut + 99))
             if kept != ([corpus.batches[place]] if cut >= len(line) - 1 else []):
                 lane.find(f"{corpus.name}: newlines from {start + cut} on: {len(kept)} batches are read")
     for cut in range(corpus.starts[0] + 1 if lane.options.share[0] == 0 else 0):
@@ -236,15 +242,15 @@ def bits(lane: Lane, corpus: Corpus) -> None:
             continue
         end = corpus.starts[place]
         line = bytearray(corpus.data[start:end])
+        before, after = corpus.around(place - 1) if place else (b"", corpus.data[end:])
         for bit in range(8 * len(line)):
             line[bit // 8] ^= 1 << bit % 8
+            damaged = before + line + after
             lane.counts["bits of a log"] += 1
             if place == 0:
-                damaged = bytes(line) + corpus.data[end:]
                 disk = _disk({corpus.segment.name: damaged})
                 silent = _refused(lambda disk=disk: head_of(disk, corpus.segment)) is None
             else:
-                damaged = corpus.alone(place - 1, bytes(line))
                 silent = _refused(lambda damaged=damaged, place=place: _kept(corpus, place - 1, damaged)) is None
             if silent:
                 lane.find(f"{corpus.name}: bit {bit} of batch {place - 1}: silent")
