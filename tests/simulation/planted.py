@@ -370,6 +370,7 @@ BUGS: dict[str, Planted] = {
     "a checkpoint without room leaves its draft": Planted(
         1, _line("storage/queue_file.py", "            files.unlink(name)  # Until", "            # Until")
     ),
+    "a killed manager's draft stays": Planted(0, _line("storage/checkpoint.py", "    _unlink(files, [DRAFT])\n", "    pass\n")),
     "a checkpoint without room leaves a file open": Planted(
         2, _line("storage/checkpoint.py", "        finally:\n            self._archive.close()", "        finally:\n            pass")
     ),

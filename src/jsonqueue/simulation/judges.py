@@ -242,6 +242,11 @@ class Judge:
         if manager.files.handles:
             raise Violation("broke", f"{manager.name} has {len(manager.files.handles)} files open after a checkpoint")
 
+    def cleared(self, manager: Manager) -> None:
+        """Brokers are about to start, which may need the room that a killed manager's checkpoint had taken."""
+        if DRAFT in self._world.disk.list():
+            raise Violation("room", f"{manager.name} starts its brokers beside the draft of a checkpoint that was cut short")
+
     def found_no_room(self, manager: Manager) -> None:
         """A checkpoint was given up: what it has written of itself must not take the room that is left."""
         self.closed_its_files(manager)

@@ -16,7 +16,7 @@ from jsonqueue.simulation.disk import Killed, ProcessFiles
 from jsonqueue.simulation.process import Actor, BrokerProcess
 from jsonqueue.simulation.verdict import Violation
 from jsonqueue.simulation.wire import Link
-from jsonqueue.storage.checkpoint import CheckpointDone, Cut, final_checkpoint
+from jsonqueue.storage.checkpoint import DRAFT, CheckpointDone, Cut, clear_draft, final_checkpoint
 
 if TYPE_CHECKING:
     from jsonqueue.simulation.world import World
@@ -52,10 +52,24 @@ class Manager(Actor):
         """How far the logs were when the last checkpoint began."""
 
     def start(self) -> None:
-        """Start both brokers, and the checkpoints."""
+        """Start both brokers, and the checkpoints; before them goes what a predecessor left of its last one."""
         if not self.alive:
             return
         self.note("starts")
+        if DRAFT in self.world.disk.list():  # Production looks by trying, which takes time; without a draft nothing comes of it.
+            self.world.scheduler.after(0, self._clear_draft)
+        else:
+            self._serve()
+
+    def _clear_draft(self) -> None:
+        try:
+            clear_draft(self.files)
+        except Killed:
+            return
+        self.world.judge.cleared(self)
+        self._serve()
+
+    def _serve(self) -> None:
         for role in (EventOwner.PUBLISHER_BROKER, EventOwner.CONSUMER_BROKER):
             self.spawn(role)
         self._next_checkpoint()
