@@ -7,13 +7,14 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
-from jsonqueue.errors import CorruptQueue, StorageError
+from jsonqueue.errors import CorruptQueue, DiskFull, StorageError
 from jsonqueue.main import main
 from jsonqueue.storage import checkpoint as checkpoint_module
 from jsonqueue.storage.recovery import inspect
@@ -98,6 +99,31 @@ def test_a_broker_that_misses_the_log_of_its_sibling_lets_that_one_look(tmp_path
         publisher.publish(3, id="after").cancel()
         assert [broker.restarts for broker in manager.status().brokers] == [1, 1]
     assert _statuses(tmp_path / "queue") == {"read": "cancelled", "announced": "pending", "after": "cancelled"}
+
+
+@pytest.mark.parametrize("looks", ["a checkpoint", "the end"])
+def test_sealed_segments_that_are_taken_away_before_they_are_folded_are_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: str
+) -> None:
+    """The disk is full, no checkpoint finds room, and somebody tidies up: the brokers still have what they sealed. It was lost."""
+    full = Mock(side_effect=DiskFull("no room"))
+    with BrokerManager(tmp_path / "queue", QUIET) as manager, Publisher(manager) as publisher:
+        publisher.publish(1, id="folded")
+        manager.checkpoint()
+        publisher.publish(2, id="sealed").cancel()
+        with monkeypatch.context() as patch:
+            patch.setattr("jsonqueue.broker.checkpointing.checkpoint", full)
+            assert not _folded(manager)
+        publisher.publish(3, id="open").cancel()
+        sealed = [min((tmp_path / "queue").glob(f"{kind}-*.jsonl")) for kind in ("published", "progress")]
+        for path in sealed:
+            path.unlink()
+        publisher.publish(4, id="after")
+        if looks == "a checkpoint":
+            while not _folded(manager):
+                assert manager.running
+            assert [broker.restarts for broker in manager.status().brokers] == [1, 1]
+    assert _statuses(tmp_path / "queue") == {"folded": "pending", "sealed": "cancelled", "open": "cancelled", "after": "pending"}
 
 
 def test_a_log_that_is_emptied_in_its_place_is_damage(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "a segment with padding is not known to be in its copy",
         "padding is a torn write",
         "a client that is to be dropped is answered on",
+        "sealed segments are held without end",
     ),
     "no disk of these worlds takes longer than a lease": (
         "consumers have to come back before they are let in",
@@ -94,6 +95,9 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "what a removed log held is not saved",
         "a log that was removed and cannot be saved is not missed",
         "a rotation lets go of a file that was removed",
+        "a sealed segment is let go of before it is folded",
+        "what is folded is put back",
+        "a sealed segment that was removed is not put back at the end",
         "a file is known by its name alone",
     ),
     "the numbers of the tasks are compared too, which does the same": ("a late forget message drops a new task's id",),

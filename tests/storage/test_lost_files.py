@@ -8,8 +8,9 @@ import pytest
 
 from jsonqueue.errors import CorruptQueue, DiskFull, FileLost, StorageError, SyncFailed
 from jsonqueue.storage.checkpoint import checkpoint
-from jsonqueue.storage.log import LogWriter
+from jsonqueue.storage.log import SEALED_KEPT, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE
 from jsonqueue.storage.recovery import load_ids
 from jsonqueue.storage.reserve import RESERVE
 from storage.history import AT_MS, CONFIG, Queue
@@ -157,3 +158,94 @@ def test_a_disk_that_takes_nothing_at_all_is_told_all_the_same(files: MemoryFile
     files.fail = refuse
     with pytest.raises(FileLost, match="could not be saved"):
         writer.assure()
+
+
+# ── sealed segments ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@taken_away
+@pytest.mark.parametrize("last_act", [LogWriter.rotate, LogWriter.close])
+def test_a_sealed_segment_that_is_not_folded_yet_is_put_back(
+    files: MemoryFiles, writer: LogWriter, take: Callable[[MemoryFiles, str], None], last_act: Callable[[LogWriter], object]
+) -> None:
+    """Before the next checkpoint needs it, or at the end: byte by byte, under its own name, and durable."""
+    before = files.get(name(1, 1))
+    take(files, name(1, 1))
+    if last_act is LogWriter.rotate:
+        with pytest.raises(FileLost) as caught:
+            last_act(writer)
+        assert (caught.value.file, caught.value.saved_as) == (name(1, 1), name(1, 1))
+        with pytest.raises(SyncFailed):
+            write(writer, "c")
+    writer.close()
+    files.crash()
+    assert files.get(name(1, 1)) == before
+    assert load_ids(files).numbers == {"a": 1, "b": 2}
+    assert LogWriter.open(files, PUB).position.number == 2
+
+
+@pytest.mark.parametrize("tidy", [False, True])
+def test_sealed_segments_that_are_folded_are_let_go_of(files: MemoryFiles, tidy: bool) -> None:
+    """At the next rotation: their names are gone, and nothing is missed, though somebody cleared previous/ as well."""
+    queue = Queue(files)
+    opened = len(files._handles)
+    for task_id in "abc":
+        queue.publish(task_id)
+        queue.lease(task_id)
+        queue.checkpoint()
+        assert len(files._handles) == opened + 2  # One each: the last that was sealed.
+        for kept in [kept for kept in files.list(PREVIOUS) if tidy and kept != QUEUE]:
+            files.unlink(f"{PREVIOUS}/{kept}")
+    queue.rotate()
+    assert len(files._handles) == opened
+    assert list(queue.check().state.tasks) == ["a", "b", "c"]
+
+
+def test_only_the_last_of_many_sealed_segments_are_held_open(files: MemoryFiles) -> None:
+    """Where no checkpoint succeeds they are sealed one after the other. An older one that is taken away is missed."""
+    writer, held = LogWriter.open(files, PUB), []
+    for number in range(2 * SEALED_KEPT):
+        write(writer, f"t{number}")
+        writer.rotate()
+        held.append(len(files._handles) - 1)
+    assert held == [*range(1, SEALED_KEPT + 1), *[SEALED_KEPT] * SEALED_KEPT]
+    files.unlink(name(2 * SEALED_KEPT, 1))
+    files.unlink(name(SEALED_KEPT, 1))
+    with pytest.raises(FileLost, match=name(2 * SEALED_KEPT, 1)):
+        writer.rotate()
+    assert name(SEALED_KEPT, 1) not in files.list()
+    with pytest.raises(CorruptQueue, match=f"batch {SEALED_KEPT}:"):
+        load_ids(files)
+    writer.close()
+    assert not files._handles
+
+
+def test_a_sealed_segment_is_put_back_though_queue_json_is_edited(files: MemoryFiles) -> None:
+    """Whether it was folded cannot be told while that is so; the edit is the checkpoint's to find, and the segment waits."""
+    queue = Queue(files)
+    queue.publish("a")
+    queue.checkpoint()
+    queue.publish("b")
+    queue.pub.rotate()
+    whole = files.get(QUEUE)
+    files.put(QUEUE, b"{}")
+    files.unlink(name(2, 1))
+    assert not queue.pub.rotate()
+    files.put(QUEUE, whole)
+    queue.close()
+    assert list(queue.check().state.tasks) == ["a", "b"]
+
+
+def test_a_sealed_segment_is_put_back_into_the_reserve(files: MemoryFiles, writer: LogWriter) -> None:
+    """On a full disk, where somebody is most likely to tidy up. Without one it is held on, and tried again."""
+    files.unlink(name(1, 1))
+    room, files.room = files.room, 0
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            writer.rotate()
+    files.room = room
+    files.put(RESERVE, bytes(64 * 1024))
+    files.room = 0
+    with pytest.raises(FileLost):
+        writer.rotate()
+    assert load_ids(files).numbers == {"a": 1, "b": 2}

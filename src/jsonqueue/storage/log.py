@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from jsonqueue.errors import CorruptQueue, DiskFull, FileLost, StorageError, SyncFailed
 from jsonqueue.storage.codec import START, Position, encode_batch, encode_segment_head, rest_of
 from jsonqueue.storage.files import Files, write_all
-from jsonqueue.storage.queue_file import QUEUE, QueueHeader, read_header
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, read_header
 from jsonqueue.storage.reserve import Reserve
 from jsonqueue.storage.segments import CHUNK, End, Link, LogKind, Segment, begun_name, begun_of, chain_of, segments_of, walk
 
@@ -30,6 +30,8 @@ PADDING = 32 * 1024
 """Padding ends at multiples of this. Smaller saves fewer commits of the file system's journal, larger no more, and readers read it."""
 SMALL = 4 * 1024
 """Only batches below this length are followed by padding."""
+SEALED_KEPT = 8
+"""So many sealed segments, the last ones, are held open until they are folded. Mostly it is one; where checkpoints find no room, many."""
 
 
 def consistently(files: Files, read: Callable[[], T]) -> T:
@@ -80,6 +82,15 @@ def log_bytes(files: Files) -> int:
     return sum(identity[1] for identity in found if identity)
 
 
+class _Sealed(NamedTuple):
+    """A segment that its writer has sealed, and holds open until it is folded."""
+
+    handle: int
+    name: str
+    number: int
+    """Of its last batch."""
+
+
 class LogWriter:
     """The one writer of a log. The caller holds the log's lock for as long as it lives."""
 
@@ -102,6 +113,7 @@ class LogWriter:
         self._first_chain = end.chain
         self._name = ""
         """Of the active segment, with its number and chain before its first batch above."""
+        self._sealed: list[_Sealed] = []
         self._unsynced = False
         self._broken = ""
 
@@ -166,20 +178,24 @@ class LogWriter:
     def rotate(self) -> bool:
         """Seal the active segment and go on in a new one; False when it holds no batch yet. Durable on return.
 
-        Raises :class:`DiskFull`: the active segment is still in use, and it may be tried again.
+        Raises :class:`DiskFull`: the active segment is still in use, and it may be tried again. Raises :class:`FileLost` also for a segment
+        that was sealed before, if somebody took it away before it was folded.
         """
         self.assure()
+        self._look_after_sealed()
         if self.bytes == self._head_size:
             return False  # A second segment of the same first number and epoch would be this one.
         self.sync()
-        sealed = self._handle
+        sealed = _Sealed(self._handle, self._name, self.number)
         try:
             self._guarded(self._create)
         except DiskFull:
             with suppress(FileNotFoundError):
                 self._files.unlink(Segment(self.number + 1, self.epoch, self.kind).name)
             raise
-        self._files.close(sealed)
+        self._sealed.append(sealed)
+        while len(self._sealed) > SEALED_KEPT:
+            self._files.close(self._sealed.pop(0).handle)
         return True
 
     def close(self) -> None:
@@ -191,6 +207,10 @@ class LogWriter:
                     self._cut_back()  # It is for whoever looks at the file; nothing depends on it.
             self._files.close(self._handle)
             self._handle = -1
+        with suppress(StorageError):
+            self._look_after_sealed()
+        while self._sealed:
+            self._files.close(self._sealed.pop().handle)
         self._broken = self._broken or "it is closed"
 
     # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -205,15 +225,20 @@ class LogWriter:
 
     def _begin_with(self, segment: Segment, chain: int, fill: Callable[[int, int], int]) -> None:
         """Go on in this segment, with the batches in it that ``fill`` copies into a file, from an offset on; durable on return."""
+        head = encode_segment_head(self.kind, first=segment.first, epoch=segment.epoch, chain=chain)
+        handle, at = self._made(segment.name, lambda into: fill(into, write_all(self._files, into, 0, head)))
+        self._use(handle, segment, chain, len(head), at)
+
+    def _made(self, name: str, fill: Callable[[int], int]) -> tuple[int, int]:
+        """A file of this name, durable, with what ``fill`` writes into it; and what that returns."""
         draft = f"{self.kind}.draft"
         with suppress(FileNotFoundError):
             self._files.unlink(draft)
         handle = self._files.open(draft, create=True)
-        head = encode_segment_head(self.kind, first=segment.first, epoch=segment.epoch, chain=chain)
         try:
-            at = fill(handle, write_all(self._files, handle, 0, head))
+            at = fill(handle)
             self._files.sync(handle)
-            self._files.rename(draft, segment.name)
+            self._files.rename(draft, name)
             self._files.sync_folder()
         except BaseException as error:
             self._files.close(handle)
@@ -222,7 +247,7 @@ class LogWriter:
                 with suppress(FileNotFoundError):
                     self._files.unlink(draft)
             raise
-        self._use(handle, segment, chain, len(head), at)
+        return handle, at
 
     def _copy(self, source: Link, end: int, into: int, at: int) -> int:
         """Copy the batches of a segment, up to ``end`` in it, and return where they end in the other file."""
@@ -346,12 +371,46 @@ class LogWriter:
         def fill(into: int, at: int) -> int:
             return self._copy_part(self._handle, self._head_size, end, into, at)
 
+        self._with_reserve(end, lambda: self._begin_with(segment, self._first_chain, fill))
+
+    def _look_after_sealed(self) -> None:
+        """Let go of the sealed segments that are folded, and put those back that somebody took away before. Raises :class:`FileLost`."""
+        gone = [sealed for sealed in self._sealed if not self._files.has_name(sealed.handle, sealed.name)]
+        # Mostly a checkpoint has moved them there. Of others queue.json tells, looked at behind the names: a checkpoint may be at it.
+        missed = [sealed for sealed in gone if not self._files.has_name(sealed.handle, f"{PREVIOUS}/{sealed.name}")]
+        if missed:
+            try:
+                through = read_header(self._files).through(self.kind).number
+            except StorageError:
+                return  # It was changed: the checkpoint stops the queue, and this is asked again at the end.
+            missed = [sealed for sealed in missed if sealed.number > through]
+        for sealed in missed:
+            self._put_back(sealed)
+        for sealed in gone:
+            self._sealed.remove(sealed)
+            self._files.close(sealed.handle)
+        if missed:
+            names = ", ".join(sealed.name for sealed in missed)
+            lost = FileLost(names, saved_as=names)
+            self._give_up(lost)
+            raise lost
+
+    def _put_back(self, sealed: _Sealed) -> None:
+        """Under its own name: under a higher epoch it would stand for the segments behind it as well."""
+        size = self._files.size(sealed.handle)
+
+        def make() -> None:
+            self._files.close(self._made(sealed.name, lambda into: self._copy_part(sealed.handle, 0, size, into, 0))[0])
+
+        self._with_reserve(size, make)
+
+    def _with_reserve(self, wanted: int, step: Callable[[], None]) -> None:
         try:
-            self._begin_with(segment, self._first_chain, fill)
+            step()
         except DiskFull:
-            if not Reserve(self._files, 0).spend(end):
+            if not Reserve(self._files, 0).spend(wanted):
                 raise
-            self._begin_with(segment, self._first_chain, fill)
+            step()
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
