@@ -7,6 +7,7 @@ A lane is a module with ``main()``, run as ``python -m faults.<lane>`` in a proc
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -17,13 +18,14 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 __all__ = ["TESTS", "Lane", "arguments", "fast_folder", "in_words", "row", "run_lane"]
 
 TESTS = Path(__file__).resolve().parent.parent
+_PREFIX = "jsonqueue-lane-"
 
 
 class Lane:
@@ -106,13 +108,42 @@ def _share(text: str) -> tuple[int, int]:
 
 @contextmanager
 def fast_folder() -> Iterator[Path]:
-    """A folder in memory where there is one: kill -9 takes nothing out of a page cache, so no disk is needed to test it."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="jsonqueue-", dir=base))
+    """A folder in memory where there is one: kill -9 takes nothing out of a page cache, so no disk is needed to test it.
+
+    What lanes left there that were killed, by their own time limit say, is removed first.
+    """
+    base = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
+    for left in base.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # somebody else's, or gone by now
+            _remove_left(left)
+    folder, fd = _locked_folder(base)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
+
+
+def _locked_folder(base: Path) -> tuple[Path, int]:
+    """A new one, and what tells others that its lane, or a fork of that, lives."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        with suppress(FileNotFoundError):
+            fd = os.open(folder, os.O_RDONLY)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, fd
+            os.close(fd)  # another lane took it for left in the moment before it was locked
+
+
+def _remove_left(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        if os.fstat(fd).st_uid == os.geteuid():
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(fd)
 
 
 def run_lane(name: str, *options: str, source: Path | None = None, prefix: tuple[str, ...] = (), timeout: float = 300) -> dict[str, Any]:
