@@ -172,7 +172,7 @@ BUGS = (
         "    if len(data) < claims or len(written) < claims - 1:", "    if len(data) < claims:"),
     Bug("a wrong byte in padding is a torn write", "bits", "storage/codec.py",
         "    return ends and all(b\"\\n\" not in part", "    return True or all(b\"\\n\" not in part"),
-    Bug("no checksum of the header", "bits", "storage/codec.py", '    if b"%08x" % crc32(head[6:64]) != head[64:]:', "    if not head:"),
+    Bug("no checksum of the header", "bits", "storage/codec.py", ' or b"%08x" % crc32(head[6:64]) != head[64:]:', ":"),
     Bug("no checksum of the payload", "wild reading", "storage/codec.py",
         "    if crc32(memoryview(data)[offset + HEADER : end], chain) != head.chain:", "    if not head.chain:"),
     Bug("a batch behind the damage does not count", "lines", "storage/codec.py",
