@@ -254,7 +254,7 @@ def _watch(lane: Lane, disk: WeakDisk, ledger: Ledger, work: Callable[[], None])
         frozen = copy.deepcopy(ledger)
         met = islice(disk.states(), lane.options.most)
         for state in met:
-            key = hashlib.blake2b(repr((state, frozen.words)).encode(), digest_size=12).digest()
+            key = _key(state, frozen.words)
             if key not in seen:
                 seen.add(key)
                 cases.append((f"before {operation}", state, frozen))
@@ -266,6 +266,15 @@ def _watch(lane: Lane, disk: WeakDisk, ledger: Ledger, work: Callable[[], None])
     work()
     look(0, "the end")
     return cases
+
+
+def _key(state: State, words: int) -> bytes:
+    """Another for another state, or for another number of words said by then."""
+    digest = hashlib.blake2b(b"%d" % words, digest_size=12)
+    for name, data in state:
+        digest.update(b"\0%s\0%d\0" % (name.encode(), len(data)))
+        digest.update(data)
+    return digest.digest()
 
 
 def _judged(state: State, ledger: Ledger, number: int) -> None:
