@@ -213,7 +213,7 @@ BUGS = (
     Bug("a clean stop is not told from a lost log", "kill", "storage/checkpoint.py",
         "archive=mark, closed=closed, **", "archive=mark, closed=False, **"),
     Bug("the generation before is not kept", "kill", "storage/checkpoint.py",
-        "        _keep_queue(files, found)\n", "        pass\n"),
+        "if name not in {QUEUE, *names}])", "if name not in names])"),
     Bug("a checkpoint keeps an edit for the generation before", "checkpoints", "storage/checkpoint.py",
         "    _require_same(files, draft, found)\n", ""),
     Bug("a checkpoint replaces a queue.json that somebody put there meanwhile", "checkpoints", "storage/checkpoint.py",
