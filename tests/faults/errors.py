@@ -29,7 +29,8 @@ CALLS = (
     "open", "pread", "pwrite", "ftruncate", "fstat", "fdatasync", "fsync", "replace", "link", "unlink", "listdir", "stat", "lstat",
     "fstatvfs",
 )  # fmt: skip
-NO_ROOM = frozenset({"pwrite", "open", "link", "replace"})
+CREATE = "open, to create"
+NO_ROOM = frozenset({"pwrite", CREATE, "link", "replace"})
 SHORT = -1
 
 
@@ -73,7 +74,7 @@ class FaultyOs:
         def tapped(*given: Any, **options: Any) -> Any:
             if self._armed:
                 self.calls += 1
-                self.names.append(name)
+                self.names.append(_kind_of(name, given))
             if name in {"fdatasync", "pwrite"} and os.readlink(f"/proc/self/fd/{given[0]}") in self.failed_syncs:
                 self.broken_rule = f"{name} of a file whose fsync had failed"
             fault = self.fault
@@ -95,9 +96,13 @@ class FaultyOs:
         raise OSError(fault.error, os.strerror(fault.error))
 
 
+def _kind_of(name: str, given: tuple[Any, ...]) -> str:
+    return CREATE if name == "open" and given[1] & os.O_CREAT else name
+
+
 def _may_fail(name: str, given: tuple[Any, ...], error: int) -> bool:
     if error in {errno.ENOSPC, errno.EDQUOT}:
-        return name in NO_ROOM and not (name == "open" and not given[1] & os.O_CREAT)
+        return _kind_of(name, given) in NO_ROOM
     if error == errno.EMFILE:
         return name == "open"
     if error == SHORT:
@@ -127,7 +132,7 @@ def main() -> None:
             if lane.over:
                 break
             # Reads of every kind are many and alike; what changes something is never left out.
-            common = names[fault.call - 1] in {"open", "pread", "fstat", "listdir", "stat"}
+            common = names[fault.call - 1] in {"open", CREATE, "pread", "fstat", "listdir", "stat"}
             if lane.is_mine(number) and (not common or number // options.share[1] % options.stride == 0):
                 lane.attempt(f"{fault} ({names[fault.call - 1]})", lambda fault=fault: _trial(lane, base, faulty, fault))
         mine, of = options.share
@@ -165,7 +170,7 @@ def _files(root: Path) -> RealFiles:
 def _candidates(error: int) -> frozenset[str] | set[str]:
     if error in {errno.ENOSPC, errno.EDQUOT}:
         return NO_ROOM
-    return {"open"} if error == errno.EMFILE else {"pwrite"} if error == SHORT else set(CALLS)
+    return {"open", CREATE} if error == errno.EMFILE else {"pwrite"} if error == SHORT else {*CALLS, CREATE}
 
 
 def _trial(lane: Lane, base: Path, faulty: FaultyOs, fault: Fault | None, *, then: Fault | None = None) -> None:
