@@ -43,6 +43,7 @@ def digests(python: str, hash_seed: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_seed_is_one_run_whatever_the_hash_seed() -> None:
     """Sets and dicts of strings are ordered anew in each process; no run depends on it."""
@@ -51,6 +52,7 @@ def test_a_seed_is_one_run_whatever_the_hash_seed() -> None:
     assert digests(sys.executable, "2") == here
 
 
+@pytest.mark.slow
 def test_a_seed_is_one_run_on_every_python() -> None:
     """The traces of all supported versions are the same, byte by byte: of those installed, or named in JSONQUEUE_PYTHONS."""
     others = other_pythons()

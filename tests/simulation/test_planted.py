@@ -11,6 +11,7 @@ BUDGET = 500
 """Worlds within which a planted bug must be found: half a minute, and a quarter of those of every run of the tests."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found(name: str) -> None:
     """The judges see it, within the budget."""

@@ -42,6 +42,7 @@ def test_three_tasks_and_two_crashes_as_far_as_the_cap() -> None:
     assert not explored.complete, "then it belongs to those that are explored to their end"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hole", HOLES, ids=lambda hole: re.sub(r"\W+", "-", f"{hole.hole} {hole.what}".strip()))
 def test_a_rule_taken_away_is_missed(hole: Hole) -> None:
     """The exploration finds the hole without any luck, and says which steps lead to it."""
@@ -50,6 +51,7 @@ def test_a_rule_taken_away_is_missed(hole: Hole) -> None:
     assert "open pb" in found.splitlines()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hole", IMMUNE, ids=lambda hole: hole.hole)
 def test_a_rule_that_nothing_rests_on_yet(hole: Hole) -> None:
     """With tasks dispatched only when they are durable, this hole is none: its world is explored to its end without the rule."""
