@@ -16,6 +16,12 @@ from simulation.holes import HOLES, IMMUNE, Hole, changed, run
 NAMES = list(SHORT)
 
 
+@pytest.mark.parametrize("name", ["a clean stop and a power cut", "retired, and published again, two checkpoints"])
+def test_no_interleaving_of_a_little_world_breaks_a_promise(name: str) -> None:
+    """Two of the short list that are walked in a moment; the next test has them all."""
+    assert explore(SHORT[name]).complete
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("half", "states_min"), [(0, 195_000), (1, 135_000)])

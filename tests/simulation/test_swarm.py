@@ -20,6 +20,12 @@ EVENTS_A_WORLD = 1_000
 """At least, on average: frames, timers and turns, and operations on the disk."""
 
 
+def test_no_world_of_a_few_breaks_a_promise() -> None:
+    """The first of those that the next test has by the thousand."""
+    for verdict in run_seeds(range(40)):
+        assert verdict.ok, explained(verdict)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("part", range(PARTS))
