@@ -58,6 +58,8 @@ UNSEEN: dict[str, tuple[str, ...]] = {
     ),
     "it takes from the repair alone what that needs": (
         "the generation before is not kept",
+        "a queue.json has the name of the generation before while it is read",
+        "the generation before is let go before the one in its place is certain",
         "the segments between two generations are not kept",
         "a repair cuts off what was archived since the generation before",
     ),
@@ -88,7 +90,6 @@ UNSEEN: dict[str, tuple[str, ...]] = {
     "nobody edits or takes away a file of these worlds": (
         "a checkpoint keeps an edit for the generation before",
         "a checkpoint replaces a queue.json that somebody put there meanwhile",
-        "a checkpoint gives way to an edit of what it has kept",
         "a segment that is removed behind the fold is missed",
         "a publish is acknowledged in a file that somebody removed",
         "an outcome is acknowledged in a file that somebody removed",

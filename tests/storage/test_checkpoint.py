@@ -17,7 +17,7 @@ from jsonqueue.storage.archive import committed_archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, checkpoint, clear_draft, final_checkpoint
 from jsonqueue.storage.codec import START, Position
 from jsonqueue.storage.log import LogKind, LogWriter
-from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.memory import MemoryFiles, PowerCut
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, ChangedQueue, QueueWriter, read_header
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.repair import examine, mend
@@ -381,8 +381,12 @@ def _write_over(files: MemoryFiles) -> None:
     files.close(handle)
 
 
+def _kill(files: MemoryFiles) -> None:
+    raise PowerCut
+
+
 def _folded_meanwhile(edit: Callable[[MemoryFiles], None], at: int, *, closing: bool) -> tuple[MemoryFiles, dict[str, bytes], str]:
-    """A disk whose queue.json was edited before this operation of a checkpoint, what the queue held, and the operation."""
+    """A disk on which this happened before such an operation of a checkpoint, what the queue held, and the operation, if there is one."""
     files = MemoryFiles()
     queue = Queue(files)
     for task_id in ("a", "b"):
@@ -398,29 +402,46 @@ def _folded_meanwhile(edit: Callable[[MemoryFiles], None], at: int, *, closing: 
             edit(files)
 
     files.fail = interfere
-    with suppress(StorageError):
+    with suppress(StorageError, PowerCut):
         if closing:
             final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
         else:
             checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
     files.fail = lambda number, name: None
-    return files, expected, files.trace[at]
+    return files, expected, next(iter(files.trace[at:]), "")
 
 
 @pytest.mark.parametrize("closing", [False, True])
-@pytest.mark.parametrize(
-    ("edit", "too_late"), [(_put_another, f"rename {DRAFT} {QUEUE}"), (_write_over, f"rename {PREVIOUS}/{QUEUE}.draft {PREVIOUS}/{QUEUE}")]
-)
-def test_an_edit_while_queue_json_is_folded_is_not_overtaken(edit: Callable[[MemoryFiles], None], too_late: str, closing: bool) -> None:
+@pytest.mark.parametrize("edit", [_put_another, _write_over])
+def test_an_edit_while_queue_json_is_folded_is_not_overtaken(edit: Callable[[MemoryFiles], None], closing: bool) -> None:
     """Before whichever operation of a checkpoint it comes it is there afterwards, and `repair` loses nothing. Only in the last moment it is
-    too late: then the queue goes on, and has lost nothing either."""
+    too late: then the queue goes on, and has lost nothing either; and what goes with it is not the generation before."""
     for at in count():
         files, expected, operation = _folded_meanwhile(edit, at, closing=closing)
         if files.get(QUEUE) != EDIT:
             break
         assert mend(files, accept_loss=False, accept_edit=False, at_ms=AT_MS).ok, operation
         assert (contents(load_state(files)), files.get(f"damaged-1/{QUEUE}")) == (expected, EDIT), operation
-    assert (operation, contents(load_state(files))) == (too_late, expected)
+    assert (operation, contents(load_state(files))) == (f"rename {DRAFT} {QUEUE}", expected)
+    files.put(QUEUE, EDIT)
+    assert mend(files, accept_loss=False, accept_edit=False, at_ms=AT_MS).ok
+    assert contents(load_state(files)) == expected
+
+
+@pytest.mark.parametrize("closing", [False, True])
+@pytest.mark.parametrize("power_cut", [None, *range(12)])
+def test_damage_to_queue_json_costs_nothing_wherever_a_checkpoint_ended(power_cut: int | None, closing: bool) -> None:
+    """At no moment both generations are one file, or the one before does not lead to what was acknowledged."""
+    operation = "none yet"
+    for at in count():
+        if not operation:
+            break
+        files, expected, operation = _folded_meanwhile(_kill, at, closing=closing)
+        if power_cut is not None:
+            files.crash(Random(power_cut))
+        _write_over(files)
+        assert mend(files, accept_loss=False, accept_edit=False, at_ms=AT_MS).ok, operation
+        assert contents(load_state(files)) == expected, operation
 
 
 def test_a_first_queue_json_that_somebody_else_puts_there_is_not_overtaken(queue: Queue) -> None:

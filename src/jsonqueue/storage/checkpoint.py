@@ -6,10 +6,11 @@ What a checkpoint writes, in this order, each step durable before the next::
     2  queue.json.draft     the new generation (and by ``process-crash`` the logs, as far as they are folded in)
     3  previous/            second names for the present queue.json and for the segments that lead from it to the new one
     4  queue.json           replaced by the draft
-    5  segments             unlinked: those that have a successor and no batch beyond the cut; in previous/ those of older generations
+    5  previous/queue.json  replaced by what was queue.json until 4
+    6  segments             unlinked: those that have a successor and no batch beyond the cut; in previous/ those of older generations
 
-A queue.json that somebody changed since it was read is neither kept in 3 nor replaced in 4: the next checkpoint judges what he did.
-A crash at any point leaves a queue that the next checkpoint starts from again. With ``previous/``, damage to queue.json costs nothing:
+A queue.json that somebody changed since it was read is not replaced in 4: the next checkpoint judges what he did. A crash at any point
+leaves a queue that the next checkpoint starts from again. With ``previous/``, damage to queue.json costs nothing, at any of these points:
 :mod:`~jsonqueue.storage.repair` folds it anew. Nothing beyond the cut is folded, for it might vanish in a power cut.
 """
 
@@ -35,6 +36,8 @@ from jsonqueue.task import StoredTask
 __all__ = ["DRAFT", "CheckpointDone", "Cut", "checkpoint", "clear_draft", "final_checkpoint", "highest_epoch", "log_bytes", "rebuild"]
 
 DRAFT = "queue.json.draft"
+_REPLACED = f"{PREVIOUS}/{QUEUE}.draft"
+"""The queue.json that is about to be replaced."""
 
 
 class CheckpointDone(NamedTuple):
@@ -105,7 +108,8 @@ def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -
         _sync_folded(files, fold, *LogKind)
         spent = [segment.name for kind in LogKind for segment in segments_of(files, kind)]
         _keep(files, spent)
-        _put_in_place(files, spent)
+        _put_in_place(files)
+        _let_go(files, spent)
         return fold.done
 
 
@@ -202,33 +206,26 @@ def _sync_log(files: Files, segment: Segment) -> None:
 
 
 def _replace(files: Files, present: Generation, found: Identity | None, spent: list[Segment]) -> None:
-    """Put the draft in place, keep what it replaces, and only then let go of the segments it covers. ``found``: which file it replaces."""
+    """Put the draft in place, keep what it replaces, and only then let go of the segments it covers. ``found``: which file it replaces.
+
+    That one is the generation before only when it is queue.json no more. Until then it has a name in previous/ that nobody reads, beside
+    the generation before it: whatever is done to queue.json meanwhile, that one leads to what was in it.
+    """
     files.make_folder(PREVIOUS)
     if present.reader:
         _make_certain(files)
-        _keep_queue(files, found)
+        _unlink(files, [_REPLACED])
+        files.link(QUEUE, _REPLACED)
     names = [segment.name for segment in spent]
     _keep(files, names)
-    # One written to in its place is kept by now, and so not the generation before it any more: not to go on would lose both.
-    _require_same(files, QUEUE, files.identity(f"{PREVIOUS}/{QUEUE}"))
-    _put_in_place(files, names)
-    _unlink(files, [f"{PREVIOUS}/{name}" for name in files.list(PREVIOUS) if name not in {QUEUE, *names}])
-
-
-def _keep_queue(files: Files, found: Identity | None) -> None:
-    new = f"{PREVIOUS}/{QUEUE}"
-    draft = new + ".draft"
-    _unlink(files, [draft])
-    files.link(QUEUE, draft)
-    _require_same(files, draft, found)
-    files.rename(draft, new)
-    _unlink(files, [draft])  # Where both were names of the same file, rename did nothing.
-
-
-def _require_same(files: Files, name: str, found: Identity | None) -> None:
-    """Raise :class:`ChangedQueue` if this is not the queue.json that was ``found``: what somebody did to it nobody would see any more."""
-    if files.identity(name) != found:
-        raise ChangedQueue
+    if files.identity(QUEUE) != found:
+        raise ChangedQueue  # What somebody did to it nobody would see any more.
+    _put_in_place(files)
+    if present.reader and files.identity(_REPLACED) == found:  # Else it was written to in the last moment, and leads nowhere.
+        files.rename(_REPLACED, f"{PREVIOUS}/{QUEUE}")
+        files.sync_folder(PREVIOUS)
+        _unlink(files, [f"{PREVIOUS}/{name}" for name in files.list(PREVIOUS) if name not in {QUEUE, *names}])
+    _let_go(files, names)
 
 
 def _keep(files: Files, spent: list[str]) -> None:
@@ -240,9 +237,12 @@ def _keep(files: Files, spent: list[str]) -> None:
     files.sync_folder(PREVIOUS)
 
 
-def _put_in_place(files: Files, spent: list[str]) -> None:
+def _put_in_place(files: Files) -> None:
     files.rename(DRAFT, QUEUE)
     files.sync_folder()  # Not before this line is the new queue.json certain to be found after a power cut.
+
+
+def _let_go(files: Files, spent: list[str]) -> None:
     _unlink(files, spent)
     header = read_header(files)
     known = ((kind, epoch) for kind in LogKind for epoch in begun_of(files, kind) if epoch <= header.epoch(kind))
