@@ -16,9 +16,11 @@ from unittest import mock
 
 import click
 import pytest
+from msgspec import structs
 
 from cli.calls import call
 from jsonqueue.channel.registration import BrokerStatus, ManagerStatus, Report
+from jsonqueue.cli import serving, working
 from jsonqueue.cli.live import LiveLine, bar
 from jsonqueue.cli.options import SIZE
 from jsonqueue.cli.serving import Rates, settings_of
@@ -37,6 +39,31 @@ BROKERS = [
     BrokerStatus("consumer_broker", "waiting", 814, 5, restarts=2, peers=3, waits_for="no room\x1b[2J on it"),
 ]
 RUNNING = ManagerStatus("q", 812, 1, 65_000, "process-crash", Config(), BROKERS, checkpoint_error="no room \x1b[2J")
+
+
+@pytest.mark.parametrize(("held", "said"), [(0, "stopping"), (2, "stopping, 2 tasks still in progress")])
+def test_a_manager_that_stops_shows_what_it_waits_for(held: int, said: str) -> None:
+    """Not that its brokers are down, one after the other, as it wants."""
+    brokers = [BrokerStatus("publisher_broker", "down"), BrokerStatus("consumer_broker", "ready", 814, counters={"in_progress": held})]
+    manager = SimpleNamespace(status=lambda: structs.replace(RUNNING, brokers=brokers, stopping=True))
+    assert serving._live(manager, Rates()) == said  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("state", "running", "said"),
+    [
+        ("working", 1, ""),
+        ("waiting", 1, " · waiting for a broker"),
+        ("draining", 1, " · stopping, 1 task still running"),
+        ("draining", 0, " · stopping"),
+    ],
+)
+def test_a_consumer_shows_what_it_waits_for(state: str, running: int, said: str) -> None:
+    """Also one that had a broker before."""
+    consumer = SimpleNamespace(name="c", stats=ConsumerStats(completed=3, connections=2), state=state, running=running)
+    rates = Rates()
+    rates.since_last({"completed": 3}, 1)
+    assert working._live(consumer, rates) == f"c · 3 completed (0/s){said}"  # type: ignore[arg-type]
 
 
 def test_settings_of_a_command_line_lie_over_the_folders(tmp_path: Path) -> None:

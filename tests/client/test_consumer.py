@@ -403,6 +403,34 @@ def test_stopping_finishes_what_runs_and_gives_back_the_rest(broker: FakeBroker)
     assert gate.seen == ["t1"]
 
 
+def test_its_state_is_that_of_the_moment(broker: FakeBroker) -> None:
+    """One that had a broker and lost it waits again, and works on meanwhile."""
+    gate = Gate()
+    consumer = Consumer("queue_data", gate, connect=broker.connect)
+    states = [(consumer.state, consumer.running)]
+    consumer.start()
+    peer = broker.accept()
+    join = peer.hear(Join)
+    states.append((consumer.state, consumer.running))
+    peer.say(Welcome(f"{join.name}@{join.pid}", 1, 30_000, []), assign(1))
+    gate.await_start()
+    states.append((consumer.state, consumer.running))
+    peer.hang_up()
+    peer = broker.accept()
+    peer.hear(Join)
+    states.append((consumer.state, consumer.running))
+    peer.say(Welcome(f"{join.name}@{join.pid}", 1, 30_000, []))
+    side = Side(consumer.stop)
+    farewell = peer.hear(Return)
+    states.append((consumer.state, consumer.running))
+    settle(peer, farewell)
+    gate.let_on()
+    settle(peer, peer.hear(Complete))
+    assert side.result() is True
+    states.append((consumer.state, consumer.running))
+    assert states == [("new", 0), ("waiting", 0), ("working", 1), ("waiting", 1), ("draining", 1), ("stopped", 0)]
+
+
 def test_a_handler_that_does_not_end_is_left_behind(broker: FakeBroker) -> None:
     """When the time to drain is over; the task will be delivered again."""
     gate = Gate()

@@ -386,6 +386,7 @@ class Supervisor:
             checkpoint_ms=checkpoints.ended_ms,
             checkpoint_took_ms=checkpoints.took_ms,
             checkpoint_error=checkpoints.error,
+            stopping=self._phase is not _Phase.SERVING,
         )
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -129,6 +129,8 @@ class ManagerStatus(Struct):
     checkpoint_took_ms: int = 0
     checkpoint_error: str = ""
     """Why the last attempt came to nothing; empty when it did not."""
+    stopping: bool = False
+    """Whether it takes no more calls, and its brokers leave one after the other."""
 
 
 class Report(Struct, tag="report", tag_field="type"):

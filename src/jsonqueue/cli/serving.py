@@ -163,6 +163,9 @@ def _live(manager: BrokerManager, rates: Rates) -> str:
     status = manager.status()
     counters = {name: number for broker in status.brokers for name, number in broker.counters.items()}
     each_second = rates.since_last({name: counters.get(name, 0) for name in ("published", "deliveries")}, status.up_ms)
+    if status.stopping:
+        held = counters.get("in_progress", 0)
+        return f"stopping, {plural(held, 'task')} still in progress" if held else "stopping"
     parts = [f"{broker.role.replace('_', ' ')} {broker.state}" for broker in status.brokers if broker.state != "ready"]
     parts += [f"{count(counters.get(name, 0))} {title}" for name, title in _SHOWN.items() if counters.get(name) or name == "ready"]
     if consumers := counters.get("consumers"):

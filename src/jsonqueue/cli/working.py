@@ -117,8 +117,10 @@ def _live(consumer: Consumer, rates: Rates) -> str:
     speed = rates.since_last({"completed": stats.completed}, time.monotonic_ns() // 1_000_000)["completed"]
     parts = [consumer.name, f"{count(stats.completed)} completed ({rate(speed)})"]
     parts += _unsuccessful(stats)
-    if not stats.connections:
+    if consumer.state == "waiting":
         parts.append("waiting for a broker")
+    elif consumer.state == "draining":
+        parts.append(f"stopping, {plural(consumer.running, 'task')} still running" if consumer.running else "stopping")
     return " · ".join(parts)
 
 

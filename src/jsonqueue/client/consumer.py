@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -45,10 +45,12 @@ from jsonqueue.clock import stopwatch
 from jsonqueue.config import Config
 from jsonqueue.event import EventOwner, decoder_for
 
-__all__ = ["Consumer", "Handler"]
+__all__ = ["Consumer", "ConsumerState", "Handler"]
 
 Handler = str | Callable[[Any], Any] | Program
 """A function or coroutine function of one task, its name as ``module:function``, or a :class:`Program`."""
+
+ConsumerState = Literal["new", "waiting", "working", "draining", "stopped"]
 
 
 class Consumer:
@@ -93,7 +95,7 @@ class Consumer:
         self._timeout = timeout
         self._limits = limits
         self._crew = self._hire(handler, isolate=isolate or timeout is not None or limits is not None)
-        self._state = "new"
+        self._state: Literal["new", "started", "stopped"] = "new"
         self._drained = True
         self._bell = _Bell()
 
@@ -166,6 +168,18 @@ class Consumer:
         self.stop()
         if kind is None:
             self._raise_failure()
+
+    @property
+    def state(self) -> ConsumerState:
+        """``new``; ``waiting`` for a broker; ``working``, or waiting for work; ``draining``, which ends what runs; ``stopped``."""
+        if self._state == "started":
+            return "draining" if self._session.stopping else "working" if self._session.joined else "waiting"
+        return self._state
+
+    @property
+    def running(self) -> int:
+        """How many of its tasks are being run at this moment."""
+        return self._holdings.running
 
     @property
     def stats(self) -> ConsumerStats:

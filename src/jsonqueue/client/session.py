@@ -82,6 +82,16 @@ class Session:
         self._rope: socket.socket | None = None
         self._keeper = threading.Thread(target=self._keep, name="jsonqueue-keeper", daemon=True)
 
+    @property
+    def joined(self) -> bool:
+        """Whether a broker has welcomed it on the Pipe of the moment."""
+        return self._membership.joined
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is started."""
+        return self._membership.stopping
+
     def start(self) -> None:
         """Begin to connect."""
         # Sockets, and not the fds of a pipe: one that was closed says so, where a bare number may be somebody else's by now.
