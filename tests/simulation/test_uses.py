@@ -113,6 +113,16 @@ def test_a_handler_is_called_as_a_consumer_would() -> None:
     assert (sorted(seen), verdict.totals.completed) == ([1, 2, 3], 3)
 
 
+def test_an_interrupt_ends_the_run() -> None:
+    """Ctrl-C comes wherever the program is, and mostly it is in the handler; it is no failed attempt."""
+
+    def handler(task: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(1, handler=handler)
+
+
 def test_a_coroutine_that_sleeps_for_days_holds_nobody_up() -> None:
     """Nothing happens meanwhile that would have to be waited for; its own clock says that the time has passed."""
 

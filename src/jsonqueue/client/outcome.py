@@ -238,13 +238,17 @@ def end_fork(born: int, error: BaseException | None = None) -> None:
     os._exit(status & 0xFF)
 
 
-def inline(handler: Callable[[AnyTask], object], config: Callable[[], Config]) -> Callable[[AnyTask], Verdict]:
-    """A sync handler as a function that never raises."""
+def inline(
+    handler: Callable[[AnyTask], object], config: Callable[[], Config], *, but: tuple[type[BaseException], ...] = ()
+) -> Callable[[AnyTask], Verdict]:
+    """A sync handler as a function that never raises, ``but`` these, which are not the handler's."""
 
     def run(task: AnyTask) -> Verdict:
         born = _forks
         try:
             value = handler(task)
+        except but:
+            raise
         except BaseException as error:  # noqa: BLE001 - sys.exit() in a handler is a failure of that task, not of the consumer
             end_fork(born, error)
             return failure_of(task, error)

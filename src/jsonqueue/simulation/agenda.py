@@ -25,7 +25,7 @@ class Agenda:
     def __init__(self, world: World, work: Sequence[Arrival], handler: Callable[[AnyTask], object] | None) -> None:
         self._world = world
         self._arrivals = {f"t{number}": arrival for number, arrival in enumerate(work, 1)}
-        self._handler = inline(handler, lambda: world.config) if handler is not None else None
+        self._handler = inline(handler, lambda: world.config, but=(KeyboardInterrupt,)) if handler is not None else None
         self.to_come = 0
         """How much of it has not happened yet."""
         self.asked_ms = 0
