@@ -14,7 +14,7 @@ from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame
 from jsonqueue.event import Write, encode
 from jsonqueue.simulation import Habits, run_seed
-from jsonqueue.simulation.clients import _in_parts
+from jsonqueue.simulation.publisher import _in_parts
 from jsonqueue.simulation.scenario import Scenario
 from jsonqueue.simulation.selecting import SimulatedPipe, SimulatedSelector
 from jsonqueue.simulation.verdict import Violation

@@ -11,7 +11,7 @@ from jsonqueue.simulation.trace import merge
 from jsonqueue.task import StoredTaskIn
 
 if TYPE_CHECKING:
-    from jsonqueue.simulation.clients import PublisherClient
+    from jsonqueue.simulation.publisher import PublisherClient
     from jsonqueue.simulation.world import World
 
 __all__ = ["append_directly"]

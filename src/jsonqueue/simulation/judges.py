@@ -30,9 +30,11 @@ from jsonqueue.storage.stream import ends_of
 from jsonqueue.task import AnyTask, StoredTask, TaskStatus
 
 if TYPE_CHECKING:
-    from jsonqueue.simulation.clients import CallerClient, ConsumerClient, PublisherClient
+    from jsonqueue.simulation.caller import CallerClient
+    from jsonqueue.simulation.consumer import ConsumerClient
     from jsonqueue.simulation.manager import Manager
     from jsonqueue.simulation.process import Actor, BrokerProcess
+    from jsonqueue.simulation.publisher import PublisherClient
     from jsonqueue.simulation.world import World
 
 __all__ = ["Judge"]

@@ -21,7 +21,7 @@ from jsonqueue.storage.codec import Batch
 from jsonqueue.task import Outcome
 
 if TYPE_CHECKING:
-    from jsonqueue.simulation.clients import ConsumerClient
+    from jsonqueue.simulation.consumer import ConsumerClient
     from jsonqueue.simulation.process import BrokerProcess
     from jsonqueue.simulation.wire import Link
     from jsonqueue.simulation.world import World

@@ -16,14 +16,16 @@ from typing import Any
 from jsonqueue.errors import CorruptQueue
 from jsonqueue.event import EventOwner
 from jsonqueue.simulation.agenda import Agenda
+from jsonqueue.simulation.caller import CallerClient
 from jsonqueue.simulation.cast import PRODUCTION, Cast
-from jsonqueue.simulation.clients import CallerClient, ConsumerClient, PublisherClient
+from jsonqueue.simulation.consumer import ConsumerClient
 from jsonqueue.simulation.disk import Disk, Killed
 from jsonqueue.simulation.judges import Judge
 from jsonqueue.simulation.manager import Manager
 from jsonqueue.simulation.meter import Meter
 from jsonqueue.simulation.probes import Probe, Probes
 from jsonqueue.simulation.process import Actor, BrokerProcess
+from jsonqueue.simulation.publisher import PublisherClient
 from jsonqueue.simulation.scenario import Fault, Scenario
 from jsonqueue.simulation.scheduler import Scheduler
 from jsonqueue.simulation.striking import strike
