@@ -22,8 +22,9 @@ from msgspec.structs import replace
 import jsonqueue
 from faults.planted import BUGS
 from jsonqueue.simulation.scopes import AGAIN, ONE, TWICE
-from jsonqueue.simulation.small import Explorer, Faults, Scope, State, Step, explore
+from jsonqueue.simulation.small import Explorer, Faults, Scope, State, explore
 from jsonqueue.simulation.small_state import CONFIG
+from jsonqueue.simulation.small_world import Step
 from jsonqueue.simulation.verdict import Violation
 from jsonqueue.storage.log import LogWriter
 
