@@ -29,6 +29,7 @@ SOURCE = TOP / "src" / "jsonqueue"
 MODULES = sorted(SOURCE.rglob("*.py"))
 PAGES = sorted({*TOP.glob("*.md"), *TOP.glob("docs/**/*.md"), *TOP.glob("examples/**/*.md"), *TOP.glob("queue_data/*.md")})
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+LINE_MAX = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["ruff"]["line-length"]
 GROUPS = tomllib.loads((TOP / "pyproject.toml").read_text())["dependency-groups"]
 
 
@@ -281,3 +282,10 @@ def _generator() -> ModuleType:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_prose_fits_the_line(page: Path) -> None:
+    """As code does, so that a changed word is a changed line and not a changed paragraph. Tables and what is fenced are as they must be."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL).splitlines()
+    assert not [line for line in prose if len(line) > LINE_MAX and not line.lstrip().startswith("|")]
