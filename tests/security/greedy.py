@@ -90,6 +90,23 @@ def tidy(task: Any) -> None:
         Path(task.data["cleared"]).touch()
 
 
+def deafened(task: Any) -> None:
+    """As tidy, but the first two signals come in moments in which they wake nobody."""
+    heed: Any = signal.getsignal(signal.SIGTERM)
+    lost: list[int] = []
+
+    def lose_two(number: int, frame: Any) -> None:
+        lost.append(number)
+        if len(lost) > 2:
+            heed(number, frame)
+
+    signal.signal(signal.SIGTERM, lose_two)
+    try:
+        time.sleep(600)
+    finally:
+        Path(task.data["cleared"]).touch()
+
+
 def rights(task: Any) -> dict[str, Any]:
     """What the kernel says of this process."""
     import resource

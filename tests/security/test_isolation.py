@@ -180,6 +180,13 @@ def test_a_handler_may_clear_up_when_its_time_is_up(tmp_path: Path, monkeypatch:
     assert (tmp_path / "cleared").exists()
 
 
+def test_a_handler_that_missed_the_signal_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes just before a sleep begins does not end it: those of the parent and of the child may both be lost in this way."""
+    monkeypatch.setattr("jsonqueue.client.children.GRACE_S", 30)
+    assert "timed out after 2 s" in _error(_child(greedy.deafened, data={"cleared": str(tmp_path / "cleared")}, timeout=2))
+    assert (tmp_path / "cleared").exists()
+
+
 def test_one_that_heeds_nothing_is_killed(tmp_path: Path) -> None:
     """It ignores SIGTERM and swallows what is raised in it: SIGKILL follows."""
     assert "timed out after 0.5 s, and was killed" in _error(_child(greedy.deaf, data={"ready": str(tmp_path / "ready")}, timeout=0.5))

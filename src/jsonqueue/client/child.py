@@ -36,6 +36,9 @@ from jsonqueue.task import Task
 
 __all__ = ["main"]
 
+_AGAIN_S = 0.05
+"""How soon the handler is told again that its time is up, if it has not noticed."""
+
 _LIMITS = Config(payload_max_bytes=32 * 1024 * 1024, depth_max=200, keys_max=2**62)
 """The queue's own limits are looked after by the parent, who knows them."""
 
@@ -69,9 +72,14 @@ class _Run(Current, eq=False):
     told: bool = False
     """The exception was raised. It comes once, however often SIGTERM does: a second one would hit the handler while it clears up."""
 
+    @property
+    def unaware(self) -> bool:
+        """Whether its handler is yet to be told that its time is up."""
+        return self.cancelled and self.task is not None and not self.told
+
 
 def _on_term(here: _Run, *_: object) -> None:
-    if here.cancelled and here.task is not None and not here.told:
+    if here.unaware:
         here.told = True
         raise _TimeIsUp("its time is up, or its task was cancelled")
 
@@ -140,15 +148,17 @@ def _listen(pipe: Pipe, tasks: queue.SimpleQueue[Task[Any] | None], here: _Run) 
     decode = decoder_for(EventOwner.CONSUMER_BROKER, values=True)
     try:
         while True:
-            for frame in pipe.receive():
+            for frame in pipe.receive(_AGAIN_S if here.unaware else None):
                 event = decode(frame)
                 if isinstance(event, Revoke):
                     here.cancelled = True
-                    # From here and not from the parent: a SIGTERM from there might come before its Revoke, and mean nothing yet.
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 else:
                     (here.task,) = event.tasks
                     tasks.put(here.task)
+            if here.unaware:
+                # From here and not from the parent: a SIGTERM from there might come before its Revoke, and mean nothing yet.
+                # Again and again: one that comes between Python's look for signals and a call that waits, a sleep, does not end the wait.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     except ConnectionClosed:
         if here.task is not None and os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
