@@ -91,6 +91,7 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "a checkpoint keeps an edit for the generation before",
         "a checkpoint replaces a queue.json that somebody put there meanwhile",
         "a segment that is removed behind the fold is missed",
+        "a gap in a log is called damage of the file before it",
         "a publish is acknowledged in a file that somebody removed",
         "an outcome is acknowledged in a file that somebody removed",
         "what a removed log held is not saved",

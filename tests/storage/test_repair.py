@@ -358,6 +358,34 @@ def test_a_sealed_segment_that_is_gone_is_missed_though_nothing_was_written_sinc
     assert examine(back).ok
 
 
+@pytest.mark.parametrize(("kind", "lost"), [("published", "published batches 4 to 5"), ("progress", "progress batch 2")])
+def test_a_segment_that_is_gone_between_two_others_is_missed(kind: str, lost: str) -> None:
+    """It is not its neighbour that is damaged, and no older queue.json can be why; where the neighbour *is* damaged, it is said of that."""
+    files, _ = sealed()
+    queue = Queue(files)
+    queue.publish("e", "f")
+    queue.publish("g")
+    queue.lease("e")
+    queue.rotate()
+    queue.publish("h")
+    queue.lease("h")
+    queue.close()
+    gone, damaged = files.copy(), files.copy()
+    name = segment_of(files, kind, -2)
+    gone.unlink(name)
+    [finding] = examine(gone).findings
+    assert (finding.kind, finding.file) == ("missing", segment_of(files, kind))
+    assert finding.what.endswith(f"lacks {lost.partition(' ')[2]}: the file that held that was removed or moved")
+    assert "queue.json anew" not in finding.options
+    assert not mended(gone).ok
+    report = mended(gone, accept_loss=True)
+    assert (report.ok, report.lost[0]) == (True, lost)
+    damaged.unlink(name)
+    before = segment_of(damaged, kind, -2)
+    damaged.put(before, damaged.get(before).rstrip(b"\n")[:-9] + b"x" * 9 + b"\n")
+    assert {found.file for found in examine(damaged).findings if not found.harmless} == {before}
+
+
 @pytest.mark.parametrize("checkpoints", [1, 2, 3])
 def test_an_older_queue_json_is_made_anew_without_loss(checkpoints: int) -> None:
     """Somebody put back an older one, whole as it is: `repair` could not mend that, and to give up meant to lose what previous/ held."""

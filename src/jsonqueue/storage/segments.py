@@ -149,18 +149,21 @@ def corrupt(name: str, offset: int, bad: Bad, batch: int | None) -> StorageError
 
 
 class MissingBatches(CorruptQueue):
-    """A log that begins behind what queue.json holds: a file between the two was taken away, or the queue.json is not the newest."""
+    """A log that begins behind what queue.json holds: a file between the two was taken away, or the queue.json is not the newest. Or one
+    with a gap between two of its files, each of them whole."""
 
-    def __init__(self, name: str, first: int, last: int) -> None:
-        """``name``: the segment that comes after the batches ``first`` to ``last``, which are missing."""
-        why = (
-            f"before it the log lacks {told_span('batch', first, last)}: the file that held that was removed or moved, "
-            "or an older queue.json was put in place"
-        )
-        hint = (
-            "nothing was changed; put back what was moved or replaced, or else: `jsonqueue repair` makes queue.json anew, without loss, if "
-            "previous/ holds what is missing; `jsonqueue repair --accept-loss` keeps what is whole and lists what is lost"
-        )
+    def __init__(self, name: str, first: int, last: int, *, gap: bool = False) -> None:
+        """``name``: the segment behind the batches ``first`` to ``last``, which are missing. ``gap``: the log begins before them."""
+        why = f"before it the log lacks {told_span('batch', first, last)}: the file that held that was removed or moved"
+        keeps = "`jsonqueue repair --accept-loss` keeps what is whole and lists what is lost"
+        if gap:
+            hint = f"nothing was changed; put back what was moved, or else: {keeps}"
+        else:
+            why += ", or an older queue.json was put in place"
+            hint = (
+                "nothing was changed; put back what was moved or replaced, or else: `jsonqueue repair` makes queue.json anew, without "
+                f"loss, if previous/ holds what is missing; {keeps}"
+            )
         super().__init__(name, offset=0, batch=first, why=why, hint=hint)
 
 
@@ -247,7 +250,7 @@ def walk(files: Files, kind: LogKind, start: End, *, upto: int | None = None, fo
         is_newest = place + 1 == len(links)
         until = upto if is_newest else min(links[place + 1].head.first - 1, upto or sys.maxsize)
         at = _enter(segment, head, at)
-        for step in _through(files, segment, at, until):
+        for step in _through(files, segment, at, until, then="" if is_newest else links[place + 1].segment.name):
             at = step.end
             yield Step(_beyond(segment, step.batches, at, start), at)
         if at.number == upto:
@@ -286,7 +289,8 @@ def _beyond(segment: Segment, batches: list[Batch], at: End, start: End) -> list
     return batches[skipped + 1 :]
 
 
-def _through(files: Files, segment: Segment, at: End, upto: int | None) -> Iterator[Step]:
+def _through(files: Files, segment: Segment, at: End, upto: int | None, *, then: str) -> Iterator[Step]:
+    """``then``: the segment that begins behind ``upto``; empty: there is none."""
     handle = files.open(segment.name)
     try:
         bad: Bad | None = None
@@ -298,9 +302,16 @@ def _through(files: Files, segment: Segment, at: End, upto: int | None) -> Itera
         if upto is None:
             yield from _to_the_end(files, handle, segment, at)
         elif at.number < upto:
+            if then and _ends_clean(files, handle, at, bad):
+                raise MissingBatches(then, at.number + 1, upto, gap=True)
             raise corrupt(segment.name, at.offset, bad or Bad(f"the file ends, though there is a batch {upto}"), at.number + 1)
     finally:
         files.close(handle)
+
+
+def _ends_clean(files: Files, handle: int, at: End, bad: Bad | None) -> bool:
+    rest = files.read(handle, at.offset, max(0, files.size(handle) - at.offset))
+    return tail_state(rest, at.offset, bad, number=at.number + 1) is TailState.CLEAN
 
 
 def _behind(batches: list[Batch], segment: Segment, offset: int) -> End:
