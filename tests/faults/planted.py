@@ -223,6 +223,8 @@ BUGS = (
         "files.link(QUEUE, _REPLACED)\n"),
     Bug("the generation before is let go before the one in its place is certain", "checkpoints", "storage/checkpoint.py",
         "        files.sync_folder(PREVIOUS)\n        _unlink", "        _unlink"),
+    Bug("what a checkpoint replaced counts for nothing before it has its name", "checkpoints", "storage/checkpoint.py",
+        "        if files.identity(_REPLACED) is not None:", "        if not _REPLACED:"),
     Bug("an edit in the midst of a checkpoint ends the queue without a second look", "lost files", "broker/checkpointing.py",
         "DiskFull | ChangedQueue | OSError", "DiskFull | OSError"),
     Bug("a segment that is removed behind the fold is missed", "checkpoints", "storage/checkpoint.py",

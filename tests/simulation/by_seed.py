@@ -60,6 +60,7 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "the generation before is not kept",
         "a queue.json has the name of the generation before while it is read",
         "the generation before is let go before the one in its place is certain",
+        "what a checkpoint replaced counts for nothing before it has its name",
         "the segments between two generations are not kept",
         "a repair cuts off what was archived since the generation before",
     ),

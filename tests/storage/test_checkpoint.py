@@ -444,6 +444,48 @@ def test_damage_to_queue_json_costs_nothing_wherever_a_checkpoint_ended(power_cu
         assert contents(load_state(files)) == expected, operation
 
 
+def _killed_with_nothing_before(operation: str, *, closing: bool) -> tuple[MemoryFiles, dict[str, bytes]]:
+    """A disk whose queue.json had no generation before it, as behind an accepted edit, and what the queue held; killed in a checkpoint."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a")
+    queue.checkpoint()
+    for name in files.list(PREVIOUS):
+        files.unlink(f"{PREVIOUS}/{name}")
+    queue.publish("b")
+    expected, cut = contents(load_state(files)), queue.rotate()
+    files.fail = lambda number, name: _kill(files) if name == operation else None
+    with pytest.raises(PowerCut):
+        final_checkpoint(files, config=CONFIG, at_ms=AT_MS) if closing else checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+    files.fail = lambda number, name: None
+    return files, expected
+
+
+@pytest.mark.parametrize("harm", [_write_over, lambda files: files.unlink(QUEUE)], ids=["damaged", "removed"])
+@pytest.mark.parametrize("power_cut", [False, True])
+@pytest.mark.parametrize("closing", [False, True])
+def test_what_a_checkpoint_replaced_leads_to_the_new_queue_json_before_it_has_its_name(
+    harm: Callable[[MemoryFiles], None], power_cut: bool, closing: bool
+) -> None:
+    """Where there is no generation before it, nothing else does."""
+    files, expected = _killed_with_nothing_before(f"rename {PREVIOUS}/{QUEUE}.draft {PREVIOUS}/{QUEUE}", closing=closing)
+    if power_cut:
+        files.crash()
+    harm(files)
+    assert mend(files, accept_loss=False, accept_edit=False, at_ms=AT_MS).ok
+    assert contents(load_state(files)) == expected
+
+
+def test_a_queue_json_that_nothing_leads_to_is_told_damaged_by_its_own_name() -> None:
+    """The draft in previous/ is the same file as yet: as damaged, and nobody's concern."""
+    files, _ = _killed_with_nothing_before(f"rename {DRAFT} {QUEUE}", closing=False)
+    _write_over(files)
+    report = mend(files, accept_loss=False, accept_edit=False, at_ms=AT_MS)
+    assert not report.ok
+    assert not any(".draft" in finding.what for finding in report.findings)
+    assert files.get(QUEUE) == EDIT
+
+
 def test_a_first_queue_json_that_somebody_else_puts_there_is_not_overtaken(queue: Queue) -> None:
     """There was none when the checkpoint began."""
     files = queue.files

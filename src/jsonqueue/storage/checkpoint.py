@@ -97,12 +97,23 @@ def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -
 
     Raises :class:`CorruptQueue` when something that is needed for it is missing, or damaged too.
     """
+    try:
+        return _rebuilt(files, f"{PREVIOUS}/{QUEUE}", config, at_ms, at_least)
+    except CorruptQueue:
+        # Where there is none, as behind an edit that was accepted, it may not have its name yet.
+        if files.identity(_REPLACED) is not None:
+            with suppress(CorruptQueue):
+                return _rebuilt(files, _REPLACED, config, at_ms, at_least)
+        raise
+
+
+def _rebuilt(files: Files, before: str, config: Config, at_ms: int, at_least: Cut | None) -> CheckpointDone:
     folders = ("", PREVIOUS)
-    with Generation(files, f"{PREVIOUS}/{QUEUE}") as present:
+    with Generation(files, before) as present:
         cut = ends_of(files, present.header, folders)
         nothing = present.reader is None and not segments_of(files, LogKind.PUBLISHED, folders)
         if nothing or (at_least and (cut.progress < at_least.progress or cut.published < at_least.published)):
-            raise CorruptQueue(f"{PREVIOUS}/{QUEUE}", offset=0, why="what would lead from it to the damaged queue.json is not there")
+            raise CorruptQueue(before, offset=0, why="what would lead from it to the damaged queue.json is not there")
         fold = _Folding(files, present, cut, config, at_ms, folders=folders, again=True)
         fold.run(closed=True)
         _sync_folded(files, fold, *LogKind)
@@ -208,8 +219,8 @@ def _sync_log(files: Files, segment: Segment) -> None:
 def _replace(files: Files, present: Generation, found: Identity | None, spent: list[Segment]) -> None:
     """Put the draft in place, keep what it replaces, and only then let go of the segments it covers. ``found``: which file it replaces.
 
-    That one is the generation before only when it is queue.json no more. Until then it has a name in previous/ that nobody reads, beside
-    the generation before it: whatever is done to queue.json meanwhile, that one leads to what was in it.
+    That one is the generation before only when it is queue.json no more. Until then it has another name in previous/, beside the generation
+    before it: whatever is done to queue.json meanwhile, that one leads to what was in it.
     """
     files.make_folder(PREVIOUS)
     if present.reader:

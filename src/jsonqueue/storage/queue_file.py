@@ -123,13 +123,13 @@ def read_header(files: Files) -> QueueHeader:
 
 
 def _had_one(files: Files) -> bool:
-    """Whether a queue that has no queue.json had one: previous/ holds another, or segments that the queue folder has no more.
+    """Whether a queue that has no queue.json had one: previous/ holds another, under either name, or segments that the
+    queue folder has no more.
 
     Before the first queue.json is durable, no log loses its beginning; its oldest segment may have a newer name, under a higher epoch.
     """
-    names = files.list(PREVIOUS)
-    if not names or QUEUE in names:
-        return bool(names)
+    if any(name.startswith(QUEUE) for name in files.list(PREVIOUS)):
+        return True
     # Not the other way round: what a first checkpoint links into previous/ it takes from the queue folder only behind its queue.json.
     folded = [segments_of(files, kind, (PREVIOUS,)) for kind in LogKind]
     return any(
