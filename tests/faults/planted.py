@@ -106,7 +106,7 @@ BUGS = (
     Bug("a log that is gone after a clean stop is not missed", "recovery", "storage/log.py",
         "        if header.closed and max(begun_of", "        if not header.closed and max(begun_of"),
     Bug("that a queue had its first queue.json is not known", "repair", "storage/queue_file.py",
-        "        before and before[0].first < min(", "        before and not before[0].first < min("),
+        "    return any(firsts - {", "    return any(set() and {"),
     Bug("a rotated segment's name is not synced", "states", "storage/log.py",
         "            self._files.sync(handle)\n            self._files.sync_folder()", "            self._files.sync(handle)"),
     Bug("numbers go on from the log only, not from queue.json", "kill", "storage/log.py",

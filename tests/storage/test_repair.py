@@ -212,6 +212,27 @@ def test_a_queue_before_its_first_checkpoint_is_folded_from_its_logs() -> None:
     assert contents(load_state(files)) == expected
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_first_queue_json_is_missed_whichever_segment_a_power_cut_brought_back(place: int) -> None:
+    """Unlinking is not synced, and of several names any may be gone: the first one that is there does not say that none is."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in ("a", "b", "c"):
+        queue.publish(task_id)
+        queue.rotate()
+    back = segment_of(files, "published", place)
+    queue.checkpoint()
+    queue.publish("d")
+    queue.close()
+    expected = contents(load_state(files))
+    files.put(back, files.get(f"{PREVIOUS}/{back}"))
+    files.unlink(QUEUE)
+    with pytest.raises(CorruptQueue, match="missing, though the queue had one"):
+        load_state(files)
+    assert mended(files).ok
+    assert contents(load_state(files)) == expected
+
+
 def test_an_edit_is_kept_when_told_to() -> None:
     """In any layout; what was there before stays aside, and does not come back."""
     files, _ = lived(closed=True)

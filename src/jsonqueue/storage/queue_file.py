@@ -18,7 +18,6 @@ Tasks are read and written in *blocks*: the bytes of whole lines, joined by ``,\
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from zlib import crc32
@@ -123,19 +122,17 @@ def read_header(files: Files) -> QueueHeader:
 
 
 def _had_one(files: Files) -> bool:
-    """Whether a queue that has no queue.json had one: previous/ holds another, under either name, or segments that the
-    queue folder has no more.
+    """Whether a queue that has no queue.json had one: previous/ holds another, under either name, or segments that the queue folder has no
+    more.
 
-    Before the first queue.json is durable, no log loses its beginning; its oldest segment may have a newer name, under a higher epoch.
+    Before the first queue.json is durable, no log loses a segment; one may have a newer name, under a higher epoch. (Nor need it be the
+    first ones that are gone: what a power cut leaves of many that were unlinked is any of them.)
     """
     if any(name.startswith(QUEUE) for name in files.list(PREVIOUS)):
         return True
     # Not the other way round: what a first checkpoint links into previous/ it takes from the queue folder only behind its queue.json.
-    folded = [segments_of(files, kind, (PREVIOUS,)) for kind in LogKind]
-    return any(
-        before and before[0].first < min((segment.first for segment in segments_of(files, kind)), default=sys.maxsize)
-        for kind, before in zip(LogKind, folded, strict=True)
-    )
+    folded = [{segment.first for segment in segments_of(files, kind, (PREVIOUS,))} for kind in LogKind]
+    return any(firsts - {segment.first for segment in segments_of(files, kind)} for kind, firsts in zip(LogKind, folded, strict=True))
 
 
 class QueueReader:
