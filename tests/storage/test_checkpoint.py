@@ -203,6 +203,31 @@ def test_the_archive_never_goes_back_to_an_older_month(queue: Queue) -> None:
     assert committed_archive(queue.files) == read_header(queue.files).archive
 
 
+def test_an_archive_that_cannot_be_cut_is_closed(queue: Queue) -> None:
+    """Each minute there is another try."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    _retire_one(queue, "a", AT_MS)
+    queue.publish("b")
+    queue.lease("b")
+    queue.complete("b")
+    queue.retire("b")
+    cut, before, handles = queue.rotate(), files.get("archive/2025-11.jsonl"), len(files._handles)
+
+    def refuse(number: int, operation: str) -> None:
+        if operation.startswith("truncate archive"):
+            raise DiskFull("no room")
+
+    files.fail = refuse
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+        assert (len(files._handles), files.get("archive/2025-11.jsonl")) == (handles, before)
+    files.fail = lambda number, operation: None
+    checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+    assert archived(files, queue.load()) == ["a", "b"]
+
+
 def test_an_archive_that_was_taken_away_begins_anew(queue: Queue) -> None:
     """The files are the user's to move, as a whole or in part: what is left is gone on from, in a line of its own."""
     assert committed_archive(queue.files) == ArchiveMark()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jsonqueue.core.records import encode_records
-from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, SyncFailed, UnsupportedFormat
+from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, SyncFailed, UnreadableFile, UnsupportedFormat
 from jsonqueue.storage import codec, log, repair
 from jsonqueue.storage.checkpoint import checkpoint, final_checkpoint
 from jsonqueue.storage.codec import START, Position
@@ -823,3 +823,17 @@ def test_a_log_that_cannot_be_opened_leaves_no_file_open(error: StorageError) ->
             writer.close()
             break
     assert step > 5
+
+
+def test_a_reader_that_cannot_read_up_to_where_it_stood_leaves_no_file_open() -> None:
+    """It looks for its place anew in each segment that a writer began anew."""
+    files = MemoryFiles()
+    writer = LogWriter.open(files, PUB)
+    writer.append(encode_records(tasks_in("a", size=5_000)), at_ms=AT_MS, first_task=1)
+    writer.sync()
+    write(writer, "b")
+    files.spoil(name(1, 1), range(4_000, 4_512))
+    handles = len(files._handles)
+    with pytest.raises(UnreadableFile, match="at byte 4000"):
+        LogReader(files, PUB, Position(1, 1)).read_through(Position(2, 1))
+    assert len(files._handles) == handles

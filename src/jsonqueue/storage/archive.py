@@ -72,14 +72,14 @@ class Archive:
         if not self._lines:
             return
         if self._handle < 0:
-            self._handle, self._committed = self._open()
+            self._open()
             self._length = self._committed
         self._length = write_all(self._files, self._handle, self._length, b"".join(self._lines))
         self._lines.clear()
         self._bytes = 0
 
-    def _open(self) -> tuple[int, int]:
-        """The file, cut to what is committed of it, and that length."""
+    def _open(self) -> None:
+        """Open the file, cut to what is committed of it."""
         self._files.make_folder(FOLDER)
         if self.mark.file:
             for name in archive_files(self._files):
@@ -92,10 +92,10 @@ class Archive:
             handle = self._files.open(self._file, create=True)
         # Somebody may have taken it away, or a part of it.
         committed = min(committed, self._files.size(handle))
+        self._handle, self._committed = handle, committed  # Now, to be closed also where it cannot be cut.
         self._files.truncate(handle, committed)
         if committed and self._files.read(handle, committed - 1, 1) != b"\n":
             self._lines.insert(0, b"\n")
-        return handle, committed
 
     def _cut(self, name: str) -> None:
         """Another month's file, which is never appended to again, cut to what is committed of it."""

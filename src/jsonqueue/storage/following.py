@@ -120,17 +120,19 @@ class LogReader:
             return
         segment, head = links[0]
         handle = self._files.open(segment.name)
-        at = End(head.first - 1, 0, int(head.chain, 16), segment, head.size)
-        if head.first <= self.position.number:
-            at = self._read_segment(handle, at, self.position.number, [])
-        else:
-            at = at._replace(epoch=self.position.epoch)
-        if at.number < self.position.number:
-            self._files.close(handle)
-            return
-        known = self._at.chain
-        if at.epoch != self.position.epoch or known not in (-1, at.chain):
-            self._files.close(handle)
-            why = "it is not the batch that was read there before: the log was rewritten"
-            raise CorruptQueue(segment.name, offset=at.offset, batch=self.position.number, why=why)
-        self._handle, self._at = handle, at
+        try:
+            at = End(head.first - 1, 0, int(head.chain, 16), segment, head.size)
+            if head.first <= self.position.number:
+                at = self._read_segment(handle, at, self.position.number, [])
+            else:
+                at = at._replace(epoch=self.position.epoch)
+            if at.number < self.position.number:
+                return
+            known = self._at.chain
+            if at.epoch != self.position.epoch or known not in (-1, at.chain):
+                why = "it is not the batch that was read there before: the log was rewritten"
+                raise CorruptQueue(segment.name, offset=at.offset, batch=self.position.number, why=why)
+            self._handle, self._at = handle, at
+        finally:
+            if self._handle != handle:
+                self._files.close(handle)
