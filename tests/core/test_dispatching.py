@@ -375,6 +375,33 @@ def test_heartbeats_keep_the_lease_of_what_they_list_and_of_nothing_else(stage: 
     stage.check()
 
 
+def test_what_is_pushed_late_is_leased_from_then_on(stage: Stage) -> None:
+    """Its turn waited for room on the disk, longer than a lease: its consumer could not name in a heartbeat what it had not heard of."""
+    stage.publish("a", "b")
+    late = stage.join(1)
+    stage.monotonic_ms += 2 * stage.config.lease_ms
+    stage.dispatcher.pushed_late(late, stage.now)
+    assert stage.heartbeat(1).records == [], "it was sent before"
+    assert stage.later(stage.config.lease_ms - 1).records == []
+    assert whats(stage.later(1)) == ["unleased"]
+    stage.check()
+
+
+def test_who_comes_back_is_welcomed_late_and_keeps_its_leases(stage: Stage) -> None:
+    """Before it is welcomed it says nothing, not even that it lives. Who holds nothing, or has left by then, loses nothing."""
+    stage.publish("a")
+    held = assigned(stage.join(1))
+    stage = stage.restarted(epoch=2)
+    late = [stage.join(11, name="c1", holds=(stage.task("a"),)), stage.join(12), stage.join(13)]
+    stage.leave(13)
+    stage.monotonic_ms += 2 * stage.config.lease_ms
+    for turn in late:
+        stage.dispatcher.pushed_late(turn, stage.now)
+    assert stage.later(stage.config.lease_ms - 1).records == []
+    assert whats(stage.complete(11, *held)) == ["completed"]
+    stage.check()
+
+
 def test_losing_the_last_attempt_is_death(stage: Stage) -> None:
     """The attempt that killed it is in its history, as lost."""
     stage.publish(given("a", attempts_max=1), given("b", deadline_ms=START_MS + 10))

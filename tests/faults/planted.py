@@ -93,6 +93,8 @@ BUGS = (
         "self._files.free_bytes() >= self._config.disk_reserve_bytes", "True"),
     Bug("a turn that found no room is forgotten", "full disk", "broker/consumer_broker.py",
         "self._unwritten = (turn, at_ms)", "self._unwritten = None"),
+    Bug("a delivery that waited for room is leased from when it was decided", "full disk", "broker/consumer_broker.py",
+        "dispatcher.pushed_late(turn, now)", "pass"),
     Bug("nobody looks whether room has returned", "full disk", "broker/publisher_broker.py",
         "if now_ms - self._looked_ms >= _ROOM_LOOK_MS:", "if self._room:"),
     # ── logs ─────────────────────────────────────────────────────────────────────────────────────────────────────────

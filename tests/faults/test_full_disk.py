@@ -7,7 +7,7 @@ from msgspec import Raw
 
 from faults.life import CONFIG, Ledger, Life, judge
 from jsonqueue.errors import DiskFull
-from jsonqueue.event import Event, Write, Written
+from jsonqueue.event import Event, Heartbeat, Write, Written
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.reserve import RESERVE, Reserve
 from jsonqueue.task import StoredTaskIn, TaskIn
@@ -99,6 +99,27 @@ def test_without_a_reserve_a_turn_waits_for_room() -> None:
     life.clock.ms += 1_000
     life.turn()
     assert ledger.completed
+
+
+@pytest.mark.usefixtures("unpadded")
+def test_a_delivery_that_waited_for_room_is_leased_from_the_moment_it_goes_out() -> None:
+    """However long there was none, and whatever its consumer said meanwhile, which could not speak of it: no attempt is lost."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start()
+    life.pb.step([(1, Write(1, [_plain("a")]))], lambda peer, event: None)
+    _full(disk)
+    life.turn()
+    for _ in range(3):
+        life.clock.ms += CONFIG.lease_ms
+        life.turn((life.consumer, Heartbeat([], [], 2)))
+    assert not life.held
+    disk.room = 1 << 30
+    life.clock.ms += CONFIG.lease_ms
+    life.turn()
+    assert list(life.held.values()) == ["a"]
+    life.complete(1)
+    assert set(ledger.completed) == {"a"}
 
 
 def test_a_disk_without_room_for_another_segment_refuses_nobody() -> None:

@@ -82,6 +82,9 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "consumers have to come back before they are let in",
         "a consumer is welcomed only once its first lease is durable",
     ),
+    "where a disk may be full, these worlds allow a run that is lost": (
+        "a delivery that waited for room is leased from when it was decided",
+    ),
     "no process of these worlds runs out of memory": ("a checkpoint for which there was no memory is told as done",),
     "no call of these worlds is seen half done": ("what is read in the midst of a write is damage at once",),
     "these disks tear a write between sectors, and never within one": ("a line that ends early in padding is damage",),

@@ -178,10 +178,10 @@ class ConsumerBroker:
         loaded = None
         if self._dispatcher is None and mark is not None:
             self._dispatcher = loaded = self._load(mark, now)
-        if self._dispatcher is None or not self._written_at_last(now, send):
+        dispatcher = self._dispatcher
+        if dispatcher is None or not self._written_at_last(dispatcher, now, send):
             self._early = list(arrivals)
             return
-        dispatcher = self._dispatcher
         if mark is not None and mark.number > self._read.number:
             self._take_in(dispatcher, mark, now)
         for peer, event in arrivals:
@@ -282,11 +282,13 @@ class ConsumerBroker:
         with suppress(DiskFull):
             self._log.rotate()
 
-    def _written_at_last(self, now: Now, send: Callable[[int, Event], None]) -> bool:
+    def _written_at_last(self, dispatcher: Dispatcher, now: Now, send: Callable[[int, Event], None]) -> bool:
         """Whether the turn that the disk had no room for is written now (or there was none)."""
         if self._unwritten is not None and now.monotonic_ms >= self._unwritten_due_ms:
             (turn, at_ms), self._unwritten = self._unwritten, None
             self._carry_out(turn, at_ms, now, send)
+            if self._unwritten is None:
+                dispatcher.pushed_late(turn, now)
         return self._unwritten is None
 
 

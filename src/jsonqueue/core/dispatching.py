@@ -281,6 +281,12 @@ class Dispatcher:
         expiries = [seat.next_expiry_ms() for seat in self._seats.values()]
         return earliest(self._orphans.until_ms if self._orphans else None, *expiries)
 
+    def pushed_late(self, turn: Turn, now: Now) -> None:
+        """What this turn pushes has waited for room on the disk until now, and nothing was decided since: its leases begin now."""
+        for peer in dict.fromkeys(peer for peer, _ in turn.pushes):
+            if seat := self._seats.get(peer):  # else it joined and left in that turn
+                seat.begin_anew(now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
+
     # ── handing out ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def assign(self, now: Now) -> None:

@@ -61,6 +61,13 @@ class Seat:
             self._terms.append((ends, max(self._renewed)))
             self._closes_ms = ends  # nothing joins it
 
+    def begin_anew(self, *, now_ms: int, lease_ms: int) -> None:
+        """It hears only now of what it holds: until now it could not have renewed any of it. All of that lasts for a lease from now on."""
+        self._terms.clear()
+        if self.held:
+            last = max(self.held)
+            self.lease(range(last, last + 1), now_ms=now_ms, lease_ms=lease_ms)
+
     def expired(self, now_ms: int) -> list[StoredTask]:
         """Tasks whose lease has run out; they stay held until somebody decides."""
         upto = 0
