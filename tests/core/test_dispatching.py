@@ -8,7 +8,7 @@ from msgspec import Raw
 from core.stage import START_MS, Stage, answers, assigned, given, stale, welcome, whats
 from jsonqueue.config import Config
 from jsonqueue.core.dispatching import first_token
-from jsonqueue.event import Assign, Changed, Complete, Failure, Join, Look, Result, Revoke, Settled, Watch, Welcome
+from jsonqueue.event import Assign, Changed, Complete, Fail, Failure, Join, Look, Replay, Result, Revoke, Settled, Watch, Welcome
 from jsonqueue.retry import Exponential, Linear, Never
 
 _ONE = first_token(1)
@@ -831,6 +831,21 @@ def test_look_and_watch(stage: Stage) -> None:
     assert [(result.request, result.task.status) for result in answers(turn, Result)] == [(3, "completed")]
     stage.dispatcher.callers.watch(50, Watch(4, ["a"]))
     assert [result.request for result in answers(stage.turn(), Result)] == [4]
+
+
+def test_a_watcher_hears_of_the_end_also_if_another_life_begins_in_the_same_turn(stage: Stage) -> None:
+    """What it waited for is the end: a task that is pending, or runs, is none."""
+    stage.publish("a")
+    (held,) = assigned(stage.join(1))
+    callers = stage.dispatcher.callers
+    callers.watch(50, Watch(1, ["a"]))
+    stage.dispatcher.fail(1, Fail(2, [_failure(held)], 1), stage.now)
+    callers.watch(51, Watch(1, ["a"]))
+    callers.replay(90, Replay(3), stage.now)
+    turn = stage.turn()
+    assert stage.statuses() == {"a": "in_progress"}
+    assert [(result.task.status, result.task.attempt) for result in answers(turn, Result)] == [("dead", 1), ("dead", 1)]
+    stage.check()
 
 
 def test_a_watcher_that_left_is_not_told(stage: Stage) -> None:

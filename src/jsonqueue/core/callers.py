@@ -7,6 +7,7 @@ A caller holds no task. So nothing here knows of consumers and leases: what a re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 
 from jsonqueue.core.records import Cancelled, Progress, Replayed
 from jsonqueue.core.state import QueueState
@@ -43,7 +44,7 @@ class Callers:
         for task_id in event.ids:
             task = self._state.tasks.get(task_id)
             if task is None or task.status.ended:
-                self._answer(peer, Result(event.request, task_id, task))
+                self._answer(peer, Result(event.request, task_id, task and copy(task)))
             else:
                 self._watchers.setdefault(task_id, []).append((peer, event.request))
 
@@ -51,7 +52,8 @@ class Callers:
         """These tasks have ended: whoever watches one hears of it, once."""
         for task_id in ids if self._watchers else ():
             for peer, request in self._watchers.pop(task_id, ()):
-                self._answer(peer, Result(request, task_id, self._state.tasks[task_id]))
+                # A copy: replayed within this turn, the task itself may be running by the time that the answer goes out.
+                self._answer(peer, Result(request, task_id, copy(self._state.tasks[task_id])))
 
     def leave(self, peer: int) -> None:
         """This caller is gone: it watches nothing any more."""
