@@ -8,6 +8,7 @@ from msgspec import Raw
 from core.stage import START_MS, Stage, answers, assigned, given, stale, welcome, whats
 from jsonqueue.config import Config
 from jsonqueue.core.dispatching import first_token
+from jsonqueue.errors import BrokerFailed
 from jsonqueue.event import Assign, Changed, Complete, Fail, Failure, Join, Look, Replay, Result, Revoke, Settled, Watch, Welcome
 from jsonqueue.retry import Exponential, Linear, Never
 
@@ -83,6 +84,20 @@ def test_each_delivery_has_a_token_of_its_own(stage: Stage) -> None:
     second = assigned(stage.give_back(1, *first))
     assert second[0][1] > first[0][1]
     assert stage.task("a").attempt == 1
+
+
+def test_a_broker_that_has_given_out_all_tokens_of_its_epoch_gives_out_none_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends, and the next one goes on under an epoch of its own: a token is never used again, also after billions of deliveries."""
+    monkeypatch.setattr("jsonqueue.core.dispatching._EPOCH_BITS", 3)
+    stage = Stage()
+    stage.publish(*"abcdefgh")
+    held = assigned(stage.join(1, 7))
+    assert [token for _, token in held] == list(range(0o11, 0o20))
+    with pytest.raises(BrokerFailed, match=r"all tokens of its epoch"):
+        stage.join(2)
+    after = stage.restarted(epoch=2)
+    assert assigned(after.join(2)) == [("h", 0o21)]
+    after.check()
 
 
 def test_a_short_queue_is_shared_among_all_who_wait(stage: Stage) -> None:

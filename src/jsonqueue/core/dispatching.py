@@ -40,6 +40,7 @@ from jsonqueue.core.state import QueueState, ids_of
 from jsonqueue.core.timetable import Timetable, earliest
 from jsonqueue.core.turn import Now, Turn
 from jsonqueue.core.waiting import Seat, WaitingQueue
+from jsonqueue.errors import BrokerFailed
 from jsonqueue.event import (
     Assign,
     Complete,
@@ -323,6 +324,8 @@ class Dispatcher:
     def _lease(self, seat: Seat, tasks: list[StoredTask], now: Now) -> None:
         first = self._next_token
         self._next_token += len(tasks)
+        if self._next_token >= first_token(self._epoch + 1):  # 100 days of 500 deliveries a second
+            raise BrokerFailed("consumer_broker", why="has given out all tokens of its epoch")
         self._commit(Leased(seat.label, first, [task.id for task in tasks]), now)
         seat.held.update(zip(range(first, self._next_token), tasks, strict=True))
         seat.lease(range(first, self._next_token), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
