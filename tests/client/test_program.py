@@ -198,6 +198,14 @@ def test_a_program_that_closes_its_output_is_not_done() -> None:
     assert failed(code, timeout=0.3).error == "timed out after 0.3 s, and was killed"
 
 
+def test_a_program_that_closes_its_output_is_fed_to_the_end(tmp_path: Path) -> None:
+    """One that writes to a file of its own, for one, and then reads more than the pipe to it holds."""
+    heard = tmp_path / "heard"
+    code = f"os.close(1); os.close(2); open({str(heard)!r}, 'w').write(str(len(sys.stdin.read())))"
+    assert result(code, data=b'"' + b"x" * 300_000 + b'"') == b"null"
+    assert int(heard.read_text()) > 300_000
+
+
 def test_what_a_program_leaves_behind_does_not_hold_up_its_task() -> None:
     """It keeps the output open, but the program has ended; and then it goes as well."""
     verdict = result(HELPER + "print(p.pid)")

@@ -290,9 +290,10 @@ class _Talk:
         return self._errors[-ERROR_MAX_BYTES:].decode("utf-8", "replace").rstrip()
 
     def to_the_end(self, patience: Patience) -> bool:
-        """Talk until the program has ended and its streams with it; False when the time was up first (one may go on, then)."""
+        """Talk until the program has ended and its streams with it; False when the time was up first (one may go on, then). A program
+        that has closed its output may still read."""
         linger: Patience | None = None
-        while self._listening and not self.too_much:
+        while self._selector.get_map() and not self.too_much:
             if patience.over:
                 return False
             if linger is not None and linger.over:
@@ -315,10 +316,6 @@ class _Talk:
         except subprocess.TimeoutExpired:
             return False
         return True
-
-    @property
-    def _listening(self) -> bool:
-        return any(key.events & selectors.EVENT_READ for key in self._selector.get_map().values())
 
     def _open(self, stream: IO[bytes], what: int, handle: Callable[[IO[bytes]], bool]) -> None:
         os.set_blocking(stream.fileno(), False)
