@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -118,6 +119,18 @@ def test_it_leaves_no_core_and_gains_no_rights() -> None:
 
 
 _CORE = "import json, resource, sys; sys.stdin.read(); print(json.dumps(resource.getrlimit(resource.RLIMIT_CORE)))"
+
+
+@pytest.mark.parametrize("limits", [None, Limits(cpu_s=100)], ids=["no limits", "limits"])
+def test_a_program_heeds_the_signals_that_python_ignores(limits: Limits | None) -> None:
+    """SIGPIPE, by which ``yes | head`` ends, and SIGXFSZ; also when it comes by way of the launcher, which is a Python."""
+    program = Program(["grep", "SigIgn", "/proc/self/status"])
+    verdict = ProgramRunner(program, timeout=30, config=Config, limits=limits).run(_task())
+    assert int(json.loads(bytes(_result(verdict))).split()[1], 16) & _masked(signal.SIGPIPE, signal.SIGXFSZ) == 0
+
+
+def _masked(*numbers: signal.Signals) -> int:
+    return sum(1 << number - 1 for number in numbers)
 
 
 def test_a_program_without_limits_leaves_no_core_either() -> None:

@@ -146,7 +146,9 @@ def _gain_no_rights() -> None:
 
 
 _LAUNCH = f"""
-import os, resource, sys
+import os, resource, signal, sys
+for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(ignored, signal.SIG_DFL)
 if sys.platform == "linux":
     import ctypes
     ctypes.CDLL(None).prctl({_PR_SET_NO_NEW_PRIVS}, 1, 0, 0, 0)
@@ -161,4 +163,5 @@ try:
 except OSError as error:
     sys.exit(f"{{sys.argv[2]}} could not be started: {{error}}")
 """
-"""Run by a Python that imports nothing of ours: 15 ms. Not a preexec_fn, which may deadlock in a process with threads."""
+"""Run by a Python that imports nothing of ours: 15 ms. Not a preexec_fn, which may deadlock in a process with threads. What Python ignores
+for itself, the program would ignore as well: ``while true; do echo; done | head`` would never end."""
