@@ -75,6 +75,28 @@ def tidy(task: Any) -> None:
             file.write(f"{status} {jsonqueue.current().cancelled:d}\n")
 
 
+def end_a_fork(task: Any) -> int:
+    """As ``Process.terminate()`` of multiprocessing does; how it ended."""
+    forked = os.fork()
+    if not forked:
+        signal.raise_signal(signal.SIGTERM)
+        os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
+
+
+def end_a_fork_our_way(task: Any) -> int:
+    """The same, where the handler heeds SIGTERM itself."""
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(3))
+    return end_a_fork(task)
+
+
+def crash_beside_a_fork(task: Any) -> None:
+    """End as if for want of memory, and leave behind what was forked."""
+    if not os.fork():
+        time.sleep(600)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Tools:
     @staticmethod
     def halve(task: Any) -> Any:

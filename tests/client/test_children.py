@@ -190,6 +190,17 @@ def test_a_child_that_dies_is_a_failure_and_is_replaced(runners: Callable[..., C
     assert error(runner) == "its handler's process died: exit status 7"
 
 
+@pytest.mark.parametrize(("handler", "status"), [(handlers.end_a_fork, -signal.SIGTERM), (handlers.end_a_fork_our_way, 3)])
+def test_what_a_handler_forks_ends_by_a_sigterm(runners: Callable[..., ChildRunner], handler: Callable[[Any], Any], status: int) -> None:
+    """What the child makes of one, which is nothing, is for the child alone; what the handler makes of one is for what it forks, too."""
+    assert int(result(runners(handler))) == status
+
+
+def test_a_child_that_dies_is_missed_though_what_it_forked_lives_on(runners: Callable[..., ChildRunner]) -> None:
+    """It had the child's end of the Pipe as well, so that nobody saw that it was closed."""
+    assert error(runners(handlers.crash_beside_a_fork, timeout=5)) == "its handler's process died: killed by SIGKILL"
+
+
 SHORT = [OSError(number, "none left") for number in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)]
 
 

@@ -293,6 +293,10 @@ class Pipe:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+    def let_go(self) -> None:
+        """Close the copy of this end that a fork came by, and leave the Pipe to the process that it is of."""
+        self._socket.close()
+
 
 class FdPipe(Pipe):
     """A Pipe that can carry fds beside its frames (SCM_RIGHTS).

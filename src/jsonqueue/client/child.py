@@ -55,6 +55,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_it_to_the_parent)
     pipe = Pipe(fd)
+    os.register_at_fork(after_in_child=partial(_part, pipe))
     try:
         apply(limits)
         run = _loaded(address)
@@ -66,6 +67,15 @@ def main() -> None:
 
 def _leave_it_to_the_parent(number: int, frame: FrameType | None) -> None:
     """Do nothing."""
+
+
+def _part(pipe: Pipe) -> None:
+    """In a process that the handler has forked: it dies of a SIGTERM as what the handler starts does, and does not keep the Pipe open, by
+    whose end the parent sees that the child has died."""
+    pipe.let_go()
+    on_term = signal.getsignal(signal.SIGTERM)
+    if on_term is _leave_it_to_the_parent or getattr(on_term, "func", None) is _on_term:  # else it is the handler's own
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Run(Current, eq=False):
