@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from jsonqueue.client.caller import _SOON_S, Caller, caller_of
 from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.publisher import Publisher
+from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
 from jsonqueue.errors import BrokerUnavailable, InvalidTask, ReplayUnknown, ResultTimeout, TaskFailed, TaskNotFound
 from jsonqueue.event import Cancel, Changed, EventOwner, Look, Replay, Result, Watch, encode
@@ -502,6 +504,43 @@ def test_a_result_waits_for_a_broker_to_start(broker: FakeBroker, tmp_path: Path
     caller = Caller(tmp_path / "q", connect=broker.connect)
     side = Side(lambda: TaskHandle(tmp_path / "q", "a", caller=caller).result(timeout=9))
     broker.up = True
+    peer = broker.accept()
+    peer.say(Result(peer.hear(Watch).request, "a", ended(result=Raw(b"7"))))
+    assert side.result() == 7
+    caller.close()
+
+
+class ClockThatLeaps(SystemClock):
+    ahead_ms = 0
+
+    def monotonic_ms(self) -> int:
+        return super().monotonic_ms() + self.ahead_ms
+
+
+def test_each_time_that_its_broker_goes_a_result_waits_for_it_to_come_back(broker: FakeBroker, tmp_path: Path) -> None:
+    """Also hours after it did so for the first time."""
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish(1, id="a")
+    noticed = threading.Semaphore(0)
+
+    def connect(timeout: float) -> Any:
+        try:
+            return broker.connect(timeout)
+        except BrokerUnavailable:
+            noticed.release()
+            raise
+
+    clock = ClockThatLeaps()
+    caller = Caller(tmp_path / "q", connect=connect, clock=clock)
+    side = Side(TaskHandle(tmp_path / "q", "a", caller=caller).result)
+    for _ in range(2):
+        peer = broker.accept()
+        peer.hear(Watch)
+        clock.ahead_ms += 3_600_000
+        broker.up = False
+        peer.hang_up()
+        assert noticed.acquire(timeout=PATIENCE_S)
+        broker.up = True
     peer = broker.accept()
     peer.say(Result(peer.hear(Watch).request, "a", ended(result=Raw(b"7"))))
     assert side.result() == 7

@@ -171,6 +171,11 @@ class Caller:
         """Whether there has been a connection since the last :meth:`close`; it may have broken since."""
         return self._exchange.met
 
+    @property
+    def connections(self) -> int:
+        """How many there have been."""
+        return self._exchange.lines
+
     def close(self) -> None:
         """Close the connection."""
         self._exchange.close()

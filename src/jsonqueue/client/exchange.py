@@ -176,6 +176,8 @@ class Exchange:
         self._requests = itertools.count(1)
         self._making = threading.Lock()
         self._line: Line | None = None
+        self.lines = 0
+        """How many there have been."""
 
     def line(self, patience: Patience, *, least: float = 0.0, most: float = 10.0) -> Line:
         """The line as it stands, or a new one, for which the patience, but ``least`` seconds, and ``most``, are waited for. Raises
@@ -192,6 +194,7 @@ class Exchange:
                 except BrokerUnavailable as error:
                     raise patience.reason(error) from None
                 patience.forget_reason()
+                self.lines += 1
             return line
 
     def _wait_after(self, line: Line | None, patience: Patience) -> None:

@@ -124,7 +124,7 @@ class TaskHandle:
     def _ended(self, timeout: float | None) -> StoredTask | None:
         caller = self._ask()
         patience = Patience(timeout, caller.clock)
-        grace: Patience | None = None
+        grace, connections = None, caller.connections
         while True:
             try:
                 return caller.watch(self.id, patience)
@@ -136,6 +136,8 @@ class TaskHandle:
                     return task
                 if error.silent and patience.over:  # Nobody said that there is no broker: it was not waited for.
                     raise ResultTimeout(self.id, timeout=timeout or 0, queue_dir=str(self.queue_dir)) from None
+                if connections != caller.connections:  # It has been back since it was missed last.
+                    grace, connections = None, caller.connections
                 if timeout is None and grace is None:
                     # It was there a moment ago: somebody is restarting it.
                     grace = Patience(_GRACE_S if caller.connected else 0, caller.clock)
