@@ -321,8 +321,9 @@ def test_a_wait_is_read_as_it_is_said(typed: str, seconds: float) -> None:
     assert WAIT.convert(typed, None, None) == seconds
 
 
-@pytest.mark.parametrize("typed", ["soon", "5 weeks", "-3", "", "1h x"])
+@pytest.mark.parametrize("typed", ["soon", "5 weeks", "-3", "", "1h x", "nan", "1 000", "1h30", "90 5m"])
 def test_what_is_no_wait_is_refused(typed: str) -> None:
+    """Nor is what could be read in two ways: a thousand seconds were one, and an hour and a half was an hour and half a minute."""
     with pytest.raises(click.BadParameter, match="is no wait"):
         WAIT.convert(typed, None, None)
 

@@ -23,7 +23,7 @@ _WAIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|)")
 
 
 class Wait(click.ParamType[float]):
-    """Seconds, or a figure with a unit: ``90``, ``1.5h``, ``2d``, ``1h30m``."""
+    """Seconds, or figures that each have a unit: ``90``, ``1.5h``, ``2d``, ``1h30m``. (``1h30`` and ``1 000`` mean whatever one likes.)"""
 
     name = "wait"
 
@@ -31,7 +31,8 @@ class Wait(click.ParamType[float]):
         if isinstance(value, int | float):
             return float(value)
         parts = _WAIT.findall(value)
-        if not parts or "".join(figure + unit for figure, unit in parts) != value.replace(" ", ""):
+        whole = "".join(figure + unit for figure, unit in parts) == value.replace(" ", "")
+        if not parts or not whole or (len(parts) > 1 and not all(unit for _, unit in parts)):
             self.fail(f"{value!r} is no wait: give seconds, or a figure with ms, s, m, h or d, such as 90, 1.5h or 1h30m", param, ctx)
         return float(sum(float(figure) * _UNITS_S[unit] for figure, unit in parts))
 
