@@ -12,6 +12,7 @@ import time
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import click
@@ -100,6 +101,31 @@ def test_seconds_that_cannot_be_waited_for_are_refused(tmp_path: Path, command: 
     assert (called.status, called.out) == (2, "")
     assert "Invalid value for '--" in called.err
     assert not queue_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--timeout=0", "without the option there is no limit"),
+        ("--timeout=0s", "without the option there is no limit"),
+        ("--memory=0", "less than a byte"),
+        ("--memory=99999999T", "more than there is"),
+        (f"--memory={'9' * 400}", "more than there is"),
+        (f"--cpu={2**63}", "more than a kernel can count"),
+        (f"--open-files={2**63}", "more than a kernel can count"),
+        (f"--processes={2**63}", "more than a kernel can count"),
+    ],
+)
+def test_a_limit_that_no_task_could_keep_or_no_kernel_take_is_wrong_usage(tmp_path: Path, option: str, said: str) -> None:
+    """The first ended as a bug of ours; with the others every task failed until it was dead."""
+    called = call("work", "--exec", "cat", option, "--queue", str(tmp_path / "q"))
+    assert (called.status, said in called.err) == (2, True), called.err
+
+
+@pytest.mark.parametrize("most", [0, -1, 2**62 + 1, 1.5, True])
+def test_limits_that_are_none_are_refused_when_they_are_made(most: Any) -> None:
+    with pytest.raises(ValueError, match="must be a whole number from 1 to"):
+        Limits(cpu_s=most)
 
 
 @pytest.mark.parametrize("typed", ["much", "1X", "-5M", "", "M"])

@@ -14,11 +14,12 @@ from jsonqueue.waits import WAIT_MAX_MS
 if TYPE_CHECKING:
     from jsonqueue.retry import RetryPolicy
 
-__all__ = ["MOMENT", "RETRY", "SIZE", "WAIT", "Seconds", "Wait"]
+__all__ = ["LIMIT", "MOMENT", "RETRY", "SIZE", "WAIT", "Seconds", "Wait"]
 
 _UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _UNITS_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_BYTES_MAX = 2**62
 _WAIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|)")
 
 
@@ -35,6 +36,16 @@ class Wait(click.ParamType[float]):
         if not parts or not whole or (len(parts) > 1 and not all(unit for _, unit in parts)):
             self.fail(f"{value!r} is no wait: give seconds, or a figure with ms, s, m, h or d, such as 90, 1.5h or 1h30m", param, ctx)
         return float(sum(float(figure) * _UNITS_S[unit] for figure, unit in parts))
+
+
+class _TimeLimit(Wait):
+    """A wait, and some."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = super().convert(value, param, ctx)
+        if not seconds:
+            self.fail(f"{value!r} leaves no time for anything: without the option there is no limit", param, ctx)
+        return seconds
 
 
 class Seconds(click.FloatRange):
@@ -61,7 +72,10 @@ class _Size(click.ParamType[int]):
         parts = _SIZE.fullmatch(value)
         if parts is None:
             self.fail(f"{value!r} is no size: give bytes, or a figure with K, M, G or T, such as 512M or 1.5G", param, ctx)
-        return round(float(parts[1]) * _UNITS_BYTES[parts[2].lower()])
+        bytes_ = float(parts[1]) * _UNITS_BYTES[parts[2].lower()]
+        if not 1 <= bytes_ <= _BYTES_MAX:
+            self.fail(f"{value!r} is {'less than a byte' if bytes_ < 1 else 'more than there is'}", param, ctx)
+        return round(bytes_)
 
 
 class _Moment(click.ParamType[datetime]):
@@ -116,6 +130,7 @@ class _Retry(click.ParamType["RetryPolicy"]):
 
 
 WAIT = Wait()
+LIMIT = _TimeLimit()
 MOMENT = _Moment()
 WAIT_OR_MOMENT = _WaitOrMoment()
 RETRY = _Retry()

@@ -15,9 +15,10 @@ import click
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.live import LiveLine
-from jsonqueue.cli.options import SIZE, WAIT
+from jsonqueue.cli.options import LIMIT, SIZE
 from jsonqueue.cli.serving import Rates
 from jsonqueue.cli.text import count, duration, plural, rate
+from jsonqueue.client.limits import LIMIT_MAX
 from jsonqueue.errors import BrokerUnavailable, InvalidHandler, InvalidTask
 
 if TYPE_CHECKING:
@@ -31,17 +32,24 @@ _SOON_MS = 60_000
 _SHELL_SIGNS = {"|", ">", ">>", "<", "&&", "||", ";", "&"}
 
 
+def _countable(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """The upper end of the range: in a help it would only be a long figure."""
+    if value is not None and value > LIMIT_MAX:
+        raise click.BadParameter(f"{value} is more than a kernel can count", ctx, param)
+    return value
+
+
 @command("work", short_help="Run tasks with a Python function, or with any program.")
 @click.argument("handler", metavar="MODULE:FUNCTION", required=False)
 @click.option("--exec", "program", metavar="COMMAND", help="Run this program for each task, with the task's JSON on its standard input.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True, help="How many tasks at once.")
 @click.option("--name", help="What the consumer is called in the histories of its tasks.")
-@click.option("--timeout", type=WAIT, help="End a handler that takes longer than this, by SIGTERM, then SIGKILL; its attempt has failed.")
+@click.option("--timeout", type=LIMIT, help="End a handler that takes longer than this, by SIGTERM, then SIGKILL; its attempt has failed.")
 @click.option("--isolate", is_flag=True, help="Run the function in child processes, so that a crash there hurts nobody here.")
 @click.option("--memory", "memory_bytes", type=SIZE, help="Address space that each process of a handler may take: 512M, 2G.")
-@click.option("--cpu", "cpu_s", type=click.IntRange(min=1), metavar="SECONDS", help="CPU time that a task may take.")
-@click.option("--open-files", type=click.IntRange(min=1), help="Files that each process of a handler may hold open.")
-@click.option("--processes", type=click.IntRange(min=1), help="Processes and threads of your user, all together.")
+@click.option("--cpu", "cpu_s", type=click.IntRange(min=1), callback=_countable, metavar="SECONDS", help="CPU time that a task may take.")
+@click.option("--open-files", type=click.IntRange(min=1), callback=_countable, help="Files that each process of a handler may hold open.")
+@click.option("--processes", type=click.IntRange(min=1), callback=_countable, help="Processes and threads of your user, all together.")
 @click.option("--until-empty", is_flag=True, help="End when nothing is left to do; what is due within a minute is waited for.")
 def work(settings: Settings, handler: str | None, program: str | None, until_empty: bool, **options: Any) -> int:
     """Run tasks with a Python function (looked for in the current folder, too), or with any program.

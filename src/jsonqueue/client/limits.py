@@ -25,9 +25,12 @@ from typing import Annotated, NamedTuple
 
 from msgspec import Meta, Struct
 
-__all__ = ["Limits", "apply", "launcher", "leave_no_core", "renew_cpu"]
+__all__ = ["LIMIT_MAX", "Limits", "apply", "launcher", "leave_no_core", "renew_cpu"]
 
-_Most = Annotated[int, Meta(ge=1, le=2**62)]
+LIMIT_MAX = 2**62
+"""The kernel's figures end a little above it; what is used already is added to some limits."""
+
+_Most = Annotated[int, Meta(ge=1, le=LIMIT_MAX)]
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -46,8 +49,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
         """Constructing a Struct checks no ranges: this does."""
         for name in self.__struct_fields__:
             most = getattr(self, name)
-            if most is not None and (type(most) is not int or most < 1):
-                raise ValueError(f"{name} is {most!r}, and must be a whole number of at least 1")
+            if most is not None and (type(most) is not int or not 1 <= most <= LIMIT_MAX):
+                raise ValueError(f"{name} is {most!r}, and must be a whole number from 1 to {LIMIT_MAX:,}")
 
     def blamed(self, words: str) -> str:
         """What somebody said of a failure, with the limit that it tells of named at the end of it."""
