@@ -94,6 +94,13 @@ def test_text_is_a_string(queue: Path) -> None:
     assert bytes(stored(queue)["t"].data) == b'"it\'s {plain}"'
 
 
+@pytest.mark.parametrize("arguments", [["--text", "caf\udce9"], ['"caf\udce9"']])
+def test_data_that_is_not_utf_8_is_refused(queue: Path, arguments: list[str]) -> None:
+    """A name of a file, say. As --text it ended as a bug of ours."""
+    called = call("publish", *arguments, "--queue", str(queue))
+    assert (called.status, called.err.splitlines()[0]) == (65, "Error: DATA is not UTF-8, as all text in JSON is")
+
+
 def test_an_empty_id_is_refused(queue: Path) -> None:
     """It is a script's variable without a value, and no wish for a name of the queue's own."""
     called = call("publish", "1", "--id", "", "--queue", str(queue))

@@ -80,7 +80,8 @@ def test_what_is_given_wrongly_is_named(tmp_path: Path) -> None:
     spec = tmp_path / "spec.toml"
     spec.write_bytes(b"\xff\xfe")
     assert "not UTF-8" in call("simulate", "--workload", str(spec)).err
-    for scenario, word in (('{"consumers":0}', "consumers"), ('{"faults":[{"at_us":1,"kind":"rain"}]}', "rain")):
+    for scenario, word in (('{"consumers":0}', "consumers"), ('{"faults":[{"at_us":1,"kind":"rain"}]}', "rain"), ("\udcff", "utf-8")):
         refused = call("simulate", "--scenario", scenario)
         assert refused.status == 2
         assert word in refused.err
+    assert "is no figure" in call("simulate", "--drop", "nan", "--tasks", "1").err

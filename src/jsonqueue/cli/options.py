@@ -14,7 +14,7 @@ from jsonqueue.waits import WAIT_MAX_MS
 if TYPE_CHECKING:
     from jsonqueue.retry import RetryPolicy
 
-__all__ = ["LIMIT", "MOMENT", "RETRY", "SIZE", "WAIT", "Seconds", "Wait"]
+__all__ = ["LIMIT", "MOMENT", "RETRY", "SIZE", "WAIT", "Figure", "Seconds", "Wait"]
 
 _UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _UNITS_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
@@ -48,17 +48,21 @@ class _TimeLimit(Wait):
         return seconds
 
 
-class Seconds(click.FloatRange):
+class Figure(click.FloatRange):
+    """A figure within a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        figure = super().convert(value, param, ctx)
+        if math.isnan(figure):  # which no comparison finds out of any range
+            self.fail(f"{value!r} is no figure", param, ctx)
+        return figure
+
+
+class Seconds(Figure):
     """Seconds that can be waited for: at most 23 days, which no system call exceeds at a time; no ``inf``, no ``nan``."""
 
     def __init__(self, least: float = 0) -> None:
         super().__init__(least, WAIT_MAX_MS // 1000)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        seconds = super().convert(value, param, ctx)
-        if math.isnan(seconds):  # which no comparison finds out of any range
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
-        return seconds
 
 
 class _Size(click.ParamType[int]):

@@ -131,17 +131,16 @@ class Options:
 
 
 def _payload(data: str, *, text: bool) -> orjson.Fragment:
-    if text:
-        return orjson.Fragment(orjson.dumps(data))
+    # What an error of the decoder says is told, and what DATA says is not: standard error may be a log that others read.
     try:
-        return _compact(data.encode())
+        return orjson.Fragment(msgspec.json.encode(data)) if text else _compact(data.encode())
     except RecursionError:
         raise InvalidTask(f"DATA is {_TOO_DEEP}") from None
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        # Not what it says: standard error may be a log that others read.
-        why = "it is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error)
+    except UnicodeEncodeError:
+        raise InvalidTask("DATA is not UTF-8, as all text in JSON is", hint="what is no text can be published as base64, say") from None
+    except msgspec.DecodeError as error:
         raise InvalidTask(
-            f"DATA is not JSON: {why}",
+            f"DATA is not JSON: {error}",
             hint="""quote JSON for the shell: '{"key": "value"}'; or, for a plain string: jsonqueue publish --text 'a plain string'""",
         ) from None
 

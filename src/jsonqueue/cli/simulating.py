@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
+from jsonqueue.cli.options import Figure
 from jsonqueue.cli.text import count, duration, plural
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ __all__ = ["simulate"]
 @command("simulate", short_help="Run the real brokers on a simulated machine where things go wrong.")
 @click.option("--workers", type=click.IntRange(1, 1_000), default=10, show_default=True, help="Consumers.")
 @click.option("--tasks", type=click.IntRange(1, 1_000_000), default=1_000, show_default=True, help="Tasks to publish.")
-@click.option("--drop", type=click.FloatRange(0, 0.5), default=0.0, show_default=True, help="Share of the frames that the Pipes lose.")
+@click.option("--drop", type=Figure(0, 0.5), default=0.0, show_default=True, help="Share of the frames that the Pipes lose.")
 @click.option("--crashes", type=click.IntRange(0, 1_000), default=0, show_default=True, help="Processes, or the whole machine, that die.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Everything else is drawn from it; the same seed is the same run.")
 @click.option("--swarm", type=click.IntRange(1), metavar="N", help="Instead: N worlds, each with size and faults drawn from its own seed.")
@@ -114,7 +115,7 @@ def _given(text: str) -> Scenario:
 
     try:
         scenario = msgspec.json.decode(text, type=Scenario)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
         raise click.BadParameter(f"no scenario: {error}", param_hint="--scenario") from None
     if unknown := {fault.kind for fault in scenario.faults} - FAULTS.keys():
         raise click.BadParameter(f"no scenario: there is no fault {min(unknown)!r}", param_hint="--scenario")
