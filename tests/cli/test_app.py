@@ -80,6 +80,7 @@ def test_with_debug_the_traceback_comes_through(failing: Failing) -> None:
         (["dead", "replay", "--all", "b1"], "say --all: not both"),
         (["work"], "name a MODULE:FUNCTION, or a program with --exec"),
         (["publish", "1", "--tasks"], "--tasks reads standard input"),
+        (["--queue"], "Option '--queue' requires an argument"),
     ],
 )
 def test_wrong_usage_is_told_with_a_suggestion(arguments: list[str], said: str) -> None:
@@ -114,6 +115,7 @@ def test_the_environment_names_the_queue_and_the_option_overrules_it(tmp_path: P
     [
         ([], 0),
         (["--json"], 1),
+        (["--queue"], None),
         (["--queue", "q"], 2),
         (["--queue", "q", "--workers", "2"], 2),
         (["--input", "x"], 0),
@@ -181,15 +183,17 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+
+
 @pytest.mark.parametrize(
     ("redirected", "arguments", "status"),
     [
         (">&-", "list", 0),
         (">&- 2>&-", "list", 0),
         ("2>&-", "--queue nosuch status", 66),
-        pytest.param(
-            "2>/dev/full", "--queue nosuch status", 66, marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
-        ),
+        pytest.param("2>/dev/full", "--queue nosuch status", 66, marks=_FULL),
+        pytest.param("2>/dev/full", "list --nosuch", 2, marks=_FULL),
         ("<&- >&- 2>&-", "--queue other publish 2", 0),
         ("<&-", "publish", 2),
     ],
@@ -204,7 +208,7 @@ def test_closed_streams_are_nowhere(tmp_path: Path, redirected: str, arguments: 
     assert call("verify", "--queue", str(tmp_path / "queue_data")).status == 0
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@_FULL
 @pytest.mark.parametrize("arguments", [["--help"], ["publish", "-h"], ["dead", "--help"], ["dead", "list", "-h"], ["--version"]])
 def test_help_that_cannot_be_printed_names_standard_output(arguments: list[str]) -> None:
     """As any other result does: "no space left" by itself would be taken for the queue's disk."""

@@ -1,8 +1,9 @@
 """The ``jsonqueue`` command: which commands there are, what all of them share, and how a run ends.
 
 Exit statuses (those of sysexits.h, plus the shell's own for signals): 0 done · 1 the answer is no (a dead task, findings of verify, totals
-that differ) · 2 wrong usage · 65 bad data · 66 no such task · 69 no broker running · 70 a bug of ours · 72 a log taken away · 74 disk
-trouble · 75 try again later · 77 folder refused · 78 bad settings or a newer format · 130 Ctrl-C · 141 the reader of our output went away.
+that differ) · 2 wrong usage · 64 no such handler · 65 bad data · 66 no such task · 69 no broker running · 70 a bug of ours · 72 a log
+taken away · 74 disk trouble · 75 try again later · 76 nonsense on a connection · 77 folder refused · 78 bad settings or a newer format ·
+130 Ctrl-C · 141 the reader of our output went away · 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         return _finished(cli.main(args=arguments, prog_name="jsonqueue", standalone_mode=False))
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):  # where nothing can be said any more, the exit status still tells
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
@@ -213,7 +215,7 @@ class LazyGroup(Group):
                 position += 1
             else:
                 return position
-        return min(position, len(args))
+        return position if position == len(args) else None  # behind the end: of the last one its value is missing, as click will say
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
