@@ -66,6 +66,8 @@ def test_a_list_shows_what_is_worth_knowing_of_each_task(tmp_path: Path) -> None
         (["--priority", "7"], ["b-1"]),
         (["--newest", "--limit", "2"], ["b-4", "b-3"]),
         (["--limit", "1"], ["a-1"]),
+        (["--limit", str(2**64), "--status", "dead", "--newest"], ["b-1"]),
+        (["--limit", str(2**64), "--id-prefix", "a"], ["a-1", "a-2"]),
         (["--limit", "0"], ["a-1", "a-2", "b-1", "b-2", "b-3", "b-4"]),
     ],
 )

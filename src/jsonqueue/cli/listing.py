@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -68,6 +69,8 @@ def print_tasks(settings: Settings, wanted: Filter, *, limit: int, now_ms: int) 
     """The first ``limit`` of the tasks that are ``wanted`` (0: all), and how many more there are."""
     from jsonqueue.cli.reading import looking
     from jsonqueue.cli.redaction import redaction_of
+
+    limit = min(limit, sys.maxsize)  # beyond it neither islice() nor a deque takes one
 
     with looking(settings.queue_dir) as view:
         redaction = redaction_of(settings.queue_dir)
