@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import termios
 import threading
 import time
 from itertools import count
@@ -17,6 +18,7 @@ from unittest import mock
 
 import click
 import pytest
+from click import unstyle
 from msgspec import structs
 
 from cli.calls import call
@@ -521,3 +523,16 @@ def test_a_line_that_changes_in_place_outlives_a_moment_without_news(capsys: pyt
     said = capsys.readouterr().err
     assert "2 ready" in said
     assert "Traceback" not in said
+
+
+def test_a_line_that_changes_in_place_fits_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of standard error; standard output may be a file. A line that is too long would leave itself behind at each change."""
+    reader, writer = os.openpty()
+    termios.tcsetwinsize(writer, (25, 40))
+    seen = threading.Event()
+    with os.fdopen(writer, "w") as terminal, os.fdopen(reader, "rb", buffering=0) as screen:
+        monkeypatch.setattr("sys.stderr", terminal)
+        with LiveLine(lambda: seen.set() or "word " * 40, watched=True, every_s=0.001):  # type: ignore[func-returns-value]
+            assert seen.wait(10)
+        shown = screen.read(4096).decode()
+    assert len(unstyle(shown.split("\r\x1b[K")[1])) == 39

@@ -49,7 +49,7 @@ class LiveLine:
         # The first look comes after a moment: what is over at once needs no progress.
         while not self._over.wait(self._every_s):
             with suppress(JsonQueueError):  # nothing to be told at this moment: the next look may tell something
-                _put(clip(printable(self._text()), shutil.get_terminal_size().columns - 1))
+                _put(clip(printable(self._text()), _columns() - 1))
         _put("")
 
 
@@ -63,6 +63,14 @@ class _Above(logging.Handler):
 
 
 _logger = logging.getLogger("jsonqueue")
+
+
+def _columns() -> int:
+    """How wide the terminal is on which the line stands. (Python asks standard output, which may well be a file.)"""
+    with suppress(OSError):
+        if columns := os.get_terminal_size(sys.stderr.fileno()).columns:
+            return columns
+    return shutil.get_terminal_size().columns
 
 
 def _put(text: str) -> None:
