@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 
 from cli.calls import ESCAPES, NOW_MS, a_queue_of, call, ended, task
+from jsonqueue.cli.status import bar_parts
 from jsonqueue.core.records import Leased, encode_records
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
@@ -295,6 +296,22 @@ def test_status_tells_a_person_the_same(tmp_path: Path, terminal: bool) -> None:
     for words in ("not running", "waiting for 5.0 s", "6 published (0.1/s), 1 completed", "queue.json"):
         assert words in out
     assert ("╭" in out) is terminal
+
+
+@pytest.mark.parametrize(("columns", "long"), [(120, 60), (66, 60), (46, 40)])
+def test_the_bar_of_status_is_as_long_as_there_is_room(tmp_path: Path, columns: int, long: int) -> None:
+    """Cut to the terminal it would show less of the last statuses than there is, or nothing."""
+    with a_queue_of(tmp_path, *SEVERAL) as queue:
+        out = call("status", "--queue", str(queue), terminal=True, columns=columns).out
+    assert (out.count("━"), "…" in out.partition("━")[2]) == (long, False)
+
+
+def test_parts_of_the_bar_are_in_proportion_and_none_is_missing() -> None:
+    """One task of a million shows, too; the longest part makes room for it."""
+    pending, dead, cancelled = TaskStatus.PENDING, TaskStatus.DEAD, TaskStatus.CANCELLED
+    assert bar_parts({pending: 1_000_000, dead: 1, cancelled: 0}, 40) == {pending: 39, dead: 1}
+    assert bar_parts({pending: 5, dead: 5, cancelled: 5}, 40) == {pending: 14, dead: 13, cancelled: 13}
+    assert bar_parts({pending: 3, dead: 1}, 40) == {pending: 30, dead: 10}
 
 
 def test_dead_letters_are_listed_alone(tmp_path: Path) -> None:

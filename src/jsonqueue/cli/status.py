@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from jsonqueue.channel.registration import ManagerStatus
     from jsonqueue.storage.looking import Glance
 
-__all__ = ["Overview", "Sizes", "overview", "sizes", "status"]
+__all__ = ["Overview", "Sizes", "bar_parts", "overview", "sizes", "status"]
 
 _RATE_WINDOW_MS = 60_000
+_BAR_WIDTH = 60
+_FRAME_WIDTH = 6
+"""What the panel takes of a terminal's width."""
 
 
 @command("status", short_help="How the queue stands.")
@@ -49,7 +52,7 @@ def _watch(settings: Settings, interval: float) -> None:
 
     with Live(console=settings.console.rich(), auto_refresh=False, screen=True) as live:
         while True:
-            live.update(_panel(overview(settings.queue_dir, now_ms=time.time_ns() // 1_000_000)), refresh=True)
+            live.update(_panel(overview(settings.queue_dir, now_ms=time.time_ns() // 1_000_000), live.console.width), refresh=True)
             time.sleep(interval)
 
 
@@ -149,7 +152,7 @@ def _print(console: Console, seen: Overview) -> None:
     if console.as_json:
         console.json(as_json(seen))
     elif console.person:
-        console.show(_panel(seen))
+        console.show(_panel(seen, console.rich().width))
     else:
         console.facts([("queue", printable(str(seen.queue_dir.resolve()))), *_lines(seen)])
 
@@ -177,7 +180,7 @@ def as_json(seen: Overview) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _panel(seen: Overview) -> Any:
+def _panel(seen: Overview, width: int) -> Any:
     from rich import box
     from rich.console import Group
     from rich.panel import Panel
@@ -189,27 +192,36 @@ def _panel(seen: Overview) -> Any:
     table.add_column(overflow="fold")
     for name, value in _lines(seen, with_tasks=False):
         table.add_row(name, Text(value))
-    parts = [_status_bar(seen), Text(""), table] if seen.tasks else [table]
+    parts = [_status_bar(seen, min(_BAR_WIDTH, width - _FRAME_WIDTH)), Text(""), table] if seen.tasks else [table]
     title = Text(f" {printable(str(seen.queue_dir))} ", style="bold")
     return Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, border_style="dim", padding=(1, 2))
 
 
-def _status_bar(seen: Overview) -> Any:
+def _status_bar(seen: Overview, width: int) -> Any:
     """The tasks as one bar in proportion, and the legend under it."""
     from rich.table import Table
     from rich.text import Text
 
-    width = 60
-    bar, legend = Text(), Text()
+    bar, legend = Text(no_wrap=True), Text()
+    parts = bar_parts({name: seen.by_status[name] for name in TaskStatus}, width)
     for name in TaskStatus:
         number = seen.by_status[name]
         if number:
-            bar.append("━" * max(1, round(width * number / seen.tasks)), style=STATUS_STYLE[name])
+            bar.append("━" * parts[name], style=STATUS_STYLE[name])
             legend.append("● ", style=STATUS_STYLE[name]).append(f"{count(number)} {name}   ")
     grid = Table.grid()
     grid.add_row(bar)
     grid.add_row(legend)
     return grid
+
+
+def bar_parts(numbers: dict[TaskStatus, int], width: int) -> dict[TaskStatus, int]:
+    """How much of a bar is whose: what there is shows, and what that and rounding take or leave, the longest part bears."""
+    total = sum(numbers.values())
+    parts = {name: max(1, round(width * number / total)) for name, number in numbers.items() if number}
+    longest = max(parts, key=lambda name: parts[name])
+    parts[longest] = max(1, parts[longest] + width - sum(parts.values()))
+    return parts
 
 
 def _lines(seen: Overview, *, with_tasks: bool = True) -> Iterator[tuple[str, str]]:
