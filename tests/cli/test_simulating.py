@@ -10,6 +10,7 @@ from cli.calls import call
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.event import Write, Written
+from jsonqueue.simulation.verdict import Violation
 
 
 def test_a_verdict_is_the_last_word() -> None:
@@ -54,6 +55,26 @@ def test_a_real_queue_is_replayed(tmp_path: Path) -> None:
     assert "30 tasks" in done.out
     assert "every check holds" in done.out
     assert "5 more workers" in done.out
+
+
+def test_a_replay_tells_of_the_logs_in_json_too(tmp_path: Path) -> None:
+    """A broken promise as well: what reads along reads JSON, line by line."""
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish(1)
+    whole = [json.loads(line) for line in call("simulate", "--replay", str(tmp_path / "q"), "--json").out.splitlines()]
+    assert whole[0] == {"what": "the logs", "tasks": 1, "batches": 1, "same": True}
+    assert [line["what"] for line in whole[1:]] == ["10 workers", "5 more workers", "no retries"]
+    with patch("jsonqueue.simulation.replay.replay", side_effect=Violation("lost", "task \x1b[31m1")):
+        broken = call("simulate", "--replay", str(tmp_path / "q"), "--json")
+        told = call("simulate", "--replay", str(tmp_path / "q"))
+    assert (broken.status, json.loads(broken.out)["violation"]) == (1, "lost: task \x1b[31m1")
+    assert (told.status, told.out) == (1, "✗ lost: task \\x1b[31m1\n")
+
+
+def test_a_folder_without_a_queue_is_not_replayed(tmp_path: Path) -> None:
+    """It was said to keep every promise."""
+    replayed = call("simulate", "--replay", str(tmp_path))
+    assert (replayed.status, replayed.out, replayed.err.splitlines()[0]) == (66, "", f"Error: {tmp_path} holds no queue")
 
 
 def test_an_option_that_would_not_count_is_refused(tmp_path: Path) -> None:

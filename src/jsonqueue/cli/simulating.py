@@ -12,7 +12,8 @@ from click.core import ParameterSource
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.options import Figure
-from jsonqueue.cli.text import count, duration, plural
+from jsonqueue.cli.reading import require_queue
+from jsonqueue.cli.text import count, duration, plural, printable
 
 if TYPE_CHECKING:
     from jsonqueue.simulation import Scenario, Verdict
@@ -144,12 +145,18 @@ def _replay(console: Console, queue_dir: Path, workers: int, seed: int) -> int:
     from jsonqueue.simulation.replay import replay, what_if
     from jsonqueue.simulation.verdict import Violation
 
+    require_queue(queue_dir)  # of a folder without one it is not said that every check holds
     try:
         replayed = replay(queue_dir)
     except Violation as error:
-        console.line(f"✗ {error}")
+        if console.as_json:
+            console.json({"what": "the logs", "violation": str(error)})
+        else:
+            console.line(f"✗ {printable(str(error))}")
         return 1
-    if not console.as_json:
+    if console.as_json:
+        console.json({"what": "the logs", "tasks": replayed.tasks, "batches": replayed.batches, "same": replayed.same})
+    else:
         same = "in the state that a start would find" if replayed.same else "in ANOTHER state than a start would find"
         folded = f"{plural(replayed.tasks, 'task')}, {plural(replayed.batches, 'batch', 'batches')} of the logs"
         console.line(f"{folded}: every check holds, {same}")
