@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -276,6 +277,23 @@ def test_lines_that_drip_are_handed_on_at_once() -> None:
     os.close(writer)
     assert [*next(groups)] == [Line(4, b"4")]
     assert [*groups] == []
+    os.close(reader)
+
+
+def test_a_stream_that_does_not_block_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some programs leave their end of a terminal or socket like that, and it is the same for everybody who shares it."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    wait = select.select
+
+    def write_when_waited_for(*arguments: Any) -> Any:
+        if len(arguments) == 3:  # without a timeout
+            os.write(writer, b"1\n2\n")
+            os.close(writer)
+        return wait(*arguments)
+
+    monkeypatch.setattr("select.select", write_when_waited_for)
+    assert [line.text for group in LineGroups(reader) for line in group] == [b"1", b"2"]
     os.close(reader)
 
 

@@ -64,7 +64,7 @@ class LineGroups:
 
     def _read(self) -> list[Line]:
         """The lines that the next chunk completes; the end of the input completes the last one."""
-        chunk = os.read(self._fd, _READ_BYTES)
+        chunk = self._chunk()
         self._ended = not chunk
         self.bytes_read += len(chunk)
         *whole, self._rest = (self._rest + chunk).split(b"\n") if chunk else (self._rest, b"")
@@ -74,3 +74,10 @@ class LineGroups:
         numbered = [Line(number, text) for number, text in enumerate(whole, self._number + 1) if text.strip()]
         self._number += len(whole)
         return numbered
+
+    def _chunk(self) -> bytes:
+        while True:
+            try:
+                return os.read(self._fd, _READ_BYTES)
+            except BlockingIOError:  # the writer, with whom the descriptor is shared, wants it so: that is no error, and no end
+                select.select([self._fd], [], [])
