@@ -128,8 +128,9 @@ def _had_one(files: Files) -> bool:
     Before the first queue.json is durable, no log loses a segment; one may have a newer name, under a higher epoch. (Nor need it be the
     first ones that are gone: what a power cut leaves of many that were unlinked is any of them.)
     """
-    if any(name.startswith(QUEUE) for name in files.list(PREVIOUS)):
-        return True
+    names = files.list(PREVIOUS)
+    if not names or any(name.startswith(QUEUE) for name in names):
+        return bool(names)
     # Not the other way round: what a first checkpoint links into previous/ it takes from the queue folder only behind its queue.json.
     folded = [{segment.first for segment in segments_of(files, kind, (PREVIOUS,))} for kind in LogKind]
     return any(firsts - {segment.first for segment in segments_of(files, kind)} for kind, firsts in zip(LogKind, folded, strict=True))
