@@ -200,7 +200,7 @@ BUGS = (
         "            self._files.sync_folder(FOLDER)\n", ""),
     Bug("the archive is not cut to what is committed of it", "kill", "storage/archive.py",
         "        self._files.truncate(handle, committed)\n        if committed and",
-        "        committed = self._files.size(handle)\n        if committed and", "H19"),
+        "        self._committed = committed = self._files.size(handle)\n        if committed and", "H19"),
     Bug("retired tasks are not archived", "kill", "storage/checkpoint.py", "            self._archive.add(task)",
         "            pass"),
     Bug("tasks that nothing happened to are not folded", "kill", "storage/stream.py",

@@ -324,7 +324,7 @@ class Dispatcher:
     def _lease(self, seat: Seat, tasks: list[StoredTask], now: Now) -> None:
         first = self._next_token
         self._next_token += len(tasks)
-        if self._next_token >= first_token(self._epoch + 1):  # 100 days of 500 deliveries a second
+        if (self._next_token - 1) >> _EPOCH_BITS > self._epoch:  # 100 days of 500 deliveries a second
             raise BrokerFailed("consumer_broker", why="has given out all tokens of its epoch")
         self._commit(Leased(seat.label, first, [task.id for task in tasks]), now)
         seat.held.update(zip(range(first, self._next_token), tasks, strict=True))
