@@ -227,6 +227,8 @@ BUGS = (
         "        files.sync_folder(PREVIOUS)\n        _unlink", "        _unlink"),
     Bug("what a checkpoint replaced counts for nothing before it has its name", "checkpoints", "storage/checkpoint.py",
         "        if files.identity(_REPLACED) is not None:", "        if not _REPLACED:"),
+    Bug("a checkpoint that fails behind its draft keeps it", "checkpoints", "storage/checkpoint.py",
+        "            if files.identity(DRAFT) is not None:", "            if not DRAFT:"),
     Bug("an edit in the midst of a checkpoint ends the queue without a second look", "lost files", "broker/checkpointing.py",
         "DiskFull | ChangedQueue | OSError", "DiskFull | OSError"),
     Bug("a segment that is removed behind the fold is missed", "checkpoints", "storage/checkpoint.py",

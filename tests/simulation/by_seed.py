@@ -77,6 +77,7 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "padding is a torn write",
         "a client that is to be dropped is answered on",
         "sealed segments are held without end",
+        "a checkpoint that fails behind its draft keeps it",
     ),
     "no disk of these worlds takes longer than a lease": (
         "consumers have to come back before they are let in",

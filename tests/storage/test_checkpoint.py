@@ -203,6 +203,46 @@ def test_the_archive_never_goes_back_to_an_older_month(queue: Queue) -> None:
     assert committed_archive(queue.files) == read_header(queue.files).archive
 
 
+@pytest.mark.parametrize("error", [DiskFull("no room"), StorageError("Operation not permitted"), ChangedQueue()])
+@pytest.mark.parametrize("closing", [False, True])
+def test_what_ends_a_checkpoint_behind_its_draft_leaves_nothing_of_that(error: StorageError, closing: bool) -> None:
+    """A second name needs room too, and not every file system has them; the next try may be long in coming."""
+    for operation in (f"link {QUEUE}", "link published", f"sync_folder {PREVIOUS}", f"rename {DRAFT} {QUEUE}"):
+        files = MemoryFiles()
+        queue = Queue(files)
+        queue.publish("a")
+        queue.checkpoint()
+        queue.publish("b")
+        cut, names = queue.rotate(), files.list()
+
+        def refuse(number: int, name: str, operation: str = operation) -> None:
+            if name.startswith(operation):
+                raise error
+
+        files.fail = refuse
+        with pytest.raises(type(error)):
+            final_checkpoint(files, config=CONFIG, at_ms=AT_MS) if closing else checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+        assert files.list() == names, operation
+        files.fail = lambda number, name: None
+        queue.check()
+
+
+def test_a_draft_that_cannot_be_removed_does_not_hide_why_it_is_of_no_use(queue: Queue) -> None:
+    """The lock may be lost: then nothing may be changed any more."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    queue.publish("a")
+    cut = queue.rotate()
+
+    def refuse(number: int, name: str) -> None:
+        if name.startswith(("rename", f"unlink {DRAFT}")) and files.identity(DRAFT):
+            raise StorageError(name)
+
+    files.fail = refuse
+    with pytest.raises(StorageError, match="rename"):
+        checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+
+
 def test_an_archive_that_cannot_be_cut_is_closed(queue: Queue) -> None:
     """Each minute there is another try."""
     files = queue.files

@@ -233,6 +233,21 @@ def test_a_first_queue_json_is_missed_whichever_segment_a_power_cut_brought_back
     assert contents(load_state(files)) == expected
 
 
+def test_a_repair_that_cannot_mend_leaves_no_draft() -> None:
+    """Both generations are damaged, in a line that nothing happened to: that shows when all of it was copied."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in ("a", "b", "c"):
+        queue.publish(task_id)
+        queue.checkpoint()
+    queue.close()
+    for name in (QUEUE, f"{PREVIOUS}/{QUEUE}"):
+        files.put(name, files.get(name).replace(b'"data":"a"', b'"data":"A"'))
+    names = files.list()
+    assert not mended(files).ok
+    assert files.list() == names
+
+
 def test_an_edit_is_kept_when_told_to() -> None:
     """In any layout; what was there before stays aside, and does not come back."""
     files, _ = lived(closed=True)

@@ -16,14 +16,14 @@ leaves a queue that the next checkpoint starts from again. With ``previous/``, d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from jsonqueue.config import Config
-from jsonqueue.errors import CorruptQueue, DiskFull
+from jsonqueue.errors import CorruptQueue, DiskFull, StorageError
 from jsonqueue.storage.archive import Archive, archived_since, committed_archive
 from jsonqueue.storage.codec import Position
 from jsonqueue.storage.files import Files, Identity
@@ -65,7 +65,7 @@ def checkpoint(files: Files, cut: Cut, *, config: Config, at_ms: int, left: dict
     """
     left = {} if left is None else left
     found = files.identity(QUEUE)
-    with Generation(files) as present:
+    with _leaving_no_draft(files), Generation(files) as present:
         header = present.header
         cut = Cut(max(cut.progress, header.progress_through), max(cut.published, header.published_through))
         if present.reader and cut == (header.progress_through, header.published_through):
@@ -82,7 +82,7 @@ def checkpoint(files: Files, cut: Cut, *, config: Config, at_ms: int, left: dict
 def final_checkpoint(files: Files, *, config: Config, at_ms: int) -> CheckpointDone:
     """Fold both logs to their ends, so that queue.json alone holds everything. The caller holds all three locks."""
     found = files.identity(QUEUE)
-    with Generation(files) as present:
+    with _leaving_no_draft(files), Generation(files) as present:
         fold = _Folding(files, present, ends_of(files, present.header), config, at_ms)
         fold.run(closed=True)
         _sync_folded(files, fold, *LogKind)
@@ -109,7 +109,7 @@ def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -
 
 def _rebuilt(files: Files, before: str, config: Config, at_ms: int, at_least: Cut | None) -> CheckpointDone:
     folders = ("", PREVIOUS)
-    with Generation(files, before) as present:
+    with _leaving_no_draft(files), Generation(files, before) as present:
         cut = ends_of(files, present.header, folders)
         nothing = present.reader is None and not segments_of(files, LogKind.PUBLISHED, folders)
         if nothing or (at_least and (cut.progress < at_least.progress or cut.published < at_least.published)):
@@ -128,6 +128,18 @@ def clear_draft(files: Files) -> None:
     """Remove what a checkpoint that was cut short left of its draft: on a full disk the brokers may want its room before there is another
     one. The caller holds ``queue.lock``."""
     _unlink(files, [DRAFT])
+
+
+@contextmanager
+def _leaving_no_draft(files: Files) -> Iterator[None]:
+    """What ends a checkpoint before its draft is in place, be it the want of room for a second name, leaves nothing of it."""
+    try:
+        yield
+    except (StorageError, OSError):
+        with suppress(StorageError, OSError):  # That which ended it is what is to be told.
+            if files.identity(DRAFT) is not None:
+                files.unlink(DRAFT)
+        raise
 
 
 class _Folding:
