@@ -264,6 +264,8 @@ BUGS = (
         "    if not _is_overtaken(files) and (", "    if ("),
     Bug("a repair that mends nothing keeps a copy each time", "repair", "storage/repair.py",
         "        aside.withdraw()\n", "        pass\n"),
+    Bug("what a repair removed comes back after a power cut", "repair", "storage/repair.py",
+        "        files.sync_folder(folder)\n", "        pass\n"),
     Bug("what a repair has replaced is not kept", "repair", "storage/repair.py",
         "                if self._files.identity(name) == self._files.identity(kept):\n", "                if kept:\n"),
     Bug("a sector that cannot be read ends repair", "repair", "storage/repair.py",

@@ -6,6 +6,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
@@ -246,6 +247,30 @@ def test_a_repair_that_cannot_mend_leaves_no_draft() -> None:
     names = files.list()
     assert not mended(files).ok
     assert files.list() == names
+
+
+@pytest.mark.parametrize("power_cut", range(8))
+def test_a_power_cut_does_not_bring_back_what_was_given_up(power_cut: int) -> None:
+    """Who was told that the queue is mended can start it; and what he gave up is not there to go on from."""
+    files, _ = lived()
+    name = segment_of(files, "published")
+    files.put(name, files.get(name).replace(b'"e"', b'"E"'))
+    assert mended(files, accept_loss=True).ok
+    expected = contents(load_state(files))
+    files.crash(Random(power_cut))
+    assert examine(files).ok
+    assert contents(load_state(files)) == expected
+    assert not files.list(PREVIOUS)
+
+
+@pytest.mark.parametrize("power_cut", range(8))
+def test_a_power_cut_does_not_bring_back_what_was_before_an_edit(power_cut: int) -> None:
+    """It would be the generation before the edit, and lead to what the edit replaced."""
+    files, _ = lived(closed=True)
+    files.put(QUEUE, files.get(QUEUE).replace(b'"data":"d"', b'"data":"D"'))
+    assert mended(files, accept_edit=True).ok
+    files.crash(Random(power_cut))
+    assert not files.list(PREVIOUS)
 
 
 def test_an_edit_is_kept_when_told_to() -> None:

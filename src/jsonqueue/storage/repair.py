@@ -381,8 +381,7 @@ def _accept_edit(files: Files, aside: _Aside, done: list[str]) -> None:
     for name in files.list(PREVIOUS):  # It leads to the queue.json as it was before the edit.
         aside.keep(f"{PREVIOUS}/{name}")
     _write_queue(files, header, tasks)
-    for name in files.list(PREVIOUS):
-        files.unlink(f"{PREVIOUS}/{name}")
+    _remove(files, [f"{PREVIOUS}/{name}" for name in files.list(PREVIOUS)])
     done.append(f"{QUEUE} was taken as it was edited ({len(tasks)} tasks); the files as they were are in {aside.folder}/")
 
 
@@ -420,11 +419,18 @@ def _give_up(files: Files, aside: _Aside, done: list[str], at_ms: int) -> list[s
         aside.keep(name)
     header = replace(had.header, archive=_archived(files, had, at_ms), saved_ms=at_ms)
     _write_queue(files, header, sorted(had.state.tasks.values(), key=lambda task: task.number))
-    for name in old[1:]:
-        with suppress(FileNotFoundError):
-            files.unlink(name)
+    _remove(files, old[1:])
     done.append(f"{len(had.state.tasks)} tasks were kept in a new {QUEUE}; all files as they were are in {aside.folder}/")
     return had.lost
+
+
+def _remove(files: Files, names: list[str]) -> None:
+    """Durably: what is told as mended must not be damaged again after a power cut, nor an edit be undone by what was before it."""
+    for name in names:
+        with suppress(FileNotFoundError):
+            files.unlink(name)
+    for folder in sorted({name.rpartition("/")[0] for name in names}):
+        files.sync_folder(folder)
 
 
 def _archived(files: Files, had: Salvage, at_ms: int) -> ArchiveMark:
