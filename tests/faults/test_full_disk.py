@@ -7,7 +7,7 @@ from msgspec import Raw
 
 from faults.life import CONFIG, Ledger, Life, judge
 from jsonqueue.errors import DiskFull
-from jsonqueue.event import Event, Heartbeat, Write, Written
+from jsonqueue.event import Event, Heartbeat, Look, Result, Revoke, Write, Written
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.reserve import RESERVE, Reserve
 from jsonqueue.task import StoredTaskIn, TaskIn
@@ -120,6 +120,26 @@ def test_a_delivery_that_waited_for_room_is_leased_from_the_moment_it_goes_out()
     assert list(life.held.values()) == ["a"]
     life.complete(1)
     assert set(ledger.completed) == {"a"}
+
+
+@pytest.mark.usefixtures("unpadded")
+def test_of_what_is_said_again_and_again_while_there_is_no_room_the_last_is_kept() -> None:
+    """A consumer with thousands of short tasks names them all in each heartbeat: those of an hour would be more than all else."""
+    disk, heard = MemoryFiles(), []
+    life = Life(disk, lambda line: None)
+    life.start()
+    life.pb.step([(1, Write(1, [_plain("a")]))], lambda peer, event: None)
+    _full(disk)
+    life.turn()
+    said = [(7, Heartbeat(["x"], [7], 0)), (8, Look(8, "a")), (life.consumer, Heartbeat(["y"], [8], 0)), (7, Look(9, "a"))]
+    for _ in range(3):
+        life.clock.ms += 10
+        life.turn(*said, (7, Heartbeat(["z"], [9], 0)))
+    disk.room = 1 << 30
+    life.clock.ms += 1_000
+    life.cb.step([], lambda peer, event: heard.append((peer, event)))
+    assert sorted((peer, event.ids) for peer, event in heard if isinstance(event, Revoke)) == [(7, ["z"]), (life.consumer, ["y"])]
+    assert [(peer, event.request) for peer, event in heard if isinstance(event, Result)] == 3 * [(8, 8), (7, 9)]
 
 
 def test_a_disk_without_room_for_another_segment_refuses_nobody() -> None:

@@ -180,7 +180,7 @@ class ConsumerBroker:
             self._dispatcher = loaded = self._load(mark, now)
         dispatcher = self._dispatcher
         if dispatcher is None or not self._written_at_last(dispatcher, now, send):
-            self._early = list(arrivals)
+            self._early = _still_to_hear(arrivals)
             return
         if mark is not None and mark.number > self._read.number:
             self._take_in(dispatcher, mark, now)
@@ -297,6 +297,19 @@ def _latest_mark(arrivals: Sequence[tuple[int, Event]]) -> Mark | None:
         if type(event) is Mark:
             return event
     return None
+
+
+def _still_to_hear(arrivals: Sequence[tuple[int, Event]]) -> list[tuple[int, Event]]:
+    """All but the heartbeats and marks for which a newer one stands: these gather for as long as there is no room on the disk."""
+    newest: set[tuple[int, type[Event]]] = set()
+    left = []
+    for peer, event in reversed(arrivals):
+        who_says_what = peer, type(event)
+        if who_says_what not in newest:
+            left.append((peer, event))
+        if type(event) in (Heartbeat, Mark):
+            newest.add(who_says_what)
+    return left[::-1]
 
 
 _HANDLE: dict[type[Event], Callable[..., None]] = {
