@@ -7,15 +7,18 @@ import selectors
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
+from weakref import WeakSet
 
 import pytest
 
 from jsonqueue.broker import child as child_module
 from jsonqueue.broker.child import Child, ChildState
+from jsonqueue.broker.reception import Guest
 from jsonqueue.broker.supervisor import Supervisor
 from jsonqueue.channel.control import Attach, Failed, Forget, Start, decode_order, encode
 from jsonqueue.channel.pipe import FdPipe, Pipe
+from jsonqueue.channel.registration import Register, Visitor
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
 from jsonqueue.event import EventOwner
@@ -84,6 +87,43 @@ def test_last_words_are_heard_though_something_waits_for_who_said_them(started: 
     supervisor.abandon()
     assert child.last_words is not None
     assert child.last_words.message == "it is damaged"
+
+
+class _Desk:
+    """In place of the reception: one guest at a time, who has hung up when the next one comes."""
+
+    def __init__(self) -> None:
+        self.guest: Guest | None = None
+
+    def is_here(self, guest: Guest) -> bool:
+        return guest is self.guest
+
+    def keep_waiting(self, guest: Guest, wait_ms: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_who_hung_up_while_a_broker_starts_is_forgotten() -> None:
+    """It may wait for hours, for a sibling that waits for a lock; and who asks with little patience comes again four times a second."""
+    supervisor: Any = Supervisor(
+        "/nowhere", MemoryFiles(), Config(), SystemClock(), grace_ms=0, check_lock=lambda: None, on_change=_nothing
+    )
+    supervisor._reception = desk = _Desk()
+    guests: WeakSet[Guest] = WeakSet()
+    for _ in range(3_000):
+        desk.guest = Guest(cast(Visitor, None), 0)
+        guests.add(desk.guest)
+        supervisor._receive(desk.guest, Register(EventOwner.CALLER, "", 1))
+    kept = len(guests)
+    supervisor.abandon()
+    assert desk.guest in guests
+    assert kept <= 1_024
+
+
+def _nothing() -> None:
+    pass
 
 
 def test_a_broker_whose_exit_status_somebody_else_took_is_judged_by_its_last_words(started: Callable[[], tuple[Child, FdPipe]]) -> None:

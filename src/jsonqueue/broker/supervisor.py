@@ -48,6 +48,8 @@ __all__ = ["Supervisor"]
 
 _HELD_BACK_MS = 30_000
 """How long a client waits at most while its broker starts."""
+_HELD_BACK_MAX = 1_024
+"""When they are so many, those of them who have left are forgotten: half as many are at the desk at the most."""
 _CROWDED_MS = 1_000
 """How long nobody is sent to a broker that has no room for more clients."""
 _REAP_MS = 10
@@ -343,6 +345,8 @@ class Supervisor:
             return
         # A process may have ended a moment ago, with the end of its control Pipe still to be read.
         if child is None or child.state is not ChildState.READY or child.reap() is not None:
+            if len(self._held_back) >= _HELD_BACK_MAX:
+                self._held_back = [held for held in self._held_back if self._reception.is_here(held[0])]
             self._held_back.append((guest, register))
             self._reception.keep_waiting(guest, _HELD_BACK_MS)
             return
