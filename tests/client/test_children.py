@@ -483,6 +483,16 @@ def test_a_child_does_not_outlive_its_parent(script: Path) -> None:
         await_that(lambda: gone(child))
 
 
+def test_an_idle_child_that_something_keeps_does_not_outlive_its_parent_either(runners: Callable[..., ChildRunner]) -> None:
+    """It ends as a program does, but does not wait for ever for a thread that its handler has left behind."""
+    runner = runners(handlers.leave_a_thread_behind)
+    result(runner)
+    child = child_of(runner)
+    assert runner._pipe is not None
+    runner._pipe.close()  # as if the parent had been killed
+    await_that(lambda: gone(child))
+
+
 def test_an_interactive_function_is_refused() -> None:
     """There is no file to find it in."""
     code = (

@@ -16,6 +16,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -38,6 +39,9 @@ __all__ = ["main"]
 
 _AGAIN_S = 0.05
 """How soon the handler is told again that its time is up, if it has not noticed."""
+
+_FAREWELL_S = 2.0
+"""How long a program that has ended may take over what it does at its end."""
 
 _LIMITS = Config(payload_max_bytes=32 * 1024 * 1024, depth_max=200, keys_max=2**62)
 """The queue's own limits are looked after by the parent, who knows them."""
@@ -170,9 +174,12 @@ def _listen(pipe: Pipe, tasks: queue.SimpleQueue[Task[Any] | None], here: _Run) 
                 # Again and again: one that comes between Python's look for signals and a call that waits, a sleep, does not end the wait.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     except ConnectionClosed:
-        if here.task is not None and os.getpgrp() == os.getpid():
+        if here.task is None:
+            tasks.put(None)  # idle: end as a program ends,
+            time.sleep(_FAREWELL_S)  # unless something keeps it: a thread that the handler has left behind
+        if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
-        tasks.put(None)  # idle: end as a program ends
+        tasks.put(None)
 
 
 def _say(pipe: Pipe, event: Event) -> None:
