@@ -116,3 +116,20 @@ def test_a_consumer_that_starts_in_want_is_none_that_cannot_run(want: Exception)
     first.prepare = mock.Mock(side_effect=FileNotFoundError(errno.ENOENT, "no python"))  # type: ignore[method-assign]
     with pytest.raises(FileNotFoundError):
         crew(first)[0].start()
+
+
+def test_a_crew_that_is_stuck_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not once a thread: a hundred of them would take a hundred seconds to be left behind."""
+    waited: list[float] = []
+
+    class Stuck:
+        ident = 1
+
+        def join(self, timeout: float) -> None:
+            waited.append(timeout)
+
+    monkeypatch.setattr("jsonqueue.client.threads.SystemClock", lambda: SimpleNamespace(monotonic_ms=lambda: 1000 * sum(waited)))
+    threads, _ = crew(Ready(), Ready(), Ready())
+    threads._threads = [Stuck(), Stuck(), Stuck()]  # type: ignore[list-item]
+    threads.stop()
+    assert waited == [1.0, 0.0, 0.0]

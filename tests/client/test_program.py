@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from msgspec import Raw
 from client.fakes import FakeBroker, Side, assign, delivered, settle, welcome
 from client.test_children import await_that, gone
 from client.test_consumer import at_work
+from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import NotStarted
 from jsonqueue.client.program import Program, ProgramRunner
@@ -336,6 +339,27 @@ def test_a_consumer_runs_programs() -> None:
         peer, _ = welcome(broker)
         peer.say(assign(21))
         assert [bytes(one) for one in peer.hear(Complete).results] == [b"42"]
+    broker.close()
+
+
+def test_a_second_signal_ends_the_program_as_well(tmp_path: Path) -> None:
+    """Nothing else would: it has a process group of its own, and its consumer is gone."""
+    pid, ready = tmp_path / "pid", tmp_path / "ready"
+    code = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); open({str(ready)!r}, 'w'); time.sleep(600)"
+    broker = FakeBroker(EventOwner.CONSUMER)
+
+    def play() -> None:
+        peer, _ = welcome(broker)
+        peer.say(assign(1))
+        await_that(ready.exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+        peer.hear(Return)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    side = Side(play)
+    Consumer("queue_data", Program([sys.executable, "-S", "-c", code]), connect=broker.connect).run()
+    side.result()
+    await_that(lambda: gone(int(pid.read_text())))
     broker.close()
 
 

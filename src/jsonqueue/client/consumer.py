@@ -126,6 +126,7 @@ class Consumer:
             stopper.join(0.1)
         if stopper.is_alive():
             self._session.close()
+            self._crew.end()  # A program has a process group of its own, and would run on when this process has ended.
 
     # ── embedded ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -246,6 +247,8 @@ class Consumer:
 
 class _Crew(Protocol):
     def start(self) -> None: ...
+
+    def end(self) -> None: ...
 
     def stop(self) -> None: ...
 

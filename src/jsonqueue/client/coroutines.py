@@ -41,9 +41,13 @@ class Coroutines:
         self._thread.start()
         self._ready.wait()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """Cancel what still runs and end the loop. The session is closed already."""
-        self._call(self._end)
+        self._call(self._set_ended)
+
+    def stop(self) -> None:
+        """The same, and wait for its thread to end."""
+        self.end()
         self._thread.join(_JOIN_S)
 
     def on_tasks(self) -> None:
@@ -68,7 +72,7 @@ class Coroutines:
         self._ready.set()
         await self._ended.wait()  # what still runs then, asyncio.run() cancels
 
-    def _end(self) -> None:
+    def _set_ended(self) -> None:
         self._ended.set()
 
     def _fill(self) -> None:

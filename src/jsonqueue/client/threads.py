@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 from jsonqueue.client.holdings import Slot
 from jsonqueue.client.outcome import NotStarted, Verdict, inline, running_in
+from jsonqueue.client.patience import Patience
 from jsonqueue.client.session import Session
+from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
 from jsonqueue.errors import is_want
 from jsonqueue.task import Task
@@ -72,14 +74,19 @@ class Threads:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """End what still runs, as far as that is possible. The session is closed already."""
         self._ending.set()
         for runner in self._runners:
             runner.close()
+
+    def stop(self) -> None:
+        """The same, and wait for the threads to end."""
+        self.end()
+        patience = Patience(_JOIN_S, SystemClock())
         for thread in self._threads:
             if thread.ident is not None:  # else the first runner could not get ready, and none was started
-                thread.join(_JOIN_S)
+                thread.join(patience.left)
 
     def _work(self, slot: Slot, runner: Runner) -> None:
         try:
@@ -123,4 +130,4 @@ class Threads:
 
 _FIRST_PAUSE_S, _PAUSE_MAX_S = 0.1, 5.0
 _JOIN_S = 1.0
-"""A thread that is stuck in a handler is left behind."""
+"""Threads that are stuck in a handler are left behind."""
