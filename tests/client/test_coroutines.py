@@ -154,6 +154,34 @@ def test_a_handler_that_cancels_itself_has_failed(broker: FakeBroker) -> None:
         assert "cancelled" in peer.hear(Fail).failures[0].error
 
 
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt("of its own")], ids=repr)
+def test_an_exit_in_a_part_of_a_handler_fails_that_task_alone(broker: FakeBroker, raised: BaseException) -> None:
+    """asyncio lets these two through its loop, and would end it: all that runs beside would be cancelled, and the consumer end."""
+    beside = asyncio.Event()
+
+    async def part() -> None:
+        raise raised
+
+    async def handler(task: AnyTask) -> Any:
+        if task.id == "t1":
+            await asyncio.gather(part())
+        elif task.id == "t2":
+            await beside.wait()
+        else:
+            beside.set()
+        return task.data
+
+    with at_work(broker, handler, concurrency=2):
+        peer, _ = welcome(broker)
+        peer.say(assign(2, 1))
+        fail = peer.hear(Fail)
+        assert [failure.id for failure in fail.failures] == ["t1"]
+        assert repr(raised).partition("(")[0] in fail.failures[0].error
+        settle(peer, fail)
+        peer.say(assign(3))
+        assert sorted(completed(peer, 2)) == ["t2", "t3"]
+
+
 def test_heartbeats_go_on_while_the_loop_is_blocked(broker: FakeBroker) -> None:
     """The keeper is a thread of its own."""
     free = threading.Event()

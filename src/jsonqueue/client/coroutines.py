@@ -61,16 +61,28 @@ class Coroutines:
 
     def _serve(self) -> None:
         try:
-            asyncio.run(self._main())
+            with asyncio.Runner() as runner:
+                while not self._served(runner):
+                    pass
         except BaseException as error:  # noqa: BLE001 - no handler's fault (those are caught): the consumer must end and say so
             self.session.fail(error)
         finally:
             self._ready.set()
 
+    def _served(self, runner: asyncio.Runner) -> bool:
+        """Run the loop; whether to its end."""
+        try:
+            runner.run(self._main())
+        except (SystemExit, KeyboardInterrupt):
+            # Of a part of a handler, which is a task by itself: asyncio hands these two on to whoever awaits it, and also stops its loop.
+            return False
+        return True
+
     async def _main(self) -> None:
-        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        self._ready.set()
-        await self._ended.wait()  # what still runs then, asyncio.run() cancels
+        if self._loop is None:
+            self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+            self._ready.set()
+        await self._ended.wait()  # what still runs then, the runner cancels
 
     def _set_ended(self) -> None:
         self._ended.set()
