@@ -67,7 +67,7 @@ def flow_over(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> Flow:
     monkeypatch.setattr(direct, "append", lambda *_, **__: None)
     flow = Flow(
         Path("q"),
-        Exchange(manager.connect, decoder_for(EventOwner.PUBLISHER_BROKER)),
+        Exchange(Path("q"), manager.connect, decoder_for(EventOwner.PUBLISHER_BROKER)),
         lambda *_: None,
         patience=Patience(30.0, manager.clock),
         clock=manager.clock,
@@ -139,7 +139,7 @@ def test_a_broker_that_hangs_up_on_the_first_words_is_not_called_again_at_once(m
         Pipe(theirs).close()
         return Pipe(ours), Config()
 
-    exchange = Exchange(hung_up_on, decoder_for(EventOwner.PUBLISHER_BROKER), pause=waits.append)
+    exchange = Exchange(Path("q"), hung_up_on, decoder_for(EventOwner.PUBLISHER_BROKER), pause=waits.append)
     patience = Patience(30.0, HandClock())
     for _ in range(8):
         exchange.line(patience).close()

@@ -248,6 +248,30 @@ def test_that_time_ran_out_is_not_that_there_is_no_broker(tmp_path: Path) -> Non
         TaskHandle(tmp_path / "q", "a", caller=Caller(tmp_path / "q", connect=connect)).result(timeout=0)
 
 
+def test_who_waits_for_anothers_call_waits_no_longer_than_its_own_patience(tmp_path: Path) -> None:
+    """All share one connection, which one thread makes: for ten seconds it may, where a manager stands still."""
+    called, over = threading.Event(), threading.Event()
+
+    def connect(timeout: float) -> Any:
+        called.set()
+        over.wait(PATIENCE_S)
+        raise BrokerUnavailable("q", cause="no answer in time", silent=True)
+
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish(1, id="a")
+    handle = TaskHandle(tmp_path / "q", "a", caller=Caller(tmp_path / "q", connect=connect))
+    patient = Side(lambda: handle.result(timeout=0.5))
+    assert called.wait(PATIENCE_S)
+    hasty = Side(lambda: handle.result(timeout=0.01))
+    hasty._thread.join(5)
+    assert patient.running
+    assert not hasty.running
+    over.set()
+    for side in (hasty, patient):
+        with pytest.raises(ResultTimeout):
+            side.result()
+
+
 def test_an_interrupted_wait_leaves_nobody_else_waiting(broker: FakeBroker, caller: Caller) -> None:
     """Ctrl-C hits the thread that reads for all, with another's answer in its hand: that one asks again."""
     ctrl_c = [KeyboardInterrupt()]

@@ -36,7 +36,7 @@ class Caller:
         self.queue_dir = queue_dir
         self.clock = clock or SystemClock()
         self._connect = connect or self._register
-        self._exchange = Exchange(self._connect, decoder_for(EventOwner.CONSUMER_BROKER))
+        self._exchange = Exchange(queue_dir, self._connect, decoder_for(EventOwner.CONSUMER_BROKER))
         self._lock = threading.Lock()
         self._watches: dict[str, _Watched] = {}
 

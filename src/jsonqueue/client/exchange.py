@@ -12,11 +12,14 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from jsonqueue.channel.pipe import FRAME_MAX_BYTES, Pipe
 from jsonqueue.client.patience import Patience
+from jsonqueue.client.presence import told_better
 from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame, BrokerUnavailable, ConnectionClosed
 from jsonqueue.event import Event, encode
@@ -167,7 +170,10 @@ class Line:
 class Exchange:
     """A line whenever one is needed."""
 
-    def __init__(self, connect: Connect, decode: Callable[[bytes], Any], *, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, queue_dir: Path, connect: Connect, decode: Callable[[bytes], Any], *, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._queue_dir = queue_dir
         self._connect = connect
         self._pause = pause
         self._silent = 0
@@ -185,7 +191,7 @@ class Exchange:
         line = self._line
         if line is not None and not line.broken:
             return line
-        with self._making:
+        with self._making_it(patience, least):
             line = self._line
             if line is None or line.broken:
                 self._wait_after(line, patience)
@@ -196,6 +202,18 @@ class Exchange:
                 patience.forget_reason()
                 self.lines += 1
             return line
+
+    @contextmanager
+    def _making_it(self, patience: Patience, least: float) -> Iterator[None]:
+        """One thread at a time; how long another one may still have to wait for a manager that stands still, is not this one's patience."""
+        left = patience.left
+        if not self._making.acquire(timeout=-1 if left is None else max(least, left)):
+            error = BrokerUnavailable(str(self._queue_dir), cause="nobody has answered another thread in time", silent=True)
+            raise patience.reason(told_better(self._queue_dir, error))
+        try:
+            yield
+        finally:
+            self._making.release()
 
     def _wait_after(self, line: Line | None, patience: Patience) -> None:
         """A broker that hung up on the first words, and on the next first words, need not be called again at once."""

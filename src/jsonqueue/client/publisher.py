@@ -89,7 +89,7 @@ class Publisher:
         """What belongs to this process alone; after a fork the child begins anew, and leaves its parent's connection alone."""
         self._pid = os.getpid()
         self._ids = IdSource(self._chance)
-        self._exchange = Exchange(self._connect, decoder_for(EventOwner.PUBLISHER_BROKER))
+        self._exchange = Exchange(self.queue_dir, self._connect, decoder_for(EventOwner.PUBLISHER_BROKER))
 
     # ── one task ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
