@@ -33,6 +33,26 @@ async def tidy_slowly(task: Any) -> None:
         tell(task.data + ".cleared", "0\n")
 
 
+async def tidy_busily(task: Any) -> None:
+    """The same, in the midst of many short steps: of the time that they take, most is the event loop's own."""
+    tell(task.data, f"{os.getpid()}\n")
+    try:
+        while True:  # noqa: ASYNC110 - no event would keep the loop busy
+            await asyncio.sleep(0)
+    finally:
+        await asyncio.sleep(0)
+        tell(task.data + ".cleared", "0\n")
+
+
+async def tidy_rudely(task: Any) -> None:
+    """The same, but hold up the event loop."""
+    tell(task.data, f"{os.getpid()}\n")
+    try:
+        time.sleep(60)  # noqa: ASYNC251 - on purpose
+    finally:
+        tell(task.data + ".cleared", "0\n")
+
+
 async def cancel_itself(task: Any) -> None:
     """As a handler does that awaits what was cancelled."""
     raise asyncio.CancelledError

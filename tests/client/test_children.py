@@ -293,10 +293,11 @@ def test_a_revoked_run_may_clear_up(tmp_path: Path) -> None:
     broker.close()
 
 
-def test_a_coroutine_may_clear_up_in_a_child_too(tmp_path: Path) -> None:
-    """It is told while its loop waits, and not it; its own `finally`, with what it awaits, runs all the same."""
+@pytest.mark.parametrize("handler", [handlers.tidy_slowly, handlers.tidy_busily, handlers.tidy_rudely])
+def test_a_coroutine_may_clear_up_in_a_child_too(tmp_path: Path, handler: Callable[[Any], Any]) -> None:
+    """It is told while its loop waits, and not it, or in the midst of either; its own `finally`, with what it awaits, runs all the same."""
     broker = FakeBroker(EventOwner.CONSUMER)
-    with at_work(broker, handlers.tidy_slowly, isolate=True):
+    with at_work(broker, handler, isolate=True):
         peer, _ = welcome(broker)
         path = tmp_path / "pid"
         peer.say(Assign([delivered(1, f'"{path}"'.encode())]))
@@ -321,6 +322,18 @@ def test_a_handler_that_clears_up_is_not_told_again() -> None:
     with pytest.raises(_TimeIsUp):
         _on_term(here)
     _on_term(here)
+
+
+def test_a_coroutine_is_told_by_its_loop_unless_it_holds_that_up() -> None:
+    """An exception in the midst of the loop's own code would be lost."""
+    asked: list[int] = []
+    here = _Run(delivered(1), cancelled=True)
+    here.cancel = lambda: asked.append(here.asked)
+    for _ in range(4):
+        _on_term(here)
+    assert asked == [1, 2, 3, 4]
+    with pytest.raises(_TimeIsUp):
+        _on_term(here)
 
 
 def test_a_revoked_run_that_heeds_nothing_is_killed(tmp_path: Path) -> None:

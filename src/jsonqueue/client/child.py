@@ -5,8 +5,8 @@ Its parent starts it with one end of a Pipe and speaks to it as a ConsumerBroker
 ``retry_after_ms`` that it may well be another time.
 
 The child never outlives its parent: a thread of its own reads the Pipe, and at its end the whole process group goes, whatever the handler
-is doing. When its time is up, or its task was cancelled, its parent says ``revoke``, which raises an exception in the midst of the handler,
-and sends SIGTERM, for what the handler has started; a second later it kills them all.
+is doing. When its time is up, or its task was cancelled, its parent says ``revoke``, which raises an exception in the midst of the handler
+(an ``async`` one is cancelled by its event loop), and sends SIGTERM, for what the handler has started; a second later it kills them all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import msgspec
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.handlers import Address, is_async, load
 from jsonqueue.client.limits import Limits, apply, renew_cpu
-from jsonqueue.client.outcome import Current, Verdict, cut, failure, inline, running_in
+from jsonqueue.client.outcome import Current, Verdict, cut, failure, inline, run_here, running_in
 from jsonqueue.config import Config
 from jsonqueue.errors import ConnectionClosed, JsonQueueError, is_want
 from jsonqueue.event import Complete, Event, EventOwner, Fail, Failure, Join, Revoke, decoder_for, encode
@@ -39,6 +39,9 @@ __all__ = ["main"]
 
 _AGAIN_S = 0.05
 """How soon the handler is told again that its time is up, if it has not noticed."""
+
+_LOOP_ASKED_MAX = 4
+"""An event loop that has not come round by then is held up by its handler: that is interrupted."""
 
 _FAREWELL_S = 2.0
 """How long a program that has ended may take over what it does at its end."""
@@ -85,6 +88,10 @@ def _part(pipe: Pipe) -> None:
 class _Run(Current, eq=False):
     told: bool = False
     """The exception was raised. It comes once, however often SIGTERM does: a second one would hit the handler while it clears up."""
+    cancel: Callable[[], object] | None = None
+    """Of an ``async`` handler: has the event loop cancel it, and note that as its being told."""
+    asked: int = 0
+    """How often the loop was asked to."""
 
     @property
     def unaware(self) -> bool:
@@ -93,9 +100,15 @@ class _Run(Current, eq=False):
 
 
 def _on_term(here: _Run, *_: object) -> None:
-    if here.unaware:
-        here.told = True
-        raise _TimeIsUp("its time is up, or its task was cancelled")
+    if not here.unaware:
+        return
+    if here.cancel is not None and here.asked < _LOOP_ASKED_MAX:
+        # In the midst of the loop's own code an exception would be lost, and with it the step that the handler waits for.
+        here.asked += 1
+        here.cancel()
+        return
+    here.told = True
+    raise _TimeIsUp("its time is up, or its task was cancelled")
 
 
 class _TimeIsUp(BaseException):
@@ -124,14 +137,28 @@ def _awaiting(handler: Callable[[Task[Any]], Any]) -> Callable[[Task[Any]], Verd
 
     runner = asyncio.Runner()
 
-    def run(task: Task[Any]) -> Verdict:
+    async def cancellable(task: Task[Any], here: _Run) -> Verdict:
+        loop, me = asyncio.get_running_loop(), asyncio.current_task()
+
+        def tell() -> None:
+            if here.unaware and me is not None:
+                here.told = me.cancel()
+
+        here.cancel = lambda: loop.call_soon_threadsafe(tell)
         try:
-            return runner.run(acall(handler, task, _LIMITS))
-        except asyncio.CancelledError:  # the handler's own doing
+            return await acall(handler, task, _LIMITS)
+        finally:
+            here.cancel = None
+
+    def run(task: Task[Any]) -> Verdict:
+        here = run_here()
+        assert isinstance(here, _Run)
+        try:
+            return runner.run(cancellable(task, here))
+        except (asyncio.CancelledError, _TimeIsUp):  # the handler's own doing, unless it was told to
+            if here.told:
+                runner.close()  # What it had running beside is cancelled as well, and awaited as it clears up.
             return failure(task, "the handler was cancelled")
-        except _TimeIsUp as error:  # It came while the loop waited, where no handler is: each is cancelled, and awaited as it clears up.
-            runner.close()
-            return failure(task, str(error))
 
     return run
 
