@@ -289,6 +289,14 @@ def test_status_counts_what_is_there(tmp_path: Path) -> None:
     assert seen["files"]["queue_json_bytes"] == queue_json
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="all names are UTF-8 there")
+def test_status_is_json_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    """It cannot be served under such a name, and can be looked at."""
+    with a_queue_of(tmp_path / "q\udcff", *SEVERAL) as queue:
+        seen = call("status", "--json", "--queue", str(queue))
+    assert (seen.status, json.loads(seen.out)["queue_dir"]) == (0, f"{tmp_path}/q\\udcff"), seen.err
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_status_tells_a_person_the_same(tmp_path: Path, terminal: bool) -> None:
     with a_queue_of(tmp_path, *SEVERAL) as queue:

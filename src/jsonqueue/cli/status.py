@@ -162,7 +162,7 @@ def as_json(seen: Overview) -> dict[str, Any]:
     import msgspec
 
     return {
-        "queue_dir": str(seen.queue_dir.resolve()),
+        "queue_dir": str(seen.queue_dir.resolve()).encode(errors="backslashreplace").decode(),
         "at_ms": seen.now_ms,
         "running": seen.manager is not None,
         "held_by": seen.held_by,
