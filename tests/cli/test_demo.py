@@ -150,6 +150,8 @@ def test_input_that_is_none_is_told(tmp_path: Path) -> None:
     assert "line 2: not JSON" in call("demo", "--input", str(tmp_path / "bad.jsonl")).err
     (tmp_path / "empty").mkdir()
     assert "found no files" in call("demo", "--input", str(tmp_path / "empty")).err
+    (tmp_path / "empty.jsonl").touch()
+    assert "found no lines in" in call("demo", "--input", str(tmp_path / "empty.jsonl")).err
     assert call("demo", "--input", str(tmp_path / "nowhere")).status == 2
 
 

@@ -66,7 +66,7 @@ def source_of(given: Path | None, *, run: str) -> Source:
 
 def _of_files(root: Path, paths: Iterator[str], run: str, title: str, things: str) -> Source:
     tasks = [DemoTask(_id(run, path), {"root": str(root), "path": path}) for path in sorted(paths)]
-    return Source(title, things, _checked(tasks, title))
+    return Source(title, things, _checked(tasks, "files", title))
 
 
 def _files(root: Path) -> Iterator[str]:
@@ -88,12 +88,12 @@ def _of_lines(file: Path, run: str) -> Source:
             except orjson.JSONDecodeError as error:
                 raise click.UsageError(f"{printable(str(file))}, line {number}: not JSON ({error})") from None
             tasks.append(DemoTask(f"{run}:{number}", {"line": number, "record": record}))
-    return Source(printable(str(file)), "records", _checked(tasks, str(file)))
+    return Source(printable(str(file)), "records", _checked(tasks, "lines", printable(str(file))))
 
 
-def _checked(tasks: list[DemoTask], title: str) -> list[DemoTask]:
+def _checked(tasks: list[DemoTask], what: str, title: str) -> list[DemoTask]:
     if not tasks:
-        raise click.UsageError(f"nothing to do: found no files in {title}")
+        raise click.UsageError(f"nothing to do: found no {what} in {title}")
     return tasks
 
 
