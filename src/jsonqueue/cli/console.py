@@ -61,6 +61,11 @@ class Console:
         return not self.as_json and _is_terminal(sys.stdout)
 
     @property
+    def coloured(self) -> bool:
+        """Whether somebody reads along who has nothing against colours."""
+        return self.person and not os.environ.get("NO_COLOR")
+
+    @property
     def watched(self) -> bool:
         """Whether somebody reads standard error, where progress is shown."""
         return not self.as_json and _is_terminal(sys.stderr)
@@ -123,7 +128,7 @@ class Console:
         listed = list(pairs)
         width = max((len(name) for name, _ in listed), default=0)
         for name, value in listed:
-            label = click.style(name.ljust(width), dim=True) if self.person and not os.environ.get("NO_COLOR") else name.ljust(width)
+            label = click.style(name.ljust(width), dim=True) if self.coloured else name.ljust(width)
             self.line(f"{label}  {value}".rstrip())
 
 

@@ -53,7 +53,7 @@ def print_task(settings: Settings, found: Found, *, now_ms: int) -> None:
     for step in timeline(task, now_ms):
         console.line(f"  {moment(step.at_ms, now_ms=now_ms)}  {_coloured(console, step.what, step.tone)}{step.rest}")
         for line in step.error:
-            console.line(click.style(f"      {line}", dim=True) if _colours(console) else f"      {line}")
+            console.line(click.style(f"      {line}", dim=True) if console.coloured else f"      {line}")
 
 
 def _facts(found: Found, now_ms: int) -> Iterator[tuple[str, str]]:
@@ -132,18 +132,12 @@ def _attempt(ended: Attempt) -> Moment:
     )
 
 
-def _colours(console: Console) -> bool:
-    import os
-
-    return console.person and not os.environ.get("NO_COLOR")
-
-
 def _heading(console: Console, text: str) -> str:
-    return click.style(text, bold=True) if _colours(console) else text
+    return click.style(text, bold=True) if console.coloured else text
 
 
 def _coloured(console: Console, text: str, tone: str) -> str:
-    return click.style(text, fg=tone) if tone and _colours(console) else text
+    return click.style(text, fg=tone) if tone and console.coloured else text
 
 
 @command("result", short_help="Print the result of a task, or wait for it.")

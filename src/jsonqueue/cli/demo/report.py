@@ -56,8 +56,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     if console.as_json:
         console.json(_as_json(outcome))
         return
-    colours = console.person and not os.environ.get("NO_COLOR")
-    for text in _lines(outcome, Paint(on=colours)):
+    for text in _lines(outcome, Paint(on=console.coloured)):
         console.line(text)
 
 
