@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -16,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from jsonqueue.cli.bench.machine import written_bytes
+from jsonqueue.cli.processes import start
 from jsonqueue.errors import JsonQueueError
 
 __all__ = ["Actor", "Stage"]
@@ -40,12 +39,7 @@ class Actor:
 
     def __init__(self, role: str, queue_dir: Path) -> None:
         self.role = role
-        self._process = subprocess.Popen(
-            # -P: a module in the current folder must not stand in for one of the standard library.
-            [sys.executable, "-P", "-m", "jsonqueue.cli.bench.actors", role, str(queue_dir)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(),
-            start_new_session=True,  # Ctrl-C is for the benchmark itself, which then ends its processes in order
-        )  # fmt: skip
+        self._process = start("bench.actors", role, str(queue_dir))
 
     @property
     def pid(self) -> int:
@@ -200,10 +194,3 @@ class Stage:
     def written(self) -> int | None:
         """Bytes that its processes have written to files so far."""
         return written_bytes(self.pids)
-
-
-def _environment() -> dict[str, str]:
-    """This process's own, in which a child finds the same jsonqueue whatever the current folder is."""
-    package = str(Path(__file__).resolve().parents[3])
-    others = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": package + (os.pathsep + others if others else "")}

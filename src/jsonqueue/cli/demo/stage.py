@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from jsonqueue.cli.processes import start
 from jsonqueue.errors import JsonQueueError
 
 __all__ = ["Child", "ChildFailed", "Stage"]
@@ -36,12 +34,7 @@ class Child:
     def __init__(self, name: str, module: str, *arguments: str) -> None:
         self.name = name
         self.said: dict[str, Any] = {}
-        # -P: a module of the user's that happens to lie in the current folder must not stand in for one of the standard library.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", f"jsonqueue.cli.demo.{module}", *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(),
-            start_new_session=True,  # Ctrl-C is for the demo itself, which then ends its children in order
-        )  # fmt: skip
+        self._process = start(f"demo.{module}", *arguments, stderr=subprocess.PIPE)
         self._errors = b""
         self._threads = [threading.Thread(target=work, name=name, daemon=True) for work in (self._listen, self._collect)]
         for thread in self._threads:
@@ -120,13 +113,6 @@ class Child:
         assert self._process.stderr is not None
         with self._process.stderr as errors:
             self._errors = errors.read()
-
-
-def _environment() -> dict[str, str]:
-    """This process's own, in which a child finds the same jsonqueue whatever the current folder is."""
-    package = str(Path(__file__).resolve().parents[3])
-    others = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": package + (os.pathsep + others if others else "")}
 
 
 class Stage:

@@ -1,0 +1,27 @@
+"""How the demo and the benchmark start the processes that play in them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = ["start"]
+
+
+def start(module: str, *arguments: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
+    """A module of ``jsonqueue.cli`` as a process, with Pipes for its input and output."""
+    return subprocess.Popen(
+        # -P: a module of the user's that happens to lie in the current folder must not stand in for one of the standard library.
+        [sys.executable, "-P", "-m", f"jsonqueue.cli.{module}", *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=_environment(),
+        start_new_session=True,  # Ctrl-C is for the command itself, which then ends its processes in order
+    )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, in which another one finds the same jsonqueue whatever the current folder is."""
+    package = str(Path(__file__).resolve().parents[2])
+    others = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": package + (os.pathsep + others if others else "")}
