@@ -381,6 +381,16 @@ def test_refusals_are_counted_in_plain_words(count: int, published: int, said: s
     assert str(TasksRejected((Rejection(2, "a", "no"),), count=count, published=published, duplicates=0)) == said
 
 
+def test_what_a_queue_took_before_it_was_full_has_its_ids_printed(queue: Path, feed: Feed) -> None:
+    """They are on the disk, and what comes of them can be asked only by their ids."""
+    queue.mkdir(mode=0o700)
+    (queue / "jsonqueue.toml").write_text("tasks_max = 2\n")
+    feed(b'"%s"\n' % (b"x" * 600_000) * 4)  # two of them are a batch
+    called = call("publish", "--queue", str(queue))
+    assert (called.status, called.out.split()) == (65, [*stored(queue)])
+    assert "after 4 tasks no more were read, since the queue refuses all" in called.err
+
+
 def test_refusals_that_are_not_listed_print_no_ids(monkeypatch: pytest.MonkeyPatch, queue: Path, feed: Feed) -> None:
     """Of more refusals than are listed it is not known which; rather no id than one of a task that is not stored."""
 

@@ -261,7 +261,7 @@ class Stream:
         self._answered = answered
 
     def _refused(self, error: TasksRejected, numbers: array[int]) -> set[int]:
-        """Count what was refused; the places of what is not stored. Raises on when the queue takes nothing more."""
+        """Count what was refused; the places of what is not stored. Where the queue takes nothing more, that ends the command."""
         self.published += error.published
         self.duplicates += error.duplicates
         for rejection in error.rejected:
@@ -269,7 +269,7 @@ class Stream:
         untold = error.count - len(error.rejected)
         self.bad += untold
         if error.stopped_after is not None:
-            raise error
+            self._error = error
         # Only so many refusals are listed. Rather than print an id that may not be stored, print none of this group.
         return set(range(len(numbers))) if untold else {rejection.index for rejection in error.rejected}
 
