@@ -255,9 +255,20 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("command", ["list", "publish 1", "stop"])
 def test_a_file_is_no_folder(tmp_path: Path, command: str) -> None:
     (tmp_path / "file").touch()
-    called = call(*command.split(), environment={"JSONQUEUE_DIR": str(tmp_path / "file")})
-    assert called.status == 77
-    assert called.err.startswith(f"Error: {tmp_path / 'file'} is a file, not a folder\nHint:  name the folder of the queue")
+    for called in (
+        call(*command.split(), environment={"JSONQUEUE_DIR": str(tmp_path / "file")}),
+        call(*command.split(), "--queue", str(tmp_path / "file")),
+        call("--queue", str(tmp_path / "file"), *command.split()),
+    ):
+        assert called.status == 77
+        assert called.err.startswith(f"Error: {tmp_path / 'file'} is a file, not a folder\nHint:  name the folder of the queue")
+
+
+def test_a_folder_that_must_not_be_read_is_no_wrong_usage(failing: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is for the command to say what is the matter with it."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    failing.append(JsonQueueError("seen"))
+    assert call("fail", "--queue", str(tmp_path)).err == "Error: seen\n"
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -235,16 +235,18 @@ def queue_options(function: T) -> T:
         "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print JSON, one value a line, for programs to read."
     )(function)
     return click.option(
-        "--queue", metavar="DIR", expose_value=False, callback=_set_queue, type=_Folder(file_okay=False, path_type=Path),
+        "--queue", metavar="DIR", expose_value=False, callback=_set_queue, type=_Folder(file_okay=False),
         help="The queue folder  [default: $JSONQUEUE_DIR, or queue_data]",
     )(function)  # fmt: skip
 
 
 class _Folder(click.Path):
+    """Completed by a shell as a folder."""
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":  # a script's variable without a value, which to a path would be the current folder
             self.fail("an empty name is no folder (the current one is .)", param, ctx)
-        return super().convert(value, param, ctx)
+        return Path(value)  # What else is wrong with it is told where it is used, whichever way it was named.
 
 
 def _set_queue(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
