@@ -18,7 +18,7 @@ from cli.calls import call
 from jsonqueue.cli import app
 from jsonqueue.cli.app import COMMANDS, cli
 from jsonqueue.cli.console import Settings
-from jsonqueue.errors import JsonQueueError, ManagerRunning, StorageError
+from jsonqueue.errors import BrokerUnavailable, JsonQueueError, ManagerRunning, StorageError
 
 
 class Failing(list[BaseException]):
@@ -269,6 +269,34 @@ def test_a_folder_that_must_not_be_read_is_no_wrong_usage(failing: Failing, tmp_
     monkeypatch.setattr("os.access", lambda *_: False)
     failing.append(JsonQueueError("seen"))
     assert call("fail", "--queue", str(tmp_path)).err == "Error: seen\n"
+
+
+def test_a_folder_that_cannot_be_reached_is_one_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies in one that another user keeps to himself."""
+
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "theirs")
+
+    with monkeypatch.context() as within:
+        within.setattr("os.stat", deny)
+        called = call("status", "--queue", "theirs")
+    assert (called.status, called.err.splitlines()[0]) == (77, "Error: theirs cannot be reached: permission denied")
+
+
+def test_a_broker_that_must_not_be_called_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stop` said that none was running on another user's folder, and how to start one."""
+
+    def deny(queue_dir: Path, *_: object, **__: object) -> None:
+        try:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        except OSError as error:
+            raise BrokerUnavailable(str(queue_dir), cause="permission denied") from error
+
+    us = os.geteuid()
+    monkeypatch.setattr("jsonqueue.channel.registration.operate", deny)
+    monkeypatch.setattr("os.geteuid", lambda: us + 1)
+    called = call("stop", "--queue", str(tmp_path))
+    assert (called.status, called.err.splitlines()[0]) == (77, f"Error: {tmp_path} belongs to user {us}, not to us ({us + 1})")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -197,6 +197,23 @@ def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, creat
     assert not list(elsewhere.iterdir())
 
 
+def test_a_denial_is_explained_by_the_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's folder is refused in the same words by what only looks; of one behind such a folder no more is known."""
+    denied = PermissionError(13, "Permission denied")
+    us = os.geteuid()
+    monkeypatch.setattr("os.geteuid", lambda: us + 1)
+    assert str(folder.denied_by(tmp_path, denied)) == f"{tmp_path} belongs to user {us}, not to us ({us + 1})"
+
+    def deny(*_: object) -> None:
+        raise denied
+
+    with monkeypatch.context() as within:
+        within.setattr("os.stat", deny)
+        said = folder.denied_by(tmp_path, denied)
+    assert said is not None
+    assert (str(said), said.hint) == (f"{tmp_path} cannot be reached: permission denied", "run as its owner, or use another folder")
+
+
 def test_a_denial_is_explained_by_the_mode_alone(tmp_path: Path) -> None:
     """Of a folder that has gone meanwhile, or whose mode denies its owner nothing, or of another error, there is nothing to say."""
     denied = PermissionError(13, "Permission denied")

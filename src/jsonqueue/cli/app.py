@@ -276,11 +276,11 @@ def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
         settings = click.get_current_context().ensure_object(Settings)
-        if settings.queue_dir.is_file():
-            raise FolderRefused(
-                f"{settings.queue_dir} is a file, not a folder", hint="name the folder of the queue: --queue DIR, or JSONQUEUE_DIR"
-            )
         try:
+            if settings.queue_dir.is_file():
+                raise FolderRefused(
+                    f"{settings.queue_dir} is a file, not a folder", hint="name the folder of the queue: --queue DIR, or JSONQUEUE_DIR"
+                )
             return function(settings, *arguments, **options)
         except (PermissionError, StorageError) as error:
             from jsonqueue.storage.folder import denied_by
@@ -291,8 +291,9 @@ def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
             raise refused from error
         except BrokerUnavailable as error:
             from jsonqueue.client.presence import told_better
+            from jsonqueue.storage.folder import denied_by
 
-            raise told_better(settings.queue_dir, error) from error.__cause__
+            raise denied_by(settings.queue_dir, error.__context__) or told_better(settings.queue_dir, error) from error.__cause__
 
     return call
 

@@ -70,19 +70,30 @@ def _opened(root: Path, *, create: bool, read_only: bool) -> RealFiles:
 
 
 def denied_by(path: str | Path, error: BaseException | None) -> FolderRefused | None:
-    """The same error told of the folder, if it is its mode that denies its owner what a queue needs."""
+    """The same error told of the folder, if that is another user's, or beyond one that is, or its mode denies its owner what it needs."""
     if error is None or not isinstance(error if isinstance(error, OSError) else error.__cause__, PermissionError):
         return None
     try:
         found = os.stat(path)
+    except PermissionError:
+        return FolderRefused(f"{path} cannot be reached: permission denied", hint=_NOT_OURS)
     except OSError:
         return None
-    if found.st_uid != os.geteuid() or found.st_mode & stat.S_IRWXU == stat.S_IRWXU:
+    if found.st_uid != os.geteuid():
+        return _of_another(path, found.st_uid)
+    if found.st_mode & stat.S_IRWXU == stat.S_IRWXU:
         return None
     return FolderRefused(
         f"{path} cannot be used: permission denied, its mode is {stat.S_IMODE(found.st_mode):04o}",
         hint=f"chmod u+rwx {shlex.quote(str(path))}",
     )
+
+
+_NOT_OURS = "run as its owner, or use another folder"
+
+
+def _of_another(path: str | Path, uid: int) -> FolderRefused:
+    return FolderRefused(f"{path} belongs to user {uid}, not to us ({os.geteuid()})", hint=_NOT_OURS)
 
 
 def renamable_in(path: str | Path) -> Path | None:
@@ -170,9 +181,7 @@ def _check(root: Path) -> None:
         raise FolderRefused(f"the queue folder {root} cannot be used: {error.strerror}") from error
     require_folder(root)
     if found.st_uid != os.geteuid():
-        raise FolderRefused(
-            f"{root} belongs to user {found.st_uid}, not to us ({os.geteuid()})", hint="run as its owner, or use another folder"
-        )
+        raise _of_another(root, found.st_uid)
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         who = "everybody" if found.st_mode & stat.S_IWOTH else "its group"
         raise FolderRefused(
