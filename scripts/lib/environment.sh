@@ -1,4 +1,4 @@
-# Sourced by scripts/run, scripts/test and scripts/lock, from the top of the checkout: makes the virtual environment .venv and keeps it
+# Sourced by the scripts, from the top of the checkout: makes the virtual environment .venv and keeps it
 # up to date. Nothing outside the checkout is written, but for the caches of uv and pip. Plain enough for the bash 3.2 of macOS.
 
 # uv must neither fetch a Python nor complain when its cache lies on another filesystem.
