@@ -35,7 +35,9 @@ class LineGroups:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._rest = b""
+        self._begun: list[bytes] = []
+        """The pieces of the line that has no end yet. They are put together once: of a long line each chunk would else copy all of it."""
+        self._begun_bytes = 0
         self._number = 0
         self._ended = False
         self.bytes_read = 0
@@ -67,8 +69,14 @@ class LineGroups:
         chunk = self._chunk()
         self._ended = not chunk
         self.bytes_read += len(chunk)
-        *whole, self._rest = (self._rest + chunk).split(b"\n") if chunk else (self._rest, b"")
-        if len(self._rest) > _LINE_BYTES_MAX:
+        *whole, rest = chunk.split(b"\n") if chunk else (b"", b"")
+        if whole:
+            whole[0] = b"".join((*self._begun, whole[0]))
+            self._begun.clear()
+            self._begun_bytes = 0
+        self._begun.append(rest)
+        self._begun_bytes += len(rest)
+        if self._begun_bytes > _LINE_BYTES_MAX:
             number = self._number + len(whole) + 1
             raise InvalidTask(f"line {number} is longer than {_LINE_BYTES_MAX:,} bytes", hint="one JSON value a line")
         numbered = [Line(number, text) for number, text in enumerate(whole, self._number + 1) if text.strip()]
