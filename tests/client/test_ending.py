@@ -31,8 +31,11 @@ class SlowStarter:
 
     def kill(self, token: int) -> None: ...
 
-    def close(self) -> None:
+    def dismiss(self) -> None:
         self._closed.set()
+
+    def close(self) -> None:
+        self.dismiss()
 
 
 class Ready(SlowStarter):
@@ -133,3 +136,23 @@ def test_a_crew_that_is_stuck_is_waited_for_once(monkeypatch: pytest.MonkeyPatch
     threads._threads = [Stuck(), Stuck(), Stuck()]  # type: ignore[list-item]
     threads.stop()
     assert waited == [1.0, 0.0, 0.0]
+
+
+def test_runners_end_side_by_side() -> None:
+    """Each may take its time, a child process for one: a stop takes as long as the slowest, and not as all of them together."""
+    ended: list[tuple[str, int]] = []
+
+    class Slow(Ready):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self._number = number
+
+        def dismiss(self) -> None:
+            ended.append(("dismissed", self._number))
+
+        def close(self) -> None:
+            ended.append(("closed", self._number))
+
+    threads, _ = crew(Slow(1), Slow(2))
+    threads.stop()
+    assert ended == [("dismissed", 1), ("dismissed", 2), ("closed", 1), ("closed", 2)]

@@ -120,15 +120,20 @@ class ChildRunner:
             signal_group(self._process, number)
             return True
 
-    def close(self) -> None:
-        """End the child: by itself if it is idle, else by force."""
+    def dismiss(self) -> None:
+        """Let the child end: by itself if it is idle, else by force."""
         with self._lock:
             self._closed = True
-            process, pipe = self._process, self._pipe
-            if process is not None and self._token:
-                kill_group(process)
-            if pipe is not None:
-                pipe.close()
+            if self._process is not None and self._token:
+                kill_group(self._process)
+            if self._pipe is not None:
+                self._pipe.close()
+
+    def close(self) -> None:
+        """The same, and wait for its end."""
+        was = self._process
+        self.dismiss()
+        process = self._process or was  # which its slot's thread may bury by now, or have started just before
         if process is not None:
             self._await_end(process)
 

@@ -188,10 +188,14 @@ class ProgramRunner:
             except RuntimeError:  # No thread is to be had: then without the grace.
                 self._signal(token, signal.SIGKILL)
 
-    def close(self) -> None:
+    def dismiss(self) -> None:
         """Kill the program, if it runs, or is being started."""
         self._closed = True
         self._signal(self._token, signal.SIGKILL)
+
+    def close(self) -> None:
+        """The same; the thread that runs it sees to its end."""
+        self.dismiss()
 
     def _signal(self, token: int, number: signal.Signals) -> bool:
         """To the program and all that it started, if this is what it works on; whether it is."""

@@ -34,8 +34,11 @@ class Runner(Protocol):
     def kill(self, token: int) -> None:
         """End the run of the task with this token, if it is still in progress and if that is possible. Called from other threads."""
 
+    def dismiss(self) -> None:
+        """Begin to give up whatever the runner holds, and end what runs, if that is possible. Waits for nothing."""
+
     def close(self) -> None:
-        """Give up whatever the runner holds."""
+        """The same, to the end."""
 
 
 class InlineRunner:
@@ -47,6 +50,8 @@ class InlineRunner:
     def prepare(self) -> None: ...
 
     def kill(self, token: int) -> None: ...
+
+    def dismiss(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -78,11 +83,13 @@ class Threads:
         """End what still runs, as far as that is possible. The session is closed already."""
         self._ending.set()
         for runner in self._runners:
-            runner.close()
+            runner.dismiss()
 
     def stop(self) -> None:
         """The same, and wait for the threads to end."""
-        self.end()
+        self.end()  # all at once: a child process may take a second over what it does at its end
+        for runner in self._runners:
+            runner.close()
         patience = Patience(_JOIN_S, SystemClock())
         for thread in self._threads:
             if thread.ident is not None:  # else the first runner could not get ready, and none was started
