@@ -536,3 +536,25 @@ def test_a_line_that_changes_in_place_fits_its_terminal(monkeypatch: pytest.Monk
             assert seen.wait(10)
         shown = screen.read(4096).decode()
     assert len(unstyle(shown.split("\r\x1b[K")[1])) == 39
+
+
+def test_what_a_handler_prints_goes_above_the_line_that_changes_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a line of its own, whoever prints it and in however many parts; until its end our line stays away."""
+    reader, writer = os.openpty()
+    with os.fdopen(writer, "w", buffering=1) as terminal, os.fdopen(reader, "rb", buffering=0) as screen:
+        monkeypatch.setattr("sys.stdout", terminal)
+        monkeypatch.setattr("sys.stderr", terminal)
+        shown, drawn = b"", threading.Semaphore(0)
+        with LiveLine(lambda: drawn.release() or "the line", watched=True, every_s=0.001, shared=True):  # type: ignore[func-returns-value]
+            for _ in range(2):
+                drawn.acquire()  # it has been drawn once, at least
+            print("said", "in", end=" ")
+            for _ in range(3):
+                drawn.acquire()
+            print("parts", file=sys.stderr)
+            assert sys.stdout.isatty()
+        assert (sys.stdout, sys.stderr) == (terminal, terminal)
+        while not shown.endswith(b"\r\x1b[K"):
+            shown += screen.read(65536)
+    lines = [line.rpartition("\r")[2] for line in unstyle(shown.decode()).split("\r\n")]
+    assert lines == ["said in parts", ""]

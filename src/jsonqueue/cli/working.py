@@ -78,7 +78,7 @@ def work(settings: Settings, handler: str | None, program: str | None, until_emp
         ending.start()
     rates = Rates()
     try:
-        with LiveLine(lambda: _live(consumer, rates), watched=console.watched, every_s=0.5):
+        with LiveLine(lambda: _live(consumer, rates), watched=console.watched, every_s=0.5, shared=True):
             consumer.run()
     finally:
         _summary(console, consumer, time.monotonic() - began)
