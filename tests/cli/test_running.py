@@ -116,10 +116,11 @@ def test_seconds_that_cannot_be_waited_for_are_refused(tmp_path: Path, command: 
         (f"--cpu={2**63}", "more than a kernel can count"),
         (f"--open-files={2**63}", "more than a kernel can count"),
         (f"--processes={2**63}", "more than a kernel can count"),
+        (f"--concurrency={2**40}", "is not in the range"),
     ],
 )
 def test_a_limit_that_no_task_could_keep_or_no_kernel_take_is_wrong_usage(tmp_path: Path, option: str, said: str) -> None:
-    """The first ended as a bug of ours; with the others every task failed until it was dead."""
+    """The first ended as a bug of ours, and the last before it had begun; with the others every task failed until it was dead."""
     called = call("work", "--exec", "cat", option, "--queue", str(tmp_path / "q"))
     assert (called.status, said in called.err) == (2, True), called.err
 

@@ -42,7 +42,7 @@ def _countable(ctx: click.Context, param: click.Parameter, value: int | None) ->
 @command("work", short_help="Run tasks with a Python function, or with any program.")
 @click.argument("handler", metavar="MODULE:FUNCTION", required=False)
 @click.option("--exec", "program", metavar="COMMAND", help="Run this program for each task, with the task's JSON on its standard input.")
-@click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True, help="How many tasks at once.")
+@click.option("--concurrency", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many tasks at once.")
 @click.option("--name", help="What the consumer is called in the histories of its tasks.")
 @click.option("--timeout", type=LIMIT, help="End a handler that takes longer than this, by SIGTERM, then SIGKILL; its attempt has failed.")
 @click.option("--isolate", is_flag=True, help="Run the function in child processes, so that a crash there hurts nobody here.")
