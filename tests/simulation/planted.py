@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -164,10 +164,17 @@ def _as_a_hole(what: str) -> Plant:
 
 def _line(file: str, old: str, new: str) -> Plant:
     """A line of the source, changed."""
+    return _lines((file, old, new))
+
+
+def _lines(*changes: tuple[str, str, str]) -> Plant:
+    """Lines of the source, changed: where two see to the same."""
 
     @contextmanager
     def plant() -> Iterator[Cast]:
-        with changed(file, old, new):
+        with ExitStack() as stack:
+            for file, old, new in changes:
+                stack.enter_context(changed(file, old, new))
             yield PRODUCTION
 
     return plant
@@ -368,7 +375,11 @@ BUGS: dict[str, Planted] = {
         446, _line("broker/loop.py", "pass  # It has ended, maybe by Ctrl-C.", "self._give_up(peer)  # It has ended, maybe by Ctrl-C.")
     ),
     "a checkpoint without room leaves its draft": Planted(
-        1, _line("storage/queue_file.py", "            files.unlink(name)  # Until", "            # Until")
+        1,
+        _lines(
+            ("storage/queue_file.py", "            files.unlink(name)  # Until", "            # Until"),
+            ("storage/checkpoint.py", "                files.unlink(DRAFT)\n", "                pass\n"),
+        ),
     ),
     "a killed manager's draft stays": Planted(0, _line("storage/checkpoint.py", "    _unlink(files, [DRAFT])\n", "    pass\n")),
     "a checkpoint without room leaves a file open": Planted(
