@@ -4,9 +4,11 @@ Its parent starts it with one end of a Pipe and speaks to it as a ConsumerBroker
 ``complete`` or ``fail``. A ``join`` of the child says that the handler is loaded; a ``fail`` without an id instead says why not, and with a
 ``retry_after_ms`` that it may well be another time.
 
-The child never outlives its parent: a thread of its own reads the Pipe, and at its end the whole process group goes, whatever the handler
-is doing. When its time is up, or its task was cancelled, its parent says ``revoke``, which raises an exception in the midst of the handler
-(an ``async`` one is cancelled by its event loop), and sends SIGTERM, for what the handler has started; a second later it kills them all.
+Once its handler is loaded, the child does not outlive its parent: a thread of its own reads the Pipe, and at its end the whole process
+group goes, whatever the handler is doing. (One that is idle may end as a program ends, within two seconds.)
+
+When its time is up, or its task was cancelled, its parent says ``revoke``, which raises an exception in the midst of the handler (an
+``async`` one is cancelled by its event loop), and sends SIGTERM, for what the handler has started; a second later it kills them all.
 """
 
 from __future__ import annotations
