@@ -13,7 +13,10 @@ from weakref import WeakSet
 import pytest
 
 from jsonqueue.broker import child as child_module
+from jsonqueue.broker.admission import Admission
 from jsonqueue.broker.child import Child, ChildState
+from jsonqueue.broker.crew import Crew
+from jsonqueue.broker.narration import Narration
 from jsonqueue.broker.reception import Guest
 from jsonqueue.broker.supervisor import Supervisor
 from jsonqueue.channel.control import Attach, Failed, Forget, Start, decode_order, encode
@@ -101,28 +104,24 @@ class _Desk:
     def keep_waiting(self, guest: Guest, wait_ms: int) -> None:
         pass
 
-    def close(self) -> None:
-        pass
-
 
 def test_who_hung_up_while_a_broker_starts_is_forgotten() -> None:
     """It may wait for hours, for a sibling that waits for a lock; and who asks with little patience comes again four times a second."""
-    supervisor: Any = Supervisor(
-        "/nowhere", MemoryFiles(), Config(), SystemClock(), grace_ms=0, check_lock=lambda: None, on_change=_nothing
-    )
-    supervisor._reception = desk = _Desk()
+    desk: Any = _Desk()
+    with selectors.DefaultSelector() as selector:
+        crew = Crew("/nowhere", Config(), SystemClock(), Narration("/nowhere"), selector, _nothing)
+    admission = Admission(desk, crew, Config(), SystemClock())
     guests: WeakSet[Guest] = WeakSet()
     for _ in range(3_000):
         desk.guest = Guest(cast(Visitor, None), 0)
         guests.add(desk.guest)
-        supervisor._receive(desk.guest, Register(EventOwner.CALLER, "", 1))
+        admission.let_in(desk.guest, Register(EventOwner.CALLER, "", 1))
     kept = len(guests)
-    supervisor.abandon()
     assert desk.guest in guests
     assert kept <= 1_024
 
 
-def _nothing() -> None:
+def _nothing(child: Child) -> None:
     pass
 
 

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
 
+from jsonqueue.broker.admission import HELD_BACK_MS, Admission, not_up
 from jsonqueue.broker.checkpointing import Checkpointing
 from jsonqueue.broker.child import Child, ChildState
 from jsonqueue.broker.crew import ROLES, Crew, other_than
@@ -33,9 +34,8 @@ from jsonqueue.broker.narration import Narration
 from jsonqueue.broker.questions import Questions
 from jsonqueue.broker.reception import Guest, Reception
 from jsonqueue.broker.restarts import DISK_FAILED
-from jsonqueue.channel.control import Attach, Counters, Crowded, Draining, Failed, News, Ready, Rotated, Stop, Waiting
-from jsonqueue.channel.pipe import Pipe
-from jsonqueue.channel.registration import Action, Listener, ManagerStatus, Operate, Refused, Register, Registered, Report
+from jsonqueue.channel.control import Counters, Crowded, Draining, Failed, News, Ready, Rotated, Stop, Waiting
+from jsonqueue.channel.registration import Action, Listener, ManagerStatus, Operate, Register, Report
 from jsonqueue.clock import Clock
 from jsonqueue.config import Config
 from jsonqueue.errors import ConnectionClosed, JsonQueueError, LockLost, words_of
@@ -46,10 +46,6 @@ from jsonqueue.storage.locks import hold
 
 __all__ = ["Supervisor"]
 
-_HELD_BACK_MS = 30_000
-"""How long a client waits at most while its broker starts."""
-_HELD_BACK_MAX = 1_024
-"""When they are so many, those of them who have left are forgotten: half as many are at the desk at the most."""
 _CROWDED_MS = 1_000
 """How long nobody is sent to a broker that has no room for more clients."""
 _REAP_MS = 10
@@ -57,7 +53,6 @@ _DYING_MAX_MS = 2_000
 _LEAVE_MS = 2_000
 """What a ConsumerBroker has, when the grace is over, to say its last answers and close its log."""
 _PUBLISHER, _CONSUMER = ROLES
-_SERVED_BY = {EventOwner.PUBLISHER: _PUBLISHER, EventOwner.CONSUMER: _CONSUMER, EventOwner.CALLER: _CONSUMER}
 
 
 class _Phase(Enum):
@@ -99,14 +94,13 @@ class Supervisor:
         self._at_once = False
         self._stop_until_ms = 0
         self._started_ms, self._started_wall_ms = clock.monotonic_ms(), clock.wall_ms()
-        self._held_back: list[tuple[Guest, Register]] = []
-        self._last_peer = 0
         self._selector = selectors.DefaultSelector()
         self._crew = Crew(queue_dir, config, clock, self._say, self._selector, self._serve)
         self._wishes: deque[Callable[[], None]] = deque()
         self._woken, self._waker = socket.socketpair()
         self._questions = Questions(clock, self.status, self._crew.post)
         self._reception: Reception | None = None
+        self._admission: Admission | None = None
         self._checkpointing = Checkpointing(files, config, clock, self._say, post=self._crew.post, submit=self.submit, on_damage=self._fail)
 
     # ── from other threads ───────────────────────────────────────────────────────────────────────────────────────────
@@ -135,6 +129,7 @@ class Supervisor:
         try:
             listener = Listener(self._queue_dir)
             self._reception = Reception(self._selector, listener, self._clock, self._say, self._receive)
+            self._admission = Admission(self._reception, self._crew, self._config, self._clock)
             self._crew.start_both()
         except BaseException:
             self._clean_up()
@@ -245,7 +240,8 @@ class Supervisor:
     def _became_ready(self, child: Child, epoch: int) -> None:
         child.state, child.epoch, child.waits_for = ChildState.READY, epoch, ""
         self._say.broker_ready(child.role, pid=child.pid, epoch=epoch, took_ms=self._clock.monotonic_ms() - child.started_ms)
-        self._let_in_held_back()
+        assert self._admission is not None
+        self._admission.let_in_held_back()
         if not self.ready.is_set() and self._crew.is_ready:
             self._both_became_ready()
 
@@ -265,7 +261,8 @@ class Supervisor:
         if why and child.state is not ChildState.WAITING:
             self._say.broker_waits(child.role, why)
         child.state, child.waits_for = ChildState.WAITING if why else ChildState.STARTING, why
-        self._let_in_held_back()
+        assert self._admission is not None
+        self._admission.let_in_held_back()
 
     def _became_crowded(self, child: Child, why: str) -> None:
         """Whoever comes next is told so, rather than hung up on and back in the same moment."""
@@ -276,7 +273,7 @@ class Supervisor:
     @property
     def waits_for(self) -> str:
         """Why a broker is not up that should be; empty when there is nothing to be said. From any thread."""
-        return next((_not_up(role, why) for role in ROLES if (why := self._crew.waits_for(role))), "")
+        return next((not_up(role, why) for role in ROLES if (why := self._crew.waits_for(role))), "")
 
     # ── a broker that died ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -317,50 +314,15 @@ class Supervisor:
     def _receive(self, guest: Guest, request: Register | Operate) -> None:
         assert self._reception is not None
         if isinstance(request, Register):
-            self._let_in(guest, request)
+            assert self._admission is not None
+            self._admission.let_in(guest, request)
         else:
-            self._reception.keep_waiting(guest, 10 * _HELD_BACK_MS)
+            self._reception.keep_waiting(guest, 10 * HELD_BACK_MS)
             self._operate(request.action, partial(self._report, guest))
-
-    def _let_in_held_back(self) -> None:
-        held_back, self._held_back = self._held_back, []
-        for guest, register in held_back:
-            self._let_in(guest, register)
 
     def _report(self, guest: Guest, report: Report) -> None:
         if self._reception is not None and self._reception.is_here(guest):
             self._reception.answer(guest, report)
-
-    def _let_in(self, guest: Guest, register: Register) -> None:
-        assert self._reception is not None
-        if not self._reception.is_here(guest):
-            return  # Its patience ended before the broker was up.
-        role = _SERVED_BY[register.owner]
-        if why := self._crew.waits_for(role):
-            self._reception.answer(guest, Refused(_not_up(role, why)))
-            return
-        child = self._crew.children.get(role)
-        if child is not None and self._clock.monotonic_ms() < child.crowded_until_ms:
-            self._reception.answer(guest, Refused(f"the {role.replace('_', ' ')} has no room for another client: {child.crowded}"))
-            return
-        # A process may have ended a moment ago, with the end of its control Pipe still to be read.
-        if child is None or child.state is not ChildState.READY or child.reap() is not None:
-            if len(self._held_back) >= _HELD_BACK_MAX:
-                self._held_back = [held for held in self._held_back if self._reception.is_here(held[0])]
-            self._held_back.append((guest, register))
-            self._reception.keep_waiting(guest, _HELD_BACK_MS)
-            return
-        try:
-            brokers_end, clients_end = Pipe.pair()
-        except OSError as error:
-            self._reception.complain(error)
-            self._reception.answer(guest, Refused(f"the manager has no room for another client: {error.strerror}"))
-            return
-        self._last_peer += 1
-        pid = register.pid if guest.visitor.pid is None else guest.visitor.pid
-        child.post(Attach(self._last_peer, register.owner, register.name, pid), brokers_end)
-        self._crew.mind_backlog(child)
-        self._reception.answer(guest, Registered(self._config), (clients_end,))
 
     # ── what operators ask ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -464,10 +426,6 @@ class Supervisor:
         self._selector.close()
         self._woken.close()
         self._waker.close()
-
-
-def _not_up(role: EventOwner, why: str) -> str:
-    return f"the {role.replace('_', ' ')} is not up: {why}"
 
 
 def _died(role: EventOwner) -> str:
