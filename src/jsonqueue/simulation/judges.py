@@ -77,6 +77,7 @@ class Judge:
 
     def announced(self, who: Actor, mark: Mark) -> None:
         """The published log is said to be durable through here: is it?"""
+        self._take_what_was_folded(who)  # who says so may be a publisher that appends by itself, with no broker before it
         try:
             batches = self._published.read_through(Position(mark.number, mark.epoch))
         except JsonQueueError as error:
@@ -137,6 +138,8 @@ class Judge:
     def _take_what_was_folded(self, who: Actor) -> None:
         """It counts if the durable queue.json vouches for it. If not, it is in the logs as ever."""
         (published, progress), self._folding = self._folding, ([], [])
+        if not published and not progress:
+            return
         header = read_header(self._durable)
         if published and published[-1].number <= header.published_through.number:
             self._add_published(who, published)
