@@ -124,8 +124,9 @@ class Judge:
 
     # ── the brokers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def all_is_folded(self) -> None:
+    def all_is_folded(self, manager: Manager) -> None:
         """A manager that stops is about to fold both logs to their ends, and to delete them."""
+        self._take_what_was_folded(manager)  # by one before it, if no broker of its own has come as far as to open since
         disk = self._world.disk
         ends = ends_of(disk, read_header(disk))
         read: list[list[Batch]] = []

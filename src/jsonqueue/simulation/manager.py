@@ -14,6 +14,7 @@ from jsonqueue.errors import CorruptQueue, DiskFull, StorageError
 from jsonqueue.event import EventOwner
 from jsonqueue.simulation.disk import Killed, ProcessFiles
 from jsonqueue.simulation.process import Actor, BrokerProcess
+from jsonqueue.simulation.trace import merge
 from jsonqueue.simulation.verdict import Violation
 from jsonqueue.simulation.wire import Link
 from jsonqueue.storage.checkpoint import DRAFT, CheckpointDone, Cut, clear_draft, final_checkpoint
@@ -151,7 +152,9 @@ class Manager(Actor):
             self.world.scheduler.after(1_000, self._fold_all)
             return
         self.world.folding = True
-        self.world.judge.all_is_folded()
+        merge(self.clock, self.world.disk_clock)
+        merge(self.world.disk_clock, self.clock)
+        self.world.judge.all_is_folded(self)
         try:
             done = final_checkpoint(self.files, config=self.world.config, at_ms=self.world.clock.wall_ms())
         except Killed:
