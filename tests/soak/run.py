@@ -306,6 +306,7 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=300, help="tasks published each second")
     parser.add_argument("--rescues", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # whoever was started is ended on the way
     with tempfile.TemporaryDirectory(prefix="jsonqueue-soak-", ignore_cleanup_errors=True) as folder:
         queue_dir = Path(folder) / "queue"
         if options.rescues:

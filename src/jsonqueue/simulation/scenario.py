@@ -214,11 +214,11 @@ _DAYS = _Pace(
 _PACES = (_MILLISECONDS,) * 34 + (_MINUTES,) * 5 + (_DAYS,)
 
 
-def draw(seed: int) -> Scenario:
-    """The scenario of this seed."""
-    chance = Random(seed)
-    pace = chance.choice(_PACES)
-    tasks = chance.choice((6, 12, 24, 40, 80))
+def draw(seed: int, *, short: bool = False) -> Scenario:
+    """The scenario of this seed. ``short``: one of milliseconds, few tasks and many faults, for whoever wants many of them."""
+    chance = Random(f"{seed}/short") if short else Random(seed)
+    pace = _MILLISECONDS if short else chance.choice(_PACES)
+    tasks = chance.choice((6, 12, 24) if short else (6, 12, 24, 40, 80))
     spread_us = chance.choice(pace.spreads_us)
     consumers = chance.randint(1, pace.consumers_max)
     habits = _draw_habits(chance, pace)
@@ -231,7 +231,7 @@ def draw(seed: int) -> Scenario:
         spread_us=spread_us,
         habits=habits,
         weather=_draw_weather(chance, pace),
-        faults=_draw_faults(chance, pace, spread_us + habits.again_us, consumers),
+        faults=_draw_faults(chance, pace, spread_us + habits.again_us, consumers, (8, 16) if short else (1, 2, 4, 8, 16)),
         config=_draw_config(chance, pace, habits),
         patience_us=pace.patience_us,
         direct=chance.random() < 0.3,
@@ -291,12 +291,12 @@ def _draw_config(chance: Random, pace: _Pace, habits: Habits) -> Config:
     )
 
 
-def _draw_faults(chance: Random, pace: _Pace, spread_us: int, consumers: int) -> tuple[Fault, ...]:
+def _draw_faults(chance: Random, pace: _Pace, spread_us: int, consumers: int, counts: tuple[int, ...]) -> tuple[Fault, ...]:
     kinds = [kind for kind in FAULTS if chance.random() < 0.3]
     if not kinds:
         return ()
     end_us = spread_us + 300_000
-    faults = [draw_fault(chance, chance.choice(kinds), end_us, consumers, pace) for _ in range(chance.choice((1, 2, 4, 8, 16)))]
+    faults = [draw_fault(chance, chance.choice(kinds), end_us, consumers, pace) for _ in range(chance.choice(counts))]
     return tuple(sorted(faults, key=lambda fault: (fault.at_us, fault.kind, fault.target, fault.amount)))
 
 
