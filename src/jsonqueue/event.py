@@ -186,6 +186,8 @@ class Join(Event, tag="join"):
     """Tasks it still holds from an earlier Pipe ..."""
     tokens: list[Int64] = []
     """... and their tokens, in the same order."""
+    again: bool = False
+    """Whether it had an earlier Pipe. What was handed out to it on that, and is not among these, never reached it."""
 
     def __post_init__(self) -> None:
         _in_parallel(self.ids, self.tokens)

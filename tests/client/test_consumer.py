@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,12 @@ import pytest
 import jsonqueue
 from client.fakes import PATIENCE_S, FakeBroker, Peer, Side, assign, delivered, settle, welcome
 from jsonqueue.client.consumer import Consumer, _Bell
+from jsonqueue.client.intake import check_id
 from jsonqueue.client.outcome import Cancel, Retry, forks
 from jsonqueue.client.session import Session
 from jsonqueue.config import Config
 from jsonqueue.errors import FolderRefused, InvalidHandler, InvalidTask
-from jsonqueue.event import Assign, Complete, Event, EventOwner, Fail, Heartbeat, Join, Return, Revoke, Welcome
+from jsonqueue.event import Assign, Complete, Event, EventOwner, Fail, Heartbeat, Join, Return, Revoke, Welcome, encode
 from jsonqueue.task import AnyTask
 
 
@@ -699,10 +701,37 @@ def test_a_mistaken_option_is_told(options: dict[str, Any], error: type[Exceptio
         (Gate(), f"{__name__}.Gate"),
     ],
 )
-def test_its_name_tells_what_it_does(handler: Any, name: str) -> None:
+def test_its_name_tells_what_it_does(handler: Any, name: str, tmp_path: Path) -> None:
     """Unless it is given one."""
-    assert Consumer("queue_data", handler).name == name
-    assert Consumer("queue_data", handler, name="me").name == "me"
+    assert Consumer(tmp_path, handler).name == name
+    assert Consumer(tmp_path, handler, name="me").name == "me"
+
+
+def test_no_two_consumers_of_a_process_are_called_alike_on_one_queue(tmp_path: Path) -> None:
+    """By its name and its process a broker knows who comes back, and that what it does not hold any more nobody holds."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    first, second, third = Consumer(tmp_path, double), Consumer(tmp_path / "link", double), Consumer(tmp_path / "other", double)
+    assert second.name == f"{first.name}-2"
+    assert third.name == first.name
+    first.start()
+    first.stop()
+    assert Consumer(tmp_path, double).name == first.name
+    longest = Consumer(tmp_path, double, name="x" * 128), Consumer(tmp_path, double, name="x" * 128)
+    assert check_id(longest[1].name) == "x" * 120 + "-2"
+
+
+def test_it_says_that_it_was_here_before_and_takes_nothing_more_from_then(broker: FakeBroker) -> None:
+    """What it was given on an earlier Pipe, and has not said on the next one that it has, is somebody else's by now."""
+    with at_work(broker, double) as consumer:
+        session = consumer._session
+        peer, first = welcome(broker)
+        earlier = session._pipe
+        assert earlier is not None
+        peer.hang_up()
+        _, second = welcome(broker)
+        session._enter(earlier, session._decode(encode(Assign([delivered(1)]))))
+        assert (first.again, second.again) == (False, True)
+        assert session._holdings.held() == ([], [])
 
 
 def test_payloads_arrive_as_values(broker: FakeBroker) -> None:

@@ -62,9 +62,12 @@ class Stage:
             self.log.append(("progress", self.wall_ms, encode_records(turn.records), 0))
         return turn
 
-    def join(self, peer: int, want: int = 1, *, name: str = "", holds: tuple[StoredTask, ...] = ()) -> Turn:
+    def join(
+        self, peer: int, want: int = 1, *, name: str = "", pid: int | None = None, holds: tuple[StoredTask, ...] = (), again: bool = False
+    ) -> Turn:
         ids, tokens = [task.id for task in holds], [task.token for task in holds]
-        self.dispatcher.join(peer, Join(name or f"c{peer}", 100 + peer, want, ids, tokens), self.now)
+        join = Join(name or f"c{peer}", 100 + peer if pid is None else pid, want, ids, tokens, again=again)
+        self.dispatcher.join(peer, join, self.now)
         return self.turn()
 
     def leave(self, peer: int) -> Turn:

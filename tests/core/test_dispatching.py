@@ -450,6 +450,48 @@ def test_a_consumer_that_comes_back_keeps_its_leases(stage: Stage) -> None:
     stage.check()
 
 
+def test_what_never_reached_a_consumer_that_is_back_goes_on_at_once(stage: Stage) -> None:
+    """A broker dies after it has written leases, and before it has pushed them: its consumer knows nothing of them, and says so."""
+    stage.publish("a", "b", "c")
+    stage.join(1, 3)
+    tasks = (stage.task("a"),)
+    stage = stage.restarted(epoch=2)
+    turn = stage.join(1, 1, holds=tasks, again=True)
+    assert whats(turn) == ["unleased"]
+    assert stage.statuses() == {"a": "in_progress", "b": "pending", "c": "pending"}
+    assert [stage.task(name).attempt for name in "bc"] == [0, 0]
+    assert not any(stage.task(name).suspect for name in "bc")
+    assert [task_id for task_id, _ in assigned(stage.join(2, 2))] == ["b", "c"]
+    stage.check()
+
+
+@pytest.mark.parametrize(("pid", "again"), [(101, False), (0, True)], ids=["it was not here before", "nobody can tell who it is"])
+def test_what_somebody_of_the_same_label_held_waits_for_its_lease(stage: Stage, pid: int, again: bool) -> None:
+    """It may be the one that its task killed, with all that was there, and that has got the same number since; or it is in a container,
+    as others of that name are. A task that kills whoever runs it would else be handed out for ever."""
+    stage.publish("a")
+    stage.join(1, pid=pid)
+    stage = stage.restarted(epoch=2)
+    assert whats(stage.join(1, pid=pid, again=again)) == []
+    stage.later(stage.config.lease_ms)
+    assert stage.task("a").history[0].outcome == "expired"
+    stage.check()
+
+
+def test_what_got_lost_on_a_broken_pipe_goes_on_before_its_end_is_seen(stage: Stage) -> None:
+    """Its consumer is back on another one: nobody was lost with it, and nothing more is handed out on it."""
+    stage.publish("a", "b")
+    stage.join(1, 2)
+    held = (stage.task("a"),)
+    turn = stage.join(2, 1, name="c1", pid=101, holds=held, again=True)
+    assert whats(turn) == ["unleased"]
+    assert stage.statuses() == {"a": "in_progress", "b": "pending"}
+    stage.leave(1)
+    assert stage.task("a").status == "in_progress"
+    assert not stage.task("b").suspect
+    stage.check()
+
+
 def test_new_tokens_never_repeat_old_ones(stage: Stage) -> None:
     stage.publish("a")
     old = assigned(stage.join(1))

@@ -369,7 +369,7 @@ BUGS: dict[str, Planted] = {
         _FULL_AND_LOSSY,
     ),
     "a stream of leases holds a term open": Planted(
-        38, _line("core/waiting.py", "ends < self._closes_ms:", "ends - terms[-1][0] < lease_ms // self._TERMS_A_LEASE:")
+        446, _line("core/waiting.py", "ends < self._closes_ms:", "ends - terms[-1][0] < lease_ms // self._TERMS_A_LEASE:")
     ),
     "a client that is gone is dropped unread": Planted(
         446, _line("broker/loop.py", "pass  # It has ended, maybe by Ctrl-C.", "self._give_up(peer)  # It has ended, maybe by Ctrl-C.")
@@ -384,6 +384,9 @@ BUGS: dict[str, Planted] = {
     "a killed manager's draft stays": Planted(0, _line("storage/checkpoint.py", "    _unlink(files, [DRAFT])\n", "    pass\n")),
     "a checkpoint without room leaves a file open": Planted(
         2, _line("storage/checkpoint.py", "        finally:\n            self._archive.close()", "        finally:\n            pass")
+    ),
+    "what got lost on its way waits for its lease": Planted(
+        38, _patch(Dispatcher, "_take_back_what_got_lost", lambda real: lambda self, seat, now: None)
     ),
     "newest first": Planted(0, _patch(ReadyQueue, "take", _newest_first)),
 }

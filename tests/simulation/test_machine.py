@@ -218,9 +218,9 @@ class Machine(RuleBasedStateMachine):
 
     def _joins(self, consumer: Consumer, want: int = 3) -> None:
         """On a new Pipe, with what it holds, and what it never heard back about."""
-        pid, consumer.peer = consumer.peer % 1_000, consumer.peer + 1_000
+        again, pid, consumer.peer = consumer.peer > 1_000, consumer.peer % 1_000, consumer.peer + 1_000
         held = dict(consumer.held) | {token: task_id for _, task_id, token in consumer.unsettled.values()}
-        self.to_cb.append((consumer.peer, Join(f"c{pid}", pid, want, list(held.values()), list(held))))
+        self.to_cb.append((consumer.peer, Join(f"c{pid}", pid, want, list(held.values()), list(held), again=again)))
         self.to_cb += [(consumer.peer, outcome) for outcome, _, _ in consumer.unsettled.values()]
 
     @precondition(lambda self: any(consumer.held for consumer in self.consumers))
@@ -381,7 +381,7 @@ TestMachine.settings = settings(max_examples=100, stateful_step_count=40, deadli
 def test_the_machine_is_awake(what: str) -> None:
     """With a rule taken away it fails."""
     hole = next(hole for hole in HOLES if hole.what == what)
-    found = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True, phases=[Phase.generate], database=None)
+    found = settings(max_examples=2000, stateful_step_count=40, deadline=None, derandomize=True, phases=[Phase.generate], database=None)
     with changed(hole.file, hole.old, hole.new), pytest.raises(BaseException, match=r".") as caught:
         run_state_machine_as_test(Machine, settings=found)
     assert not isinstance(caught.value, (KeyboardInterrupt, TypeError, AttributeError, NameError)), caught.value

@@ -16,7 +16,6 @@ and before the acknowledgement), but only one completion ever counts: ``task.id`
 from __future__ import annotations
 
 import os
-import re
 import select
 import signal
 import socket
@@ -24,7 +23,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -33,10 +31,11 @@ import msgspec
 from jsonqueue.client.children import ChildRunner
 from jsonqueue.client.exchange import Connect
 from jsonqueue.client.folder import ServesFolder, folder_of
-from jsonqueue.client.handlers import address_of, is_async, resolve, title_of
+from jsonqueue.client.handlers import address_of, is_async, resolve
 from jsonqueue.client.holdings import ConsumerStats, Holdings
 from jsonqueue.client.intake import check_id
 from jsonqueue.client.limits import Limits
+from jsonqueue.client.naming import name_for, own_name
 from jsonqueue.client.outcome import forks, run_here
 from jsonqueue.client.presence import register
 from jsonqueue.client.program import Program, ProgramRunner
@@ -62,6 +61,9 @@ class Consumer:
     or hogs the interpreter there hurts nobody here). Child processes find the handler by its name, so it must be a top-level function.
     ``limits`` bound what such a process may use of the machine; at its ``timeout``, or when its task was cancelled, it gets SIGTERM, and a
     second later SIGKILL.
+
+    ``name``: what people see of it in the queue, by default the handler's. A second one of a name, in one process on one queue, becomes
+    ``name-2``.
 
     It waits for a broker if there is none, reconnects when one goes, and works on meanwhile. Heartbeats come from beside the handler, so
     however long it takes it keeps its task. How many tasks it holds ahead, it works out from how long they take.
@@ -89,7 +91,8 @@ class Consumer:
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout is {timeout!r}, and must be more than 0 seconds")
         self.queue_dir = folder_of(queue_dir)
-        self.name = check_id(name) if name is not None else _name_for(handler)
+        wanted = check_id(name) if name is not None else name_for(handler)
+        self.name, self._give_name_back = own_name(self, self.queue_dir, wanted)
         self._holdings = Holdings(concurrency)
         self._connect = connect or self._register
         self._timer = timer
@@ -159,6 +162,7 @@ class Consumer:
         self._session.close()
         self._crew.stop()
         self._state, self._drained = "stopped", drained
+        self._give_name_back()
         self._bell.ring()
         return drained
 
@@ -323,12 +327,3 @@ class _Bell:
 
 
 os.register_at_fork(after_in_child=_Bell.forked)
-
-
-def _name_for(handler: Handler) -> str:
-    """A name that tells people what this consumer does."""
-    if isinstance(handler, Program):
-        said = Path(handler.arguments[0]).name
-    else:
-        said = handler if isinstance(handler, str) else title_of(handler)
-    return re.sub(r"[^A-Za-z0-9._:-]+", "-", said).strip("-._:")[:64] or "consumer"

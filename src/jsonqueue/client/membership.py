@@ -52,9 +52,10 @@ class Membership:
         """There is a Pipe; this is the first thing to say on it."""
         self.joined = self._able_again = False
         self._again = []
+        again = self._holdings.stats.connections > 0
         self._holdings.stats.connections += 1
         ids, tokens = self._holdings.held()
-        return Join(self.name, pid, self._holdings.want, ids, tokens)
+        return Join(self.name, pid, self._holdings.want, ids, tokens, again=again)
 
     def lost(self) -> None:
         """The Pipe is of no more use."""

@@ -176,8 +176,8 @@ class Session:
     def _enter(self, pipe: Pipe, event: Any) -> None:
         membership = self._membership
         with self._changed:
-            if isinstance(event, Welcome) and pipe is not self._pipe:
-                return  # of a Pipe that was given up meanwhile
+            if pipe is not self._pipe and (isinstance(event, Welcome) or (self._pipe is not None and hasattr(event, "tasks"))):
+                return  # of a Pipe that was given up meanwhile: on the next one nothing was said of these tasks
             hit = membership.enter(event, self._timer())
             if hasattr(event, "tasks"):
                 self._tell_of_tasks(len(event.tasks))

@@ -142,6 +142,8 @@ class Dispatcher:
         self.leave(peer, now)
         seat = self._seats[peer] = Seat(peer, f"{event.name}@{event.pid}", event.pid, min(event.want, _WANT_MAX))
         stale = [token for task_id, token in zip(event.ids, event.tokens, strict=True) if not self._rejoin(seat, task_id, token)]
+        if event.again and event.pid:  # 0: whose label that is, nobody can tell
+            self._take_back_what_got_lost(seat, now)
         seat.renew(list(seat.held), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
         self._waiting.update(seat)
         # Not an answer: a task that is pushed to it in this very turn must find it welcomed, and no disk is too slow for its heartbeats.
@@ -156,6 +158,18 @@ class Dispatcher:
             return True
         # Settled already, under this very token, but the answer got lost: the repeated outcome will be acknowledged.
         return _settled_under(known, token)
+
+    def _take_back_what_got_lost(self, seat: Seat, now: Now) -> None:
+        """On the way to it, on an earlier Pipe: a broker that dies between writing a lease and pushing it has told nobody."""
+        missing = self._orphans.claim_all_of(seat.label)
+        for other in self._seats.values():
+            if other is not seat and other.label == seat.label:
+                missing += other.held.values()
+                other.held.clear()
+                other.want = 0
+                self._waiting.update(other)
+        for record in decide_return(missing):
+            self._commit(record, now)
 
     def _take_over(self, seat: Seat, token: int) -> StoredTask | None:
         """From the same consumer's broken Pipe, whose end has not been noticed yet."""

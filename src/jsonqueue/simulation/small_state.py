@@ -88,6 +88,8 @@ class Consumer(NamedTuple):
     life: int = 1
     pipe: int = 0
     joined: bool = False
+    again: bool = False
+    """Whether it was joined before."""
     up: tuple[bytes, ...] = ()
     down: tuple[bytes, ...] = ()
     held: tuple[str, int] | None = None
@@ -129,8 +131,8 @@ class State(NamedTuple):
 
 def joined(me: Consumer, index: int) -> Consumer:
     held = [it for it, _ in me.unsettled] + ([me.held] if me.held else [])
-    join = encode(Join(f"c{index}", 10 * index + me.life, 1, [it[0] for it in held], [it[1] for it in held]))
-    return me._replace(joined=True, up=(join, *(frame for _, frame in me.unsettled)), down=())
+    join = encode(Join(f"c{index}", 10 * index + me.life, 1, [it[0] for it in held], [it[1] for it in held], again=me.again))
+    return me._replace(joined=True, again=True, up=(join, *(frame for _, frame in me.unsettled)), down=())
 
 
 def heard(me: Consumer, event: Any) -> Consumer:

@@ -3,8 +3,9 @@
 At least once is what is promised, and none of the other judges minds a task that runs ten times: all that is durable is right. So this one
 counts. A task has at most one lease more than there were causes to end one, and each cause must be real: a lease that was *lost* had a
 consumer that died, or whose Pipe ended; one that *expired* had not been renewed for its time; what was *returned* or *failed* somebody has
-said so of. Attempts are counted anew, and nothing is tried again before its time. And a consumer that has no time for a task gives it back
-once or twice, not ten times a second for as long as a run lasts.
+said so of. Or its consumer came back without it: it never got there, and waits for no lease then. Attempts are counted anew, and nothing
+is tried again before its time. And a consumer that has no time for a task gives it back once or twice, not ten times a second for as long
+as a run lasts.
 
 Nor does a broker take turn after turn for nothing: on a real machine that is a processor, and a simulated one would never come to an end.
 """
@@ -65,6 +66,8 @@ class Waste:
         """Attempts that count, by the records alone."""
         self._not_before_ms: dict[str, int] = {}
         self._given_up: set[int] = set()
+        self._missed: dict[int, int] = {}
+        """Token → the epoch of the broker which heard that it never reached its consumer."""
         self._sent: dict[int, Link] = {}
         # A broker that stands still, or waits for its disk, is late with everything.
         self._broker_is_quick = not {fault.kind for fault in scenario.faults} & {"stall broker", "slow disk", "full disk", "clock jump"}
@@ -111,6 +114,17 @@ class Waste:
                 self._heard_ms.update(dict.fromkeys(listed, now_ms))
                 self._named_ms.update(dict.fromkeys(listed, now_ms))
                 self._listed[peer] = listed
+                if isinstance(event, Join) and event.again:
+                    self._note_missed(event)
+
+    def _note_missed(self, event: Join) -> None:
+        """What its consumer comes back without, handed out by now: it never reached it."""
+        broker = self._world.consumer_broker
+        assert broker is not None
+        for lease in self._leases.values():
+            if lease.consumer is not None and lease.consumer.pid == event.pid and lease.token not in event.tokens:
+                self._given_up.add(lease.token)
+                self._missed[lease.token] = broker.broker.epoch
 
     def assigns(self, link: Link | None, event: Assign) -> None:
         """What the ConsumerBroker sends, and on which Pipe: its consumer may have a later one, which it has not heard of."""
@@ -182,6 +196,8 @@ class Waste:
         attempt, ended = self._world.judge.shadow.state.tasks[task_id].attempt, self._attempts.get(task_id, 0)
         if attempt != ended + 1:
             raise Violation("wasted", f"{task_id} is at attempt {attempt}, and {ended} have ended that count", task_id=task_id)
+        if self._wire_is_true and outcome in {Outcome.EXPIRED, Outcome.LOST} and self._missed.get(lease.token) == batch.epoch:
+            raise Violation("wasted", f"{task_id} was {outcome}: its consumer had come back without it, and it waited", task_id=task_id)
         if outcome is Outcome.EXPIRED:
             self._require_silence(task_id, lease, batch.at_ms)
             self._require_haste(task_id, lease, batch)
