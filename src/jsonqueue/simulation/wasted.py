@@ -66,6 +66,8 @@ class Waste:
         """Attempts that count, by the records alone."""
         self._not_before_ms: dict[str, int] = {}
         self._given_up: set[int] = set()
+        self._back: list[Join] = []
+        """Consumers that are back, heard of while a turn waits for room on the disk: what that hands out they do not have."""
         self._missed: dict[int, int] = {}
         """Token → the epoch of the broker which heard that it never reached its consumer."""
         self._sent: dict[int, Link] = {}
@@ -107,6 +109,8 @@ class Waste:
     def hears(self, arrivals: Iterable[tuple[int, Event]]) -> None:
         """What arrives at the ConsumerBroker, and on which Pipe: what is listed lasts for another lease."""
         now_ms = self._world.clock.wall_ms()
+        if self._back and not self._waits_for_room():
+            self._back.clear()
         for peer, event in arrivals:
             if isinstance(event, (Heartbeat, Join)):
                 listed = frozenset(event.tokens)
@@ -117,10 +121,16 @@ class Waste:
                 if isinstance(event, Join) and event.again:
                     self._note_missed(event)
 
+    def _waits_for_room(self) -> bool:
+        broker = self._world.consumer_broker
+        return broker is not None and bool(broker.broker.counters()["stalled"])
+
     def _note_missed(self, event: Join) -> None:
         """What its consumer comes back without, handed out by now: it never reached it."""
         broker = self._world.consumer_broker
         assert broker is not None
+        if self._waits_for_room():
+            self._back.append(event)
         for lease in self._leases.values():
             if lease.consumer is not None and lease.consumer.pid == event.pid and lease.token not in event.tokens:
                 self._given_up.add(lease.token)
@@ -176,6 +186,8 @@ class Waste:
         consumer = next((consumer for consumer in self._world.consumers if consumer.pid == pid and consumer.alive), None)
         for token, task_id in enumerate(record.ids, record.first):
             self._leases[task_id] = _Lease(token, batch.at_ms, batch.epoch, consumer, self._sent.pop(token, None))
+            if any(join.pid == pid and token not in join.tokens for join in self._back):
+                self._given_up.add(token)
             granted = self._granted[task_id] = self._granted.get(task_id, 0) + 1
             causes = self._causes.get(task_id, 0)
             if granted > 1 + causes:
