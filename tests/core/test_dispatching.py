@@ -395,10 +395,30 @@ def test_what_is_pushed_late_is_leased_from_then_on(stage: Stage) -> None:
     stage.publish("a", "b")
     late = stage.join(1)
     stage.monotonic_ms += 2 * stage.config.lease_ms
-    stage.dispatcher.pushed_late(late, stage.now)
+    stage.dispatcher.pushed_late(late, [], stage.now)
     assert stage.heartbeat(1).records == [], "it was sent before"
     assert stage.later(stage.config.lease_ms - 1).records == []
     assert whats(stage.later(1)) == ["unleased"]
+    stage.check()
+
+
+def test_what_is_written_after_its_deadline_is_not_pushed(stage: Stage) -> None:
+    """Its turn waited for room on the disk. It dies of its deadline; whoever was to have it is free for another, and loses nothing else."""
+    late, held = given("late", deadline_ms=START_MS + 10), given("held", deadline_ms=START_MS + 11)
+    stage.publish(late, held, given("free"))
+    waited = stage.join(1, 2)
+    stage.publish(given("alone", deadline_ms=START_MS + 10))
+    also_waited = stage.join(2, 2)
+    stage.wall_ms += 10
+    overdue = [*waited.hold_back_overdue(stage.wall_ms), *also_waited.hold_back_overdue(stage.wall_ms)]
+    assert [(peer, task.id) for peer, task in overdue] == [(1, "late"), (2, "alone")]
+    assert [task_id for task_id, _ in assigned(waited)] == ["held"]
+    assert [task_id for task_id, _ in assigned(also_waited)] == ["free"]
+    stage.dispatcher.pushed_late(waited, overdue, stage.now)
+    stage.publish("next")
+    assert whats(stage.turn()) == []
+    assert stage.statuses() == {"late": "dead", "held": "in_progress", "free": "in_progress", "alone": "dead", "next": "in_progress"}
+    assert stage.task("late").attempt == 0
     stage.check()
 
 
@@ -411,7 +431,7 @@ def test_who_comes_back_is_welcomed_late_and_keeps_its_leases(stage: Stage) -> N
     stage.leave(13)
     stage.monotonic_ms += 2 * stage.config.lease_ms
     for turn in late:
-        stage.dispatcher.pushed_late(turn, stage.now)
+        stage.dispatcher.pushed_late(turn, [], stage.now)
     assert stage.later(stage.config.lease_ms - 1).records == []
     assert whats(stage.complete(11, *held)) == ["completed"]
     stage.check()

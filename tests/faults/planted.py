@@ -94,7 +94,9 @@ BUGS = (
     Bug("a turn that found no room is forgotten", "full disk", "broker/consumer_broker.py",
         "self._unwritten = (turn, at_ms)", "self._unwritten = None"),
     Bug("a delivery that waited for room is leased from when it was decided", "full disk", "broker/consumer_broker.py",
-        "dispatcher.pushed_late(turn, now)", "pass"),
+        "dispatcher.pushed_late(turn, overdue, now)", "pass"),
+    Bug("a delivery that waited for room goes out after its deadline", "full disk", "broker/consumer_broker.py",
+        "turn.hold_back_overdue(now.wall_ms)", "[]"),
     Bug("nobody looks whether room has returned", "full disk", "broker/publisher_broker.py",
         "if now_ms - self._looked_ms >= _ROOM_LOOK_MS:", "if self._room:"),
     # ── logs ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ from faults.life import CONFIG, Ledger, Life, judge
 from jsonqueue.errors import DiskFull
 from jsonqueue.event import Event, Heartbeat, Look, Result, Revoke, Write, Written
 from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.reserve import RESERVE, Reserve
 from jsonqueue.task import StoredTaskIn, TaskIn
 
@@ -120,6 +121,28 @@ def test_a_delivery_that_waited_for_room_is_leased_from_the_moment_it_goes_out()
     assert list(life.held.values()) == ["a"]
     life.complete(1)
     assert set(ledger.completed) == {"a"}
+
+
+@pytest.mark.usefixtures("unpadded")
+def test_a_delivery_that_waited_for_room_does_not_go_out_after_its_deadline() -> None:
+    """What else was to go out with it does; the other dies of its deadline, without an attempt, and the log says so."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start()
+    until_ms = life.clock.wall_ms() + 1_000
+    tasks = [TaskIn(id=i, data=Raw(b"null"), deadline_ms=at_ms) for i, at_ms in (("late", until_ms), ("soon", until_ms + 1))]
+    life.pb.step([(1, Write(1, tasks))], lambda peer, event: None)
+    _full(disk)
+    life.turn()
+    life.clock.ms += 1_000
+    disk.room = 1 << 30
+    life.turn()
+    assert list(life.held.values()) == ["soon"]
+    found = load_state(disk).state.tasks
+    assert (found["late"].status, found["late"].attempt, found["late"].reason) == ("dead", 0, "its deadline passed before it could run")
+    assert (found["soon"].status, found["soon"].attempt) == ("in_progress", 1)
+    life.complete(1)
+    assert set(ledger.completed) == {"soon"}
 
 
 @pytest.mark.usefixtures("unpadded")

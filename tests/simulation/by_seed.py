@@ -143,6 +143,15 @@ FULL_AND_CUT = _full_and_cut(26, tasks=200, data_bytes=1_500, full_us=60_000, ev
 """The same, and the power goes while there is no room, or soon after."""
 LONG_FULL_AND_CUT = _full_and_cut(18, tasks=120, data_bytes=3_000, full_us=90_000, every_us=110_000, within=9)
 """The same, with larger batches and longer times without room."""
+LATE = replace(
+    _FULL_DISK,
+    tasks=600,
+    batch=10,
+    spread_us=4_000_000,
+    habits=Habits(failing=0.6, delayed=0.5, deadlines=0.7, deadline_ms=(20, 400)),
+    faults=tuple(Fault(400_000 * n, "full disk", 0, 300_000) for n in range(10)),
+)
+"""Deadlines pass while there is no room."""
 CUTS = Scenario(
     publishers=2,
     tasks=160,
@@ -167,6 +176,7 @@ AGAIN = Scenario(
 """Ids that come again and again, a slow disk, and a PublisherBroker that dies in the midst of checkpoints."""
 SPECIAL: dict[str, tuple[str, Scenario]] = {
     "refused after it was stored, for want of room to rotate": ("FULL", FULL),
+    "a delivery that waited for room goes out after its deadline": ("LATE", LATE),
     "a short write without room is kept": ("LONG_FULL_AND_CUT", LONG_FULL_AND_CUT),
     "a cut back is not durable before the next batch is written": ("FULL_AND_CUT", FULL_AND_CUT),
     "a cut back leaves a byte of the batch": ("FULL_AND_CUT", FULL_AND_CUT),

@@ -198,8 +198,8 @@ def _synced_late() -> Iterator[Cast]:
 class _DatesLate(ConsumerBroker):
     """The bug that seed 135 found: a turn that waited for room is written under the time at which there was some."""
 
-    def _carry_out(self, turn: Any, at_ms: int, now: Any, send: Any) -> None:
-        super()._carry_out(turn, now.wall_ms, now, send)
+    def _is_written(self, turn: Any, at_ms: int, now: Any) -> bool:
+        return super()._is_written(turn, now.wall_ms, now)
 
 
 def _checkpoint_names_too_many(files: Any, cut: Any, **named: Any) -> Any:

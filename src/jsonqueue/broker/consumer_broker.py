@@ -190,7 +190,9 @@ class ConsumerBroker:
         self._see_off(dispatcher, now)
         dispatcher.tick(now)
         dispatcher.assign(now)
-        self._carry_out(dispatcher.take_turn(), now.wall_ms, now, send)
+        turn = dispatcher.take_turn()
+        if self._is_written(turn, now.wall_ms, now):
+            self._tell(turn, send)
         if loaded is not None:
             # However long it took to read the queue, and to sync what was due: no consumer could come back meanwhile.
             loaded.await_holders(self._clock.monotonic_ms())
@@ -245,7 +247,7 @@ class ConsumerBroker:
             if pid and not self._is_alive(pid):
                 dispatcher.bury(label, now)
 
-    def _carry_out(self, turn: Turn, at_ms: int, now: Now, send: Callable[[int, Event], None]) -> None:
+    def _is_written(self, turn: Turn, at_ms: int, now: Now) -> bool:
         """``at_ms``: when the turn was decided. Written under any later time, a retry that was still to come then would replay as due."""
         if turn.records:
             try:
@@ -254,7 +256,11 @@ class ConsumerBroker:
                 # What was decided stands, but nobody hears of it until it is written; nothing else is decided meanwhile.
                 self._unwritten = (turn, at_ms)
                 self._unwritten_due_ms = now.monotonic_ms + _NO_ROOM_RETRY_MS
-                return
+                return False
+        return True
+
+    def _tell(self, turn: Turn, send: Callable[[int, Event], None]) -> None:
+        """Carry out what is written."""
         for peer, event in turn.pushes:
             send(peer, event)
         if turn.records:
@@ -286,9 +292,10 @@ class ConsumerBroker:
         """Whether the turn that the disk had no room for is written now (or there was none)."""
         if self._unwritten is not None and now.monotonic_ms >= self._unwritten_due_ms:
             (turn, at_ms), self._unwritten = self._unwritten, None
-            self._carry_out(turn, at_ms, now, send)
-            if self._unwritten is None:
-                dispatcher.pushed_late(turn, now)
+            if self._is_written(turn, at_ms, now):
+                overdue = turn.hold_back_overdue(now.wall_ms)
+                self._tell(turn, send)
+                dispatcher.pushed_late(turn, overdue, now)
         return self._unwritten is None
 
 

@@ -296,8 +296,16 @@ class Dispatcher:
         expiries = [seat.next_expiry_ms() for seat in self._seats.values()]
         return earliest(self._orphans.until_ms if self._orphans else None, *expiries)
 
-    def pushed_late(self, turn: Turn, now: Now) -> None:
-        """What this turn pushes has waited for room on the disk until now, and nothing was decided since: its leases begin now."""
+    def pushed_late(self, turn: Turn, overdue: list[tuple[int, StoredTask]], now: Now) -> None:
+        """What this turn pushes has waited for room on the disk until now, and nothing was decided since: its leases begin now.
+
+        What was held back of it, ``overdue``, is leased by the log and was never sent: it comes back, and the next tick ends it.
+        """
+        for peer, task in overdue:
+            del self._seats[peer].held[task.token]
+            self._waiting.update(self._seats[peer])
+        for record in decide_return([task for _, task in overdue]):
+            self._commit(record, now)
         for peer in dict.fromkeys(peer for peer, _ in turn.pushes):
             if seat := self._seats.get(peer):  # else it joined and left in that turn
                 seat.begin_anew(now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jsonqueue.core.records import Progress
-from jsonqueue.event import Event
+from jsonqueue.event import Assign, Event
+from jsonqueue.task import StoredTask
 
 __all__ = ["Now", "Turn"]
 
@@ -26,3 +27,17 @@ class Turn:
         self.records: list[Progress] = []
         self.pushes: list[tuple[int, Event]] = []
         self.answers: list[tuple[int, Event]] = []
+
+    def hold_back_overdue(self, now_ms: int) -> list[tuple[int, StoredTask]]:
+        """Leave out of the pushes what has a deadline that is over by now (wall clock); what was left out, and who was to have it."""
+        overdue: list[tuple[int, StoredTask]] = []
+        pushes: list[tuple[int, Event]] = []
+        for peer, event in self.pushes:
+            if isinstance(event, Assign) and (late := [task for task in event.tasks if 0 < task.deadline_ms <= now_ms]):
+                overdue += ((peer, task) for task in late)
+                in_time = [task for task in event.tasks if not 0 < task.deadline_ms <= now_ms]
+                pushes += [(peer, Assign(in_time))] if in_time else []
+            else:
+                pushes.append((peer, event))
+        self.pushes = pushes
+        return overdue

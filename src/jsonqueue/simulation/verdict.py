@@ -20,7 +20,7 @@ KINDS: dict[str, str] = {
     "order": "a task was handed out before one that should have been first, or answers came out of order",
     "not linear": "no order of the operations explains what the callers were told",
     "acausal": "an effect came before its cause",
-    "wasted": "a task was handed out again without a cause, or a broker woke up again and again for nothing",
+    "wasted": "a task was handed out again without a cause, or after its deadline, or a broker woke up again and again for nothing",
     "room": "on a full disk publishers took the last room, or what is set aside for consumers was kept from them",
     "deadlock": "after the faults had stopped, a task did not end within the bound",
     "refused": "a broker refused a queue that nothing had damaged",

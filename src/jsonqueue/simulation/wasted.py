@@ -3,9 +3,10 @@
 At least once is what is promised, and none of the other judges minds a task that runs ten times: all that is durable is right. So this one
 counts. A task has at most one lease more than there were causes to end one, and each cause must be real: a lease that was *lost* had a
 consumer that died, or whose Pipe ended; one that *expired* had not been renewed for its time; what was *returned* or *failed* somebody has
-said so of. Or its consumer came back without it: it never got there, and waits for no lease then. Attempts are counted anew, and nothing
-is tried again before its time. And a consumer that has no time for a task gives it back once or twice, not ten times a second for as long
-as a run lasts.
+said so of. Or it never got there: its consumer came back without it, and then it waits for no lease; or it was not sent, since its deadline
+had passed while there was no room to write its lease down. Attempts are counted anew, and nothing is tried again before its time, nor
+handed out once its deadline has passed. And a consumer that has no time for a task gives it back once or twice, not ten times a second for
+as long as a run lasts.
 
 Nor does a broker take turn after turn for nothing: on a real machine that is a processor, and a simulated one would never come to an end.
 """
@@ -71,6 +72,7 @@ class Waste:
         self._missed: dict[int, int] = {}
         """Token → the epoch of the broker which heard that it never reached its consumer."""
         self._sent: dict[int, Link] = {}
+        self._turn_began_ms = 0
         # A broker that stands still, or waits for its disk, is late with everything.
         self._broker_is_quick = not {fault.kind for fault in scenario.faults} & {"stall broker", "slow disk", "full disk", "clock jump"}
         self._named_ms: dict[int, int] = {}
@@ -108,7 +110,7 @@ class Waste:
 
     def hears(self, arrivals: Iterable[tuple[int, Event]]) -> None:
         """What arrives at the ConsumerBroker, and on which Pipe: what is listed lasts for another lease."""
-        now_ms = self._world.clock.wall_ms()
+        now_ms = self._turn_began_ms = self._world.clock.wall_ms()
         if self._back and not self._waits_for_room():
             self._back.clear()
         for peer, event in arrivals:
@@ -138,6 +140,10 @@ class Waste:
 
     def assigns(self, link: Link | None, event: Assign) -> None:
         """What the ConsumerBroker sends, and on which Pipe: its consumer may have a later one, which it has not heard of."""
+        for task in event.tasks:
+            if 0 < task.deadline_ms <= self._turn_began_ms:
+                why = f"{task.id} is handed out {self._turn_began_ms - task.deadline_ms} ms after its deadline"
+                raise Violation("wasted", why, task_id=task.id)
         if link is not None:
             self._sent.update((task.token, link) for task in event.tasks)
 
@@ -205,7 +211,8 @@ class Waste:
         lease = self._leases.get(task_id)
         if lease is None:
             return
-        attempt, ended = self._world.judge.shadow.state.tasks[task_id].attempt, self._attempts.get(task_id, 0)
+        task, ended = self._world.judge.shadow.state.tasks[task_id], self._attempts.get(task_id, 0)
+        attempt = task.attempt
         if attempt != ended + 1:
             raise Violation("wasted", f"{task_id} is at attempt {attempt}, and {ended} have ended that count", task_id=task_id)
         if self._wire_is_true and outcome in {Outcome.EXPIRED, Outcome.LOST} and self._missed.get(lease.token) == batch.epoch:
@@ -215,6 +222,8 @@ class Waste:
             self._require_haste(task_id, lease, batch)
         elif outcome is Outcome.LOST and self._wire_is_true and not _is_lost(lease, batch.epoch):
             raise Violation("wasted", f"{task_id} was taken for lost, and its consumer is there as ever", task_id=task_id)
+        elif outcome is Outcome.RETURNED and lease.link is None and 0 < task.deadline_ms <= batch.at_ms:
+            return  # it waited for room, and was not sent any more
         elif outcome in {Outcome.RETURNED, Outcome.FAILED} and lease.token not in self._given_up:
             raise Violation("wasted", f"{task_id} is {outcome}, and nobody has said so", task_id=task_id)
 
