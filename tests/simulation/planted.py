@@ -378,7 +378,7 @@ BUGS: dict[str, Planted] = {
         1,
         _lines(
             ("storage/queue_file.py", "            files.unlink(name)  # Until", "            # Until"),
-            ("storage/checkpoint.py", "                files.unlink(DRAFT)\n", "                pass\n"),
+            ("storage/checkpoint.py", "        _unlink(self._files, [DRAFT])\n", "        pass\n"),
         ),
     ),
     "a killed manager's draft stays": Planted(0, _line("storage/checkpoint.py", "    _unlink(files, [DRAFT])\n", "    pass\n")),

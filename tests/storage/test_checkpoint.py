@@ -227,6 +227,34 @@ def test_what_ends_a_checkpoint_behind_its_draft_leaves_nothing_of_that(error: S
         queue.check()
 
 
+@pytest.mark.parametrize("error", [DiskFull("no room"), StorageError("Operation not permitted"), ChangedQueue()])
+@pytest.mark.parametrize("closing", [False, True])
+def test_what_ends_a_checkpoint_behind_its_draft_leaves_nothing_in_the_archive(error: StorageError, closing: bool) -> None:
+    """That takes room as the draft does. But what is in place rests on it, though its end may fail."""
+    in_place = {f"rename {PREVIOUS}/{QUEUE}.draft": True, "unlink published": True}
+    for operation, is_in_place in {f"link {QUEUE}": False, f"sync_folder {PREVIOUS}": False, **in_place}.items():
+        files = MemoryFiles()
+        queue = Queue(files)
+        _retire_one(queue, "a", AT_MS)
+        queue.publish("b", "c")
+        queue.lease("b")
+        queue.complete("b")
+        queue.retire("b")
+        cut, committed = queue.rotate(), read_header(files).archive
+
+        def refuse(number: int, name: str, operation: str = operation) -> None:
+            if name.startswith(operation):
+                raise error
+
+        files.fail = refuse
+        with pytest.raises(type(error)):
+            final_checkpoint(files, config=CONFIG, at_ms=AT_MS) if closing else checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+        files.fail = lambda number, name: None
+        assert (read_header(files).archive != committed) is is_in_place, operation
+        assert len(files.get(committed.file)) == read_header(files).archive.length, operation
+        assert archived(files, queue.check()) == ["a", "b"] if is_in_place else ["a"]
+
+
 def test_a_draft_that_cannot_be_removed_does_not_hide_why_it_is_of_no_use(queue: Queue) -> None:
     """The lock may be lost: then nothing may be changed any more."""
     files = queue.files

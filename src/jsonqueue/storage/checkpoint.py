@@ -16,14 +16,14 @@ leaves a queue that the next checkpoint starts from again. With ``previous/``, d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from jsonqueue.config import Config
-from jsonqueue.errors import CorruptQueue, DiskFull, StorageError
+from jsonqueue.errors import CorruptQueue, StorageError
 from jsonqueue.storage.archive import Archive, archived_since, committed_archive
 from jsonqueue.storage.codec import Position
 from jsonqueue.storage.files import Files, Identity
@@ -65,29 +65,28 @@ def checkpoint(files: Files, cut: Cut, *, config: Config, at_ms: int, left: dict
     """
     left = {} if left is None else left
     found = files.identity(QUEUE)
-    with _leaving_no_draft(files), Generation(files) as present:
+    with Generation(files) as present:
         header = present.header
         cut = Cut(max(cut.progress, header.progress_through), max(cut.published, header.published_through))
         if present.reader and cut == (header.progress_through, header.published_through):
             _clear(files, header, certain=bool(left))
             return CheckpointDone(left, header.last_task, present.reader.count, present.reader.size, 0)
-        fold = _Folding(files, present, cut, config, at_ms, left=left)
-        fold.run(closed=False)
-        _sync_folded(files, fold, LogKind.PUBLISHED)
-        spent = [segment for kind in LogKind for segment in needed_of(files, kind, fold.stream.ends[kind].number)[1]]
-        _replace(files, present, found, spent)
-        return fold.done
+        with _Folding(files, present, cut, config, at_ms, left=left) as fold:
+            done = fold.run(closed=False)
+            _sync_folded(files, fold, LogKind.PUBLISHED)
+            spent = [segment for kind in LogKind for segment in needed_of(files, kind, fold.stream.ends[kind].number)[1]]
+            _replace(files, present, found, spent)
+            return done
 
 
 def final_checkpoint(files: Files, *, config: Config, at_ms: int) -> CheckpointDone:
     """Fold both logs to their ends, so that queue.json alone holds everything. The caller holds all three locks."""
     found = files.identity(QUEUE)
-    with _leaving_no_draft(files), Generation(files) as present:
-        fold = _Folding(files, present, ends_of(files, present.header), config, at_ms)
-        fold.run(closed=True)
+    with Generation(files) as present, _Folding(files, present, ends_of(files, present.header), config, at_ms) as fold:
+        done = fold.run(closed=True)
         _sync_folded(files, fold, *LogKind)
         _replace(files, present, found, [segment for kind in LogKind for segment in segments_of(files, kind)])
-        return fold.done
+        return done
 
 
 def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -> CheckpointDone:
@@ -109,19 +108,19 @@ def rebuild(files: Files, *, config: Config, at_ms: int, at_least: Cut | None) -
 
 def _rebuilt(files: Files, before: str, config: Config, at_ms: int, at_least: Cut | None) -> CheckpointDone:
     folders = ("", PREVIOUS)
-    with _leaving_no_draft(files), Generation(files, before) as present:
+    with Generation(files, before) as present:
         cut = ends_of(files, present.header, folders)
         nothing = present.reader is None and not segments_of(files, LogKind.PUBLISHED, folders)
         if nothing or (at_least and (cut.progress < at_least.progress or cut.published < at_least.published)):
             raise CorruptQueue(before, offset=0, why="what would lead from it to the damaged queue.json is not there")
-        fold = _Folding(files, present, cut, config, at_ms, folders=folders, again=True)
-        fold.run(closed=True)
-        _sync_folded(files, fold, *LogKind)
-        spent = [segment.name for kind in LogKind for segment in segments_of(files, kind)]
-        _keep(files, spent)
-        _put_in_place(files)
-        _let_go(files, spent)
-        return fold.done
+        with _Folding(files, present, cut, config, at_ms, folders=folders, again=True) as fold:
+            done = fold.run(closed=True)
+            _sync_folded(files, fold, *LogKind)
+            spent = [segment.name for kind in LogKind for segment in segments_of(files, kind)]
+            _keep(files, spent)
+            _put_in_place(files)
+            _let_go(files, spent)
+            return done
 
 
 def clear_draft(files: Files) -> None:
@@ -130,20 +129,9 @@ def clear_draft(files: Files) -> None:
     _unlink(files, [DRAFT])
 
 
-@contextmanager
-def _leaving_no_draft(files: Files) -> Iterator[None]:
-    """What ends a checkpoint before its draft is in place, be it the want of room for a second name, leaves nothing of it."""
-    try:
-        yield
-    except (StorageError, OSError):
-        with suppress(StorageError, OSError):  # That which ended it is what is to be told.
-            if files.identity(DRAFT) is not None:
-                files.unlink(DRAFT)
-        raise
-
-
 class _Folding:
-    """One checkpoint on its way, up to the draft."""
+    """One checkpoint on its way: what it makes counts once its draft is in place. What ends it before that, be it the want of room for a
+    second name, leaves neither the draft nor what was archived."""
 
     def __init__(
         self,
@@ -164,19 +152,33 @@ class _Folding:
         mark = present.header.archive
         self._archived = archived_since(files, mark) if again else set()
         self._archive = Archive(files, committed_archive(files) if again else mark, at_ms=at_ms)
+        self._drafted = False
         self.stream = Stream(files, present, cut, retire=self._retire, folders=folders)
 
-    def run(self, *, closed: bool) -> None:
-        """Leave the new generation in the draft, and the retired tasks in the archive, both durable."""
+    def __enter__(self) -> _Folding:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            self.stream.fold()
-            mark = self._archive.finish()
-            self.done = self._write(replace(self._header, archive=mark, closed=closed, **self._positions()))
-        except DiskFull:
-            self._archive.withdraw()
-            raise
+            if isinstance(error, (StorageError, OSError)):
+                with suppress(StorageError, OSError):  # That which ended it is what is to be told.
+                    self._withdraw()
         finally:
             self._archive.close()
+
+    def _withdraw(self) -> None:
+        if self._drafted and self._files.identity(DRAFT) is None:
+            return  # It is in place: what was archived counts.
+        _unlink(self._files, [DRAFT])
+        self._archive.withdraw()
+
+    def run(self, *, closed: bool) -> CheckpointDone:
+        """Leave the new generation in the draft, and the retired tasks in the archive, both durable."""
+        self.stream.fold()
+        mark = self._archive.finish()
+        done = self._write(replace(self._header, archive=mark, closed=closed, **self._positions()))
+        self._drafted = True
+        return done
 
     def _retire(self, task: StoredTask) -> None:
         self._left[task.id] = task.number
