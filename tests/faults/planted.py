@@ -276,6 +276,7 @@ BUGS = (
         "                if self._files.identity(name) == self._files.identity(kept):\n", "                if kept:\n"),
     Bug("a sector that cannot be read ends repair", "repair", "storage/repair.py",
         "            continue  # What it held there is not guessed at.\n", "            raise\n"),
+    Bug("salvage tells a task again what its line tells", "repair", "storage/salvage.py", "_told_by(state, progress))", "0)"),
     Bug("salvage does not list what it cannot read", "repair", "storage/salvage.py",
         "does not give back\" for offset, length in gaps]", "does not give back\" for offset, length in gaps[:0]]"),
     Bug("one sector that cannot be read takes a mebibyte along", "repair", "storage/files.py",

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from jsonqueue.config import CONFIG_FILE
-from jsonqueue.core.records import Failed
+from jsonqueue.core.records import Cancelled, Died, Due, Failed, Progress, Replayed, Retired, Unleased, encode_records
 from jsonqueue.errors import CorruptQueue, DiskFull, ManagerRunning, StorageError, UnreadableFile
 from jsonqueue.storage import repair as repair_module
 from jsonqueue.storage.archive import archive_files, archived_since
@@ -24,7 +24,7 @@ from jsonqueue.storage.memory import MemoryFiles, PowerCut
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, read_header
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.repair import Report, examine, mend, repair, verify
-from jsonqueue.task import TaskStatus
+from jsonqueue.task import Outcome, TaskStatus
 from storage.history import AT_MS, CONFIG, Queue, archived, contents
 
 
@@ -377,6 +377,21 @@ def test_lost_progress_is_made_up_for_by_what_came_after_it() -> None:
     assert report.lost == ["progress batch 5"]
     tasks = load_state(files).state.tasks
     assert {tasks[task_id].status for task_id in "abde"} == {TaskStatus.COMPLETED}
+
+
+def test_a_task_that_came_back_has_no_attempt_less_where_its_lease_is_lost() -> None:
+    """What was never counted, as far as the files tell, is not taken back."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a")
+    queue.lease("a")
+    queue.record(Unleased(["a"], Outcome.RETURNED, counted=False))
+    queue.close()
+    name = segment_of(files, "progress")
+    files.put(name, files.get(name).replace(b'"first":', b'"fIrst":'))
+    assert mended(files, accept_loss=True).lost == ["progress batch 1"]
+    task = load_state(files).state.tasks["a"]
+    assert (task.status, task.attempt) == (TaskStatus.PENDING, 0)
 
 
 def sealed(*, checkpoints: int = 0) -> tuple[MemoryFiles, bytes]:
@@ -782,6 +797,61 @@ def test_tasks_that_stand_in_queue_json_and_in_the_logs_are_kept_once() -> None:
     loaded = load_state(files)
     assert set(contents(loaded)) == set(expected)
     assert [task.number for task in loaded.state.tasks.values()] == list(range(1, len(expected) + 1))
+
+
+def told_twice(*, checkpoints_after: tuple[int, int]) -> tuple[MemoryFiles, dict[str, bytes]]:
+    """A queue where everything has happened, much of it more than once, and what it holds; with checkpoints after these of its steps."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    at_ms = AT_MS
+
+    def record(*records: Progress) -> None:
+        nonlocal at_ms
+        at_ms += 1
+        queue.prog.append(encode_records(list(records)), at_ms=at_ms, after=queue.pub.position)
+        queue.prog.sync()
+
+    queue.record = record  # type: ignore[method-assign] # each batch has a time of its own
+    queue.publish("a", "b", "c", "d", "e")
+    steps = [
+        lambda: queue.lease("a", "b"),
+        lambda: record(Failed("a", "no", at_ms), Unleased(["b"], Outcome.RETURNED, counted=False)),
+        lambda: queue.lease("b", "a"),
+        lambda: record(Unleased(["b"], Outcome.LOST)),
+        lambda: record(Cancelled(["d"], "no more")),
+        lambda: queue.complete("a"),
+        lambda: queue.lease("b", "c"),
+        lambda: record(Died(["b"], "no", Outcome.FAILED, "no"), Unleased(["c"], Outcome.EXPIRED, counted=False, suspect=True)),
+        lambda: record(Replayed(["b"]), Retired(["d"])),
+        lambda: queue.publish("f"),
+        lambda: queue.lease("f", "b"),
+        lambda: record(Failed("b", "no", at_ms + 1_000)),
+        lambda: queue.complete("f"),
+        lambda: record(Due(["b"])),
+        lambda: queue.lease("c"),
+        lambda: record(Unleased(["c"], Outcome.RETURNED, counted=False, suspect=True)),
+        lambda: queue.retire("a"),
+    ]
+    for place, step in enumerate(steps):
+        step()
+        if place in checkpoints_after:
+            queue.checkpoint()
+    queue.close()
+    return files, contents(load_state(files))
+
+
+@pytest.mark.parametrize("second", range(17))
+def test_what_a_line_of_queue_json_tells_is_not_told_again_by_the_logs(second: int) -> None:
+    """Neither generation says how far the logs were folded into it: no attempt counts twice, and none is in a history twice."""
+    for first in range(-1, second):
+        files, expected = told_twice(checkpoints_after=(first, second))
+        for name in (QUEUE, f"{PREVIOUS}/{QUEUE}"):
+            if files.identity(name) is not None:
+                files.put(name, b"\xff" * 40 + files.get(name)[40:])
+        report = mended(files, accept_loss=True)
+        assert report.ok
+        assert contents(load_state(files)) == expected, (first, second)
+        assert sorted(all_archived(files)) == ["a", "d"]
 
 
 def test_a_line_that_is_damaged_in_two_places_is_not_mended() -> None:

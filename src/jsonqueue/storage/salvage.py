@@ -1,8 +1,9 @@
 """``repair --accept-loss``: the most that can be had from files of which something is lost for good.
 
 Every batch that is whole by itself counts, whatever became of its neighbours; of queue.json, or of the generation before it, every line
-that can be read. Records are facts: where the one before is lost, a task is first put into the state that the next one found it in. What
-could not be kept is listed, one sentence each. So is what the disk does not give back: it is read around.
+that can be read. Records are facts: where the one before is lost, a task is first put into the state that the next one found it in. Where
+lines of queue.json are kept whose head is lost, what a line tells of already is not told to its task again. What could not be kept is
+listed, one sentence each. So is what the disk does not give back: it is read around.
 """
 
 from __future__ import annotations
@@ -15,7 +16,19 @@ from zlib import crc32
 from msgspec import json
 from msgspec.structs import replace
 
-from jsonqueue.core.records import Completed, Failed, Leased, Progress, RecordName, Retired, decode_progress, decode_published
+from jsonqueue.core.records import (
+    Cancelled,
+    Completed,
+    Died,
+    Failed,
+    Leased,
+    Progress,
+    RecordName,
+    Retired,
+    Unleased,
+    decode_progress,
+    decode_published,
+)
 from jsonqueue.core.state import BrokenHistory, QueueState, ids_of
 from jsonqueue.core.transitions import TRANSITIONS
 from jsonqueue.errors import CorruptQueue, StorageError
@@ -47,7 +60,7 @@ class Salvage(NamedTuple):
 def salvage(files: Files) -> Salvage:
     """All that can be read. Changes nothing."""
     lost: list[str] = []
-    header, state, archived = _base(files, lost)
+    header, state, archived, of_lines = _base(files, lost)
     for kind in LogKind:
         try:
             require_log(files, kind, header)
@@ -55,8 +68,9 @@ def salvage(files: Files) -> Salvage:
             lost.append(f"{error.file}: {error.why}")
     published = _whole_batches(files, LogKind.PUBLISHED, header.published_through.number, lost)
     progress = _whole_batches(files, LogKind.PROGRESS, header.progress_through.number, lost)
+    told = dict.fromkeys(state.tasks, _told_by(state, progress)) if of_lines else {}
     retired: list[StoredTask] = []
-    last_task = _fold(state, header, published, progress, retired, lost)
+    last_task = _fold(state, header, published, progress, told, retired, lost)
     ends = [batches[-1] if batches else None for batches in (published, progress)]
     retired = [task for task in retired if task.number not in archived]
     return Salvage(state, _header_after(files, header, ends[0], ends[1], last_task), retired, lost)
@@ -65,15 +79,25 @@ def salvage(files: Files) -> Salvage:
 # ── queue.json ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _base(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueState, set[int]]:
-    """The newest generation that is whole; failing that, the lines of queue.json that can be read. And the numbers of tasks that were
-    archived since, as far as it cannot say itself what of the archive counts: then all of it does."""
+class _Base(NamedTuple):
+    """What the logs are folded into."""
+
+    header: QueueHeader
+    state: QueueState
+    archived: set[int]
+    """The numbers of tasks that were archived since, as far as it cannot say itself what of the archive counts: then all of it does."""
+    of_lines: bool
+    """Whether these are lines without a head, or with one that nothing vouches for."""
+
+
+def _base(files: Files, lost: list[str]) -> _Base:
+    """The newest generation that is whole; failing that, the lines of queue.json that can be read."""
     if not _is_overtaken(files) and (found := _whole_queue(files, QUEUE)) is not None:
-        return *found, set()
-    if (found := _whole_queue(files, f"{PREVIOUS}/{QUEUE}") or _whole_queue(files, QUEUE)) is None:
-        found = _lines_of_queue(files, lost) if files.identity(QUEUE) is not None else (QueueHeader(), QueueState())
+        return _Base(*found, set(), of_lines=False)
+    whole = _whole_queue(files, f"{PREVIOUS}/{QUEUE}") or _whole_queue(files, QUEUE)
+    found = whole or (_lines_of_queue(files, lost) if files.identity(QUEUE) is not None else (QueueHeader(), QueueState()))
     header, state = found
-    return replace(header, archive=committed_archive(files)), state, archived_since(files, header.archive)
+    return _Base(replace(header, archive=committed_archive(files)), state, archived_since(files, header.archive), of_lines=whole is None)
 
 
 def _is_overtaken(files: Files) -> bool:
@@ -226,20 +250,57 @@ def _batch_of(line: bytes, head: Head, kind: LogKind) -> Batch | None:
     return Batch(head.number, head.epoch, at_ms, 0, Position(head.rest >> 32, head.rest & 0xFFFFFFFF), records, head.chain)
 
 
+# ── what is folded into lines ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _told_by(state: QueueState, progress: list[Batch]) -> int:
+    """The last batch that these lines show a trace of. They are all of one moment: so what came before it is in each of them as well."""
+    told = 0
+    tokens: dict[str, int] = {}
+    for batch in progress:
+        for record in decode_progress(batch.records):
+            for place, task_id in enumerate(ids_of(record)):
+                if isinstance(record, Leased):
+                    tokens[task_id] = record.first + place
+                if (task := state.tasks.get(task_id)) and _shows(task, record, tokens.get(task_id, 0), batch.at_ms):
+                    told = batch.number
+    return told
+
+
+def _shows(task: StoredTask, record: Progress, token: int, at_ms: int) -> bool:
+    """Whether a line tells of this record; ``token``: under which the task was leased before, 0 if that is not to be found.
+
+    What leaves no trace, being due, say, may be told twice: where it is the last that happened to a task, nothing changes by it.
+    """
+    if isinstance(record, Leased):
+        return token == task.token or any(attempt.token == token for attempt in task.history)
+    if isinstance(record, (Completed, Failed, Unleased)):
+        return any(attempt.token == token if token else attempt.ended_ms == at_ms for attempt in task.history)
+    return isinstance(record, (Died, Cancelled)) and task.status in TRANSITIONS[_name_of(record)][1] and task.finished_ms == at_ms
+
+
+def _name_of(record: Progress) -> RecordName:
+    return RecordName(str(record.__struct_config__.tag))
+
+
 # ── the fold ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _fold(
-    state: QueueState, header: QueueHeader, published: list[Batch], progress: list[Batch], retired: list[StoredTask], lost: list[str]
+    state: QueueState,
+    header: QueueHeader,
+    published: list[Batch],
+    progress: list[Batch],
+    told: dict[str, int],
+    retired: list[StoredTask],
+    lost: list[str],
 ) -> int:
     last_task, coming = header.last_task, list(reversed(published))
     for batch in progress:
         while coming and coming[-1].number <= batch.after.number:
             last_task = _publish(state, coming.pop(), last_task, retired, lost)
         for record in decode_progress(batch.records):
-            if isinstance(record, Retired):
-                retired += [state.tasks[task_id] for task_id in record.ids if task_id in state.tasks]
-            _apply(state, record, batch, lost)
+            _apply(state, record, batch, told, retired, lost)
     while coming:
         last_task = _publish(state, coming.pop(), last_task, retired, lost)
     return max([last_task, *(task.number for task in state.tasks.values())])
@@ -261,16 +322,23 @@ def _publish(state: QueueState, batch: Batch, last_task: int, retired: list[Stor
     return max(last_task, batch.first_task + len(tasks) - 1)
 
 
-def _apply(state: QueueState, record: Progress, batch: Batch, lost: list[str]) -> None:
-    name = RecordName(str(record.__struct_config__.tag))
+def _apply(state: QueueState, record: Progress, batch: Batch, told: dict[str, int], retired: list[StoredTask], lost: list[str]) -> None:
+    """``told``: through which batch the tasks that have a line were told already."""
+    name = _name_of(record)
     expected = TRANSITIONS[name][0]
     for place, task_id in enumerate(ids_of(record)):
+        if batch.number <= told.get(task_id, 0):
+            continue
         task = state.tasks.get(task_id)
         if task is None:
             lost.append(f"task {task_id}: it was {name} (progress batch {batch.number}), but what was published is not there")
             continue
+        if isinstance(record, Retired):
+            retired.append(task)
         if task.status not in expected:
             task.status = expected[0]
+            # The lease that it takes back is lost, or was over by then: it is not counted in the attempts.
+            task.attempt += isinstance(record, Unleased) and not record.counted
         try:
             state.apply(_alone(record, place), at_ms=batch.at_ms)
         except BrokenHistory as error:  # pragma: no cover - the status was just made to fit
