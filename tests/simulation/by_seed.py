@@ -96,6 +96,7 @@ UNSEEN: dict[str, tuple[str, ...]] = {
     "nobody edits or takes away a file of these worlds": (
         "a checkpoint keeps an edit for the generation before",
         "a checkpoint replaces a queue.json that somebody put there meanwhile",
+        "what has the name of a segment in previous/ is taken for it",
         "a segment that is removed behind the fold is missed",
         "a gap in a log is called damage of the file before it",
         "a publish is acknowledged in a file that somebody removed",

@@ -255,6 +255,35 @@ def test_what_ends_a_checkpoint_behind_its_draft_leaves_nothing_in_the_archive(e
         assert archived(files, queue.check()) == ["a", "b"] if is_in_place else ["a"]
 
 
+@pytest.mark.parametrize("closing", [False, True])
+def test_what_another_life_of_the_queue_left_in_previous_is_not_kept_for_this_one(closing: bool) -> None:
+    """Somebody put back an older copy of the queue's files, and not of those in previous/: what the other life wrote since stands there
+    under names that come again. Damage to queue.json must not bring that back."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a")
+    queue.checkpoint()
+    other = files.copy()
+    other_life = Queue(other)
+    other_life.publish("x")
+    queue.close()
+    queue = Queue(files)
+    queue.publish("b")
+    [name] = [name for name in segments(queue) if name.startswith("published")]
+    files.put(f"{PREVIOUS}/{name}", other.get(name))
+    expected = contents(queue.load())
+    assert list(expected) == ["a", "b"]
+    if not closing:
+        queue.checkpoint()
+    queue.close()
+    if closing:
+        final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+    files.put(QUEUE, files.get(QUEUE).replace(b'"id":"b"', b'"id":!b"'))
+    report = mend(files, accept_loss=False, accept_edit=False, at_ms=AT_MS)
+    assert report.ok, report
+    assert contents(load_state(files)) == expected
+
+
 def test_a_draft_that_cannot_be_removed_does_not_hide_why_it_is_of_no_use(queue: Queue) -> None:
     """The lock may be lost: then nothing may be changed any more."""
     files = queue.files

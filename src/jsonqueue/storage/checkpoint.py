@@ -257,9 +257,19 @@ def _keep(files: Files, spent: list[str]) -> None:
     files.make_folder(PREVIOUS)
     for name in spent:
         # One that somebody has removed is folded in by now, and missed no more.
-        with suppress(FileExistsError, FileNotFoundError):
-            files.link(name, f"{PREVIOUS}/{name}")
+        with suppress(FileNotFoundError):
+            _link(files, name, f"{PREVIOUS}/{name}")
     files.sync_folder(PREVIOUS)
+
+
+def _link(files: Files, name: str, second: str) -> None:
+    try:
+        files.link(name, second)
+    except FileExistsError:
+        if files.identity(name) not in {None, files.identity(second)}:
+            # Of another life of the queue, say, of which somebody put back an older copy: it leads nowhere.
+            files.unlink(second)
+            files.link(name, second)
 
 
 def _put_in_place(files: Files) -> None:
