@@ -10,11 +10,16 @@ from msgspec import Raw
 
 from broker.speech import CONFIG, TickingClock
 from jsonqueue.broker.consumer_broker import ConsumerBroker
+from jsonqueue.broker.liveness import is_alive
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.channel import registration
 from jsonqueue.event import Assign, EventOwner, Join, Welcome, Write, decoder_for, encode
+from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.folder import open_folder
+from jsonqueue.storage.queue_file import QUEUE
+from jsonqueue.storage.recovery import load_state
+from jsonqueue.storage.repair import mend
 from jsonqueue.task import TaskIn
 
 NOBODY = 2**31
@@ -55,8 +60,35 @@ def test_a_consumer_that_cannot_be_seen_is_not_taken_for_dead(tmp_path):
     files.shut()
 
 
-def _broker(files, clock) -> ConsumerBroker:
-    broker = ConsumerBroker(files, clock, CONFIG, chance=Random(1), is_alive=lambda pid: False)
+@pytest.mark.parametrize("label", ["w", "w@", "w@x", "w@-1", "w@²", f"w@{NOBODY}", "w@99999999999999999999", "w@" + 5_000 * "9"])
+def test_a_consumer_whose_number_was_changed_is_waited_for_or_dead(tmp_path, label):
+    """By an edit of queue.json that was accepted, or damage to one of which the lines were kept: the broker starts all the same."""
+    files, clock = open_folder(tmp_path / "queue", create=True), TickingClock()
+    publisher = PublisherBroker(files, clock, CONFIG, announce=lambda mark: None)
+    publisher.open()
+    publisher.step([(1, Write(1, [TaskIn(id="t", data=Raw(b"1"))]))], lambda peer, event: None)
+    first = _broker(files, clock)
+    _said_to(first, [(0, publisher.mark), (1, Join("w", os.getpid(), 1))])
+    first.close()
+    publisher.close()
+    final_checkpoint(files, config=CONFIG, at_ms=clock.wall_ms())
+    queue = tmp_path / "queue" / QUEUE
+    queue.write_text(queue.read_text().replace(f'"consumer":"w@{os.getpid()}"', f'"consumer":"{label}"'))
+    assert mend(files, accept_loss=False, accept_edit=True, at_ms=clock.wall_ms()).ok
+    publisher = PublisherBroker(files, clock, CONFIG, announce=lambda mark: None)
+    publisher.open()
+    second = _broker(files, clock, is_alive=is_alive)
+    _said_to(second, [(0, publisher.mark), (2, Join("v", os.getpid(), 1))])
+    clock.ms += CONFIG.lease_ms
+    second.step([], lambda peer, event: None)
+    assert load_state(files).state.tasks["t"].consumer in {"", f"v@{os.getpid()}"}
+    second.close()
+    publisher.close()
+    files.shut()
+
+
+def _broker(files, clock, *, is_alive=lambda pid: False) -> ConsumerBroker:
+    broker = ConsumerBroker(files, clock, CONFIG, chance=Random(1), is_alive=is_alive)
     broker.open()
     return broker
 

@@ -179,6 +179,8 @@ def test_whether_a_process_lives():
     assert not is_alive(process.pid)
     process.communicate()
     assert not is_alive(process.pid)
+    assert not is_alive(2**31)
+    assert not is_alive(2**64), "a kernel does not count so far"
 
 
 @pytest.mark.parametrize(("status", "words"), [(0, "exit status 0"), (74, "exit status 74"), (-9, "signal SIGKILL"), (-63, "signal 63")])

@@ -113,7 +113,15 @@ def test_where_there_are_no_locks_nobody_holds_one(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "told", ["", "rubbish", '{"pid":1}', '{"pid":999999999,"started":"1","what":""}', '{"pid":1,"started":"x","what":""}']
+    "told",
+    [
+        "",
+        "rubbish",
+        '{"pid":1}',
+        '{"pid":999999999,"started":"1","what":""}',
+        '{"pid":2147483648,"started":"","what":""}',
+        '{"pid":1,"started":"x","what":""}',
+    ],
 )
 def test_a_holder_who_does_not_live_holds_nothing(tmp_path: Path, told: str) -> None:
     """Nor does one whose pid another process has now."""

@@ -46,6 +46,8 @@ from jsonqueue.storage.reserve import Reserve
 __all__ = ["ConsumerBroker"]
 
 _ALL = 1 << 62
+_PID_DIGITS_MAX = 10
+"""Of 2,147,483,647, the highest number that a process may have."""
 _NO_ROOM_RETRY_MS = 100
 _ORPHAN_LOOK_MS = 200
 _WALL_LOOK_MS = 1_000
@@ -243,7 +245,7 @@ class ConsumerBroker:
             return
         for label in sorted(dispatcher.orphan_holders):
             self._orphans_due_ms = now.monotonic_ms + _ORPHAN_LOOK_MS
-            pid = int(label.rpartition("@")[2])
+            pid = _pid_in(label)
             if pid and not self._is_alive(pid):
                 dispatcher.bury(label, now)
 
@@ -297,6 +299,12 @@ class ConsumerBroker:
                 self._tell(turn, send)
                 dispatcher.pushed_late(turn, overdue, now)
         return self._unwritten is None
+
+
+def _pid_in(label: str) -> int:
+    """The process that a label names; 0: none that can be seen from here, or, in a queue.json that was edited, none at all."""
+    digits = label.rpartition("@")[2]
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= _PID_DIGITS_MAX else 0
 
 
 def _latest_mark(arrivals: Sequence[tuple[int, Event]]) -> Mark | None:

@@ -14,11 +14,11 @@ def is_alive(pid: int) -> bool:
     if sys.platform == "linux":
         try:
             return _has_not_ended(os.pidfd_open(pid))
-        except OSError:
-            pass  # Gone, or not ours to open: the signal below tells which.
+        except (OSError, OverflowError):
+            pass  # Gone, or not ours to open, or no number of a process: the signal below tells which.
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

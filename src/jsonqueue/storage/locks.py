@@ -148,7 +148,7 @@ def _path_of(queue_dir: str | Path, name: LockName) -> Path:
 def _is_alive(told: _Holder) -> bool:
     try:
         os.kill(told.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # Whoever wrote that into the file: no process has a number beyond the kernel's.
         return False
     except PermissionError:
         pass
