@@ -17,15 +17,17 @@ from jsonqueue.errors import InvalidConfig
 from jsonqueue.retry import Exponential, RetryPolicy
 from jsonqueue.waits import WAIT_MAX_MS
 
-__all__ = ["CONFIG_FILE", "Config", "checked", "config_from", "parse_config"]
+__all__ = ["CONFIG_FILE", "PAYLOAD_MAX_BYTES", "Config", "checked", "config_from", "parse_config"]
 
 CONFIG_FILE = "jsonqueue.toml"
 
 _Count = Annotated[int, Meta(ge=1)]
 _Ms = Annotated[int, Meta(ge=1)]
-_Bytes = Annotated[int, Meta(ge=1)]
 
 _FRAME_ROOM_BYTES = 4 * 1024 * 1024
+
+PAYLOAD_MAX_BYTES = 24 * 1024 * 1024
+"""A payload, the result of it, and all that was said of a hundred attempts go into one frame of 64 MiB."""
 
 Durability = Literal["power-cut", "process-crash"]
 
@@ -52,8 +54,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     """How long a dead letter stays to be looked at and replayed."""
     archive: bool = True
     """Whether tasks past their retention are kept in archive/, or dropped."""
-    payload_max_bytes: _Bytes = 1024 * 1024
-    """Largest payload, and largest result, as JSON."""
+    payload_max_bytes: Annotated[int, Meta(ge=1, le=PAYLOAD_MAX_BYTES)] = 1024 * 1024
+    """Largest payload, and largest result, as JSON. At most 24 MiB."""
     depth_max: Annotated[int, Meta(ge=1, le=200)] = 64
     """Deepest nesting of a payload."""
     keys_max: _Count = 10_000

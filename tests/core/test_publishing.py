@@ -99,6 +99,14 @@ def test_limits_at_their_edge(admission: Admission) -> None:
     assert "more than 8 deep" in verdict.refused[1].reason
 
 
+def test_what_no_frame_would_hold_for_all_that_it_waits_for_is_refused(admission: Admission) -> None:
+    """A publisher that appends by itself sends no frame, and so meets no limit of one; to a consumer it has to go in one."""
+    most = 4 * 2**20 // len('"old",')
+    verdict = admission.decide([[given("a", after=("old",) * (most + 1)), given("b", after=("old",) * most)]])[0]
+    assert [task.id for task in verdict.accepted] == ["b"]
+    assert verdict.refused == [Refusal(0, "the ids of what it would wait for come to 4,194,306 bytes, and 4,194,304 are the most")]
+
+
 def test_a_full_queue_refuses(admission: Admission) -> None:
     verdict = admission.decide([[given(f"t{n}") for n in range(7)]])[0]
     assert len(verdict.accepted) == 5

@@ -18,11 +18,13 @@ from msgspec import Raw
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.channel.pipe import FRAME_MAX_BYTES, Pipe
 from jsonqueue.channel.registration import SOCKET_NAME, connect
+from jsonqueue.client.outcome import ERROR_MAX_BYTES
 from jsonqueue.client.publisher import Publisher
-from jsonqueue.config import Config
+from jsonqueue.config import PAYLOAD_MAX_BYTES, Config, parse_config
 from jsonqueue.core.publishing import Admission
 from jsonqueue.core.taken import TakenIds
-from jsonqueue.errors import BadFrame, ConnectionClosed
+from jsonqueue.core.waiting import Seat
+from jsonqueue.errors import BadFrame, ConnectionClosed, InvalidConfig
 from jsonqueue.event import (
     EVENTS_BY_OWNER,
     Assign,
@@ -50,7 +52,7 @@ from jsonqueue.event import (
     decoder_for,
     encode,
 )
-from jsonqueue.task import TaskIn, TaskStatus
+from jsonqueue.task import Attempt, Outcome, Task, TaskIn, TaskStatus
 
 _told = decoder_for(EventOwner.CONSUMER_BROKER)
 
@@ -123,6 +125,20 @@ def test_a_broker_takes_frames_as_large_as_its_clients_make_to_the_byte(served: 
         assert _answered(served, owner, encode(event).ljust(size))  # with spaces behind it, it is the same JSON
     with pytest.raises(ConnectionClosed):
         _answered(served, owner, encode(event).ljust(most + 1))
+
+
+def test_what_is_taken_in_can_be_handed_out_and_told_of() -> None:
+    """However large payloads may be by its settings: a task that no frame holds costs each consumer that it is for its Pipe, and one that
+    fits no frame together with its result is told to nobody."""
+    most = parse_config(f"payload_max_bytes = {PAYLOAD_MAX_BYTES}").payload_max_bytes
+    with pytest.raises(InvalidConfig, match=f"payload_max_bytes is {most + 1}, and must be a whole number from 1 to {most:,}"):
+        parse_config(f"payload_max_bytes = {most + 1}")
+    large = Raw(b'"' + b"x" * (most - 2) + b'"')
+    error = ERROR_MAX_BYTES * "\0"
+    tries = [Attempt(n, n, "c" * 128, n, n, Outcome.FAILED, error) for n in range(100)]
+    task = Task("a", 1, TaskStatus.COMPLETED, 1, large, after=("i" * 128,) * 32_000, result=large, reason=error, history=tuple(tries))
+    assert len(encode(Result(1, "a", task))) <= FRAME_MAX_BYTES
+    assert Seat._HELD_MAX_BYTES + len(encode(Assign([task]))) - most <= FRAME_MAX_BYTES
 
 
 def _answered(queue_dir: Path, owner: EventOwner, frame: bytes) -> bool:

@@ -19,6 +19,9 @@ __all__ = ["Admission", "Verdict"]
 _one_id = re.compile(ID_PATTERN).fullmatch
 _many_ids = re.compile("(?:" + ID_PATTERN.removeprefix("^").removesuffix(r"\Z") + "\n)*").fullmatch
 
+_AFTER_MAX_BYTES = 4 * 1024 * 1024
+"""What a client's frame has room for, beside the payload; a publisher that appends by itself sends none."""
+
 
 class Verdict(Struct, frozen=True, gc=False):  # made for each single publish: a NamedTuple takes eight times as long
     """What becomes of the tasks of one write."""
@@ -111,6 +114,9 @@ class Admission:
             return f"invalid id {task.id[:200]!r}: an id is 1 to 128 letters, digits and . _ : @ -, and begins with a letter or a digit"
         if len(self._known) + len(beside) >= self._config.tasks_max:
             return f"the queue is full: tasks_max is {self._config.tasks_max}"
+        size = sum(len(f'"{needed}",') for needed in task.after)
+        if size > _AFTER_MAX_BYTES:
+            return f"the ids of what it would wait for come to {size:,} bytes, and {_AFTER_MAX_BYTES:,} are the most"
         for needed in task.after:
             if needed not in self._known and needed not in beside:
                 return f"it would wait for {needed!r}, which is not in the queue"
