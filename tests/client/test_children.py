@@ -223,19 +223,29 @@ def test_what_else_keeps_a_child_from_starting_is_a_failure(runners: Callable[..
     assert "no python" in error(runners(handlers.double))
 
 
+@pytest.fixture
+def no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the children, from their beginning on."""
+    (tmp_path / "sitecustomize.py").write_text(
+        'import threading\ndef none(self):\n    raise RuntimeError("can\'t start new thread")\nthreading.Thread.start = none\n'
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+
+
+@pytest.mark.usefixtures("no_thread")
 @pytest.mark.parametrize("limits", [None, Limits(cpu_s=60)])
 def test_a_child_that_gets_no_thread_is_not_at_fault_either(limits: Limits | None) -> None:
     """It was the last process that was to be had."""
-    runner = ChildRunner(Address("client.handlers_without_threads", "double"), timeout=None, config=Config, limits=limits)
+    runner = ChildRunner(address_of(handlers.double), timeout=None, config=Config, limits=limits)
     with pytest.raises(NotStarted, match="can't start new thread"):
         runner.run(delivered(1))
     assert runner._process is None
     runner.close()
 
 
+@pytest.mark.usefixtures("no_thread")
 def test_a_child_that_gets_no_thread_by_its_own_limit_has_failed() -> None:
-    limits = Limits(processes=2**40)
-    runner = ChildRunner(Address("client.handlers_without_threads", "double"), timeout=None, config=Config, limits=limits)
+    runner = ChildRunner(address_of(handlers.double), timeout=None, config=Config, limits=Limits(processes=2**40))
     assert error(runner).endswith("can't start new thread (limit: processes 1,099,511,627,776)")
     runner.close()
 
@@ -494,6 +504,73 @@ def test_a_child_does_not_outlive_its_parent(script: Path) -> None:
         assert not gone(child)
         parent.kill()
         await_that(lambda: gone(child))
+
+
+HANGS = """
+import os, signal, threading
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(os.getpid(), flush=True)
+threading.Event().wait()
+"""
+WAITS_FOR_IT = """
+import sys
+sys.path[:] = {path}
+from jsonqueue.client.children import ChildRunner
+from jsonqueue.client.handlers import Address
+from jsonqueue.config import Config
+ChildRunner(Address("hangs", "handler"), timeout=None, config=Config).prepare()
+"""
+
+
+def test_a_child_whose_module_hangs_at_its_import_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    """It reads its Pipe from before that."""
+    (tmp_path / "hangs.py").write_text(HANGS)
+    code = WAITS_FOR_IT.format(path=[str(tmp_path), *sys.path])
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            parent.kill()
+            await_that(lambda: gone(child))
+        finally:
+            if not gone(child):
+                os.kill(child, signal.SIGKILL)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ChildRunner]]:
+    """A runner of the function ``handler`` of a module that reads like this."""
+    monkeypatch.syspath_prepend(tmp_path)
+    runner = ChildRunner(Address("given", "handler"), timeout=5.0, config=Config)
+
+    def make(text: str) -> ChildRunner:
+        (tmp_path / "given.py").write_text(text)
+        return runner
+
+    yield make
+    runner.close()
+
+
+@pytest.mark.parametrize("end", ["", "if not FORKED: raise ValueError('of the fork alone')"], ids=["comes back", "fails"])
+def test_what_a_module_forks_at_its_import_ends_where_it_comes_back(module: Callable[[str], ChildRunner], end: str) -> None:
+    """It has no thread that listens, and the Pipe is not its own; the child itself serves on."""
+    runner = module(f"import os\nFORKED = os.fork()\n{end}\ndef handler(task): return FORKED")
+    forked, first = int(result(runner)), child_of(runner)
+    await_that(lambda: gone(forked))
+    result(runner)
+    assert child_of(runner) == first
+
+
+def test_a_signal_that_a_module_blocks_at_its_import_waits_for_its_handler(module: Callable[[str], ChildRunner]) -> None:
+    """The thread that listens was there before, and does not take it: that would end the process."""
+    text = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+def handler(task):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return signal.sigwait({signal.SIGUSR1})
+"""
+    assert int(result(module(text))) == signal.SIGUSR1
 
 
 def test_an_idle_child_that_something_keeps_does_not_outlive_its_parent_either(runners: Callable[..., ChildRunner]) -> None:

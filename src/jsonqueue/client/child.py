@@ -4,8 +4,9 @@ Its parent starts it with one end of a Pipe and speaks to it as a ConsumerBroker
 ``complete`` or ``fail``. A ``join`` of the child says that the handler is loaded; a ``fail`` without an id instead says why not, and with a
 ``retry_after_ms`` that it may well be another time.
 
-Once its handler is loaded, the child does not outlive its parent: a thread of its own reads the Pipe, and at its end the whole process
-group goes, whatever the handler is doing. (One that is idle may end as a program ends, within two seconds.)
+The child does not outlive its parent: a thread of its own reads the Pipe from before the handler is loaded, and at its end the whole
+process group goes, whatever the handler is doing. (One that is idle, or still loads its handler, may end as a program ends, within two
+seconds.)
 
 When its time is up, or its task was cancelled, its parent says ``revoke``, which raises an exception in the midst of the handler (an
 ``async`` one is cancelled by its event loop), and sends SIGTERM, for what the handler has started; a second later it kills them all.
@@ -31,7 +32,7 @@ import msgspec
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.handlers import Address, is_async, load
 from jsonqueue.client.limits import Limits, apply, renew_cpu
-from jsonqueue.client.outcome import Current, Verdict, cut, failure, inline, run_here, running_in
+from jsonqueue.client.outcome import Current, Verdict, cut, end_fork, failure, forks, inline, run_here, running_in
 from jsonqueue.config import Config
 from jsonqueue.errors import ConnectionClosed, JsonQueueError, is_want
 from jsonqueue.event import Complete, Event, EventOwner, Fail, Failure, Join, Revoke, decoder_for, encode
@@ -51,6 +52,9 @@ _FAREWELL_S = 2.0
 _LIMITS = Config(payload_max_bytes=32 * 1024 * 1024, depth_max=200, keys_max=2**62)
 """The queue's own limits are looked after by the parent, who knows them."""
 
+_Tasks = queue.SimpleQueue[Task[Any] | None]
+"""What there is to do, from the thread that listens to the one that works; None: nothing will be any more."""
+
 
 def main() -> None:
     """``argv``: the fd of the Pipe, the address of the handler and its limits as JSON."""
@@ -65,13 +69,19 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave_it_to_the_parent)
     pipe = Pipe(fd)
     os.register_at_fork(after_in_child=partial(_part, pipe))
+    tasks: _Tasks = queue.SimpleQueue()
+    here, born = _Run(), forks()
     try:
         apply(limits)
+        if not _listens(pipe, tasks, here, limits):
+            return
         run = _loaded(address)
     except BaseException as error:  # noqa: BLE001 - whatever the user's module raises when it is imported
+        end_fork(born, error)
         _say(pipe, Fail(0, [Failure("", 0, _why(error), retry_after_ms=_again(limits) if is_want(error) else None)], 0))
         return
-    _serve(pipe, run, limits)
+    end_fork(born)  # What the module forked has no listener, and would wait here for ever.
+    _serve(pipe, run, limits, tasks, here)
 
 
 def _leave_it_to_the_parent(number: int, frame: FrameType | None) -> None:
@@ -165,17 +175,9 @@ def _awaiting(handler: Callable[[Task[Any]], Any]) -> Callable[[Task[Any]], Verd
     return run
 
 
-def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict], limits: Limits | None) -> None:
-    tasks: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
-    here = _Run()
+def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict], limits: Limits | None, tasks: _Tasks, here: _Run) -> None:
     running_in(here)
-
     signal.signal(signal.SIGTERM, partial(_on_term, here))
-    try:
-        threading.Thread(target=_listen, args=(pipe, tasks, here), daemon=True).start()
-    except RuntimeError as error:  # No thread is to be had: that passes, unless it is by the handler's own limit.
-        _say(pipe, Fail(0, [Failure("", 0, str(error), retry_after_ms=_again(limits))], 0))
-        return
     _say(pipe, Join("child", os.getpid(), 1))
     while (task := tasks.get()) is not None:
         renew_cpu(limits)
@@ -187,8 +189,23 @@ def _serve(pipe: Pipe, run: Callable[[Task[Any]], Verdict], limits: Limits | Non
             _say(pipe, Complete(0, [task.id], [task.token], [verdict], 1))
 
 
-def _listen(pipe: Pipe, tasks: queue.SimpleQueue[Task[Any] | None], here: _Run) -> None:
-    decode = decoder_for(EventOwner.CONSUMER_BROKER, values=True)
+def _listens(pipe: Pipe, tasks: _Tasks, here: _Run, limits: Limits | None) -> bool:
+    """Whether a thread listens from now on. If there was none to be had, the parent is told."""
+    decode = decoder_for(EventOwner.CONSUMER_BROKER, values=True)  # not in the thread: the module may fork while that makes it
+    listener = threading.Thread(target=_listen, args=(pipe, decode, tasks, here), daemon=True)
+    # It takes no signal, be it that the module blocks one for itself, to wait for it: the process would die of it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        listener.start()
+    except RuntimeError as error:  # No thread is to be had: that passes, unless it is by the handler's own limit.
+        _say(pipe, Fail(0, [Failure("", 0, str(error), retry_after_ms=_again(limits))], 0))
+        return False
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return True
+
+
+def _listen(pipe: Pipe, decode: Callable[[bytes], Any], tasks: _Tasks, here: _Run) -> None:
     try:
         while True:
             for frame in pipe.receive(_AGAIN_S if here.unaware else None):
@@ -204,8 +221,8 @@ def _listen(pipe: Pipe, tasks: queue.SimpleQueue[Task[Any] | None], here: _Run) 
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     except ConnectionClosed:
         if here.task is None:
-            tasks.put(None)  # idle: end as a program ends,
-            time.sleep(_FAREWELL_S)  # unless something keeps it: a thread that the handler has left behind
+            tasks.put(None)  # idle, or about to be: end as a program ends,
+            time.sleep(_FAREWELL_S)  # unless something keeps it: a thread that the handler has left behind, or the loading of it
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
         tasks.put(None)
