@@ -127,7 +127,7 @@ change nothing. `publish` works without brokers too; the task runs when brokers 
 | 70 | A bug in jsonqueue; `JSONQUEUE_DEBUG=1` shows where. |
 | 72 | A log was removed, moved or replaced while it was written to, again and again. |
 | 74 | The disk: full, failing, or files that cannot be used; or standard output cannot be written to (what was done stands, and is said). |
-| 75 | Not now: another manager serves the folder, it is stopping or does not answer, no answer came in time, the task has not ended yet. |
+| 75 | Not now: another manager serves, stops or does not answer, no answer came in time, the task has not ended, no thread is to be had. |
 | 76 | The other end of a connection spoke nonsense. |
 | 77 | A folder that must not or cannot be used: not yours, a file, without the permissions, writable by others, on a network filesystem. |
 | 78 | A setting that does not exist or is out of range, or files of a newer format. |

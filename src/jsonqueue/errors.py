@@ -51,12 +51,16 @@ def command_for(queue_dir: str, *words: str) -> str:
 
 
 _WANT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
+_NO_THREAD = "can't start new thread"
+"""All that Python tells of the kernel's EAGAIN, which counts threads as processes."""
 
 
 def is_want(error: BaseException | None) -> bool:
-    """Whether it comes of a want of open files, memory or processes, which passes when somebody gives some back."""
+    """Whether it comes of a want of open files, memory, processes or threads, which passes when somebody gives some back."""
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _WANT):
+            return True
+        if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
             return True
         error = error.__cause__
     return False

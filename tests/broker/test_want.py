@@ -162,8 +162,19 @@ def test_what_is_a_want_and_what_is_not() -> None:
     """Also where it is the cause of an error of ours."""
     ours = StorageError("a.jsonl: Too many open files")
     ours.__cause__ = OSError(errno.EMFILE, "Too many open files")
-    assert all(map(is_want, [ours, MemoryError(), OSError(errno.ENOMEM, "")]))
-    assert not any(map(is_want, [FileNotFoundError(errno.ENOENT, ""), CorruptQueue("q", offset=0, why=""), None]))
+    assert all(map(is_want, [ours, MemoryError(), OSError(errno.ENOMEM, ""), RuntimeError("can't start new thread")]))
+    assert not any(map(is_want, [FileNotFoundError(errno.ENOENT, ""), CorruptQueue("q", offset=0, why=""), RuntimeError("no"), None]))
+
+
+def test_python_still_says_so_when_no_thread_is_to_be_had() -> None:
+    """There is nothing else to know it by."""
+    before = threading.stack_size(2**47)  # for which no machine has room
+    try:
+        with pytest.raises(RuntimeError) as told:
+            threading.Thread(target=print).start()
+    finally:
+        threading.stack_size(before)
+    assert is_want(told.value)
 
 
 def test_a_checkpoint_that_may_open_no_file_is_put_off(tmp_path: Path) -> None:

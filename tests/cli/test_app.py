@@ -49,6 +49,12 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
         (JsonQueueError("a \x1b[31mlie\nError: forged"), 1, "Error: a \\x1b[31mlie\\nError: forged\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 74, "Error: /x: permission denied\n"),
         (ValueError("oops"), 70, "Error: unexpected ValueError: oops\nHint:  this is a bug in jsonqueue; JSONQUEUE_DEBUG=1 shows where\n"),
+        (
+            RuntimeError("can't start new thread"),
+            75,
+            "Error: can't start new thread\nHint:  try again when other programs have ended; `ulimit",
+        ),
+        (MemoryError(), 75, "Error: out of memory\nHint:  try again when other programs have ended; `ulimit"),
         (KeyboardInterrupt(), 130, ""),
         (SystemExit(143), 143, ""),
     ],

@@ -622,6 +622,124 @@ def test_a_consumer_that_has_failed_gives_back_what_it_holds(broker: FakeBroker,
         consumer.__exit__(None, None, None)
 
 
+class NoThreads:
+    """Threads of this name are not to be had for now."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.refused = threading.Semaphore(0)
+        self.over = False
+        start = threading.Thread.start
+
+        def start_or_not(thread: threading.Thread) -> None:
+            if thread.name == name and not self.over:
+                self.refused.release()
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start_or_not)
+
+    def await_refusals(self, count: int) -> None:
+        for _ in range(count):
+            assert self.refused.acquire(timeout=PATIENCE_S)
+
+
+async def adouble(task: AnyTask) -> Any:
+    return task.data * 2
+
+
+PLACES = [(double, "jsonqueue-worker-1"), (double, "jsonqueue-worker-2"), (double, "jsonqueue-keeper"), (adouble, "jsonqueue-loop")]
+
+
+@pytest.mark.parametrize(("handler", "name"), PLACES)
+def test_a_consumer_that_gets_no_threads_waits_for_some(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, handler: Any, name: str
+) -> None:
+    """As it does for processes; what it has of them it keeps, and it says so once. Then it works as ever."""
+    threads = NoThreads(monkeypatch, name)
+    consumer = Consumer("queue_data", handler, connect=broker.connect, concurrency=2)
+    side = Side(consumer.run)
+    threads.await_refusals(3)
+    assert consumer.state == "waiting"
+    threads.over = True
+    peer, _ = welcome(broker)
+    peer.say(assign(1))
+    complete = peer.hear(Complete)
+    assert complete.ids == ["t1"]
+    settle(peer, complete)
+    stopper = Side(consumer.stop)
+    settle(peer, peer.hear(Return))
+    assert stopper.result() is True
+    side.result()
+    assert [record.message for record in caplog.records if "thread" in record.message] == [
+        "can't start new thread; the consumer takes no tasks yet, and tries again after a pause, until that works"
+    ]
+
+
+@pytest.mark.parametrize(("handler", "name"), PLACES)
+def test_a_consumer_that_waits_for_threads_can_be_stopped(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, handler: Any, name: str
+) -> None:
+    """Its run() returns."""
+    threads = NoThreads(monkeypatch, name)
+    consumer = Consumer("queue_data", handler, connect=broker.connect, concurrency=2)
+    side = Side(consumer.run)
+    threads.await_refusals(1)
+    consumer._bell.ring()  # as a signal does
+    side.result()
+    assert consumer.state == "stopped"
+
+
+@pytest.mark.parametrize(("handler", "name"), PLACES)
+def test_a_start_that_gets_no_threads_says_so_and_leaves_none(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, handler: Any, name: str
+) -> None:
+    """It is to return at once, so it cannot wait."""
+    before = threading.enumerate()
+    NoThreads(monkeypatch, name)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Consumer("queue_data", handler, connect=broker.connect, concurrency=2).start()
+    assert set(threading.enumerate()) <= set(before)
+
+
+def test_a_run_ends_though_no_thread_is_to_be_had_for_that(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is running may end first, as ever."""
+    gate = Gate()
+    NoThreads(monkeypatch, "jsonqueue-stop")
+    consumer = Consumer("queue_data", gate, connect=broker.connect)
+    side = Side(consumer.run)
+    peer, _ = welcome(broker)
+    peer.say(assign(1))
+    gate.await_start()
+    consumer._bell.ring()  # as a signal does
+    settle(peer, peer.hear(Return))
+    gate.let_on()
+    settle(peer, peer.hear(Complete))
+    side.result()
+    assert consumer.state == "stopped"
+
+
+def test_a_handler_may_stop_its_consumer_though_no_thread_is_to_be_had(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who runs it sees to the rest."""
+    NoThreads(monkeypatch, "jsonqueue-stop")
+    told: list[bool] = []
+
+    def handler(task: AnyTask) -> Any:
+        told.append(consumer.stop())
+        return task.data
+
+    consumer = Consumer("queue_data", handler, connect=broker.connect)
+    side = Side(consumer.run)
+    peer, _ = welcome(broker)
+    peer.say(assign(1))
+    heard = [hear_any(peer) for _ in range(2)]
+    for event in heard:
+        settle(peer, event)
+    assert {type(event) for event in heard} == {Complete, Return}
+    side.result()
+    assert told == [False]
+    assert consumer.state == "stopped"
+
+
 def test_an_error_that_waiting_does_not_mend_is_raised() -> None:
     """A folder that must not be used is no broker that will come back."""
 

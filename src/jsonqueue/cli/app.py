@@ -25,7 +25,7 @@ import click
 
 from jsonqueue.cli.console import Console, Settings
 from jsonqueue.cli.text import ESCAPES, printable
-from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError
+from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError, is_want, words_of
 
 __all__ = ["COMMANDS", "Group", "cli", "command", "queue_options", "run", "terminated_as_interrupted", "to_nowhere"]
 
@@ -90,10 +90,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last resort: a person gets a sentence, the traceback is a switch away
         if debug:
             raise
-        complain(f"unexpected {type(error).__name__}: {error}", "this is a bug in jsonqueue; JSONQUEUE_DEBUG=1 shows where")
-        return 70
+        return _unexpected(error)
     finally:
         _give_up_unprinted()
+
+
+def _unexpected(error: Exception) -> int:
+    if is_want(error):
+        complain(words_of(error), "try again when other programs have ended; `ulimit -a` shows how much of what this user may have")
+        return 75
+    complain(f"unexpected {type(error).__name__}: {error}", "this is a bug in jsonqueue; JSONQUEUE_DEBUG=1 shows where")
+    return 70
 
 
 def _open_closed_streams() -> None:

@@ -15,6 +15,7 @@ and before the acknowledgement), but only one completion ever counts: ``task.id`
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -40,15 +41,18 @@ from jsonqueue.client.outcome import forks, run_here
 from jsonqueue.client.presence import register
 from jsonqueue.client.program import Program, ProgramRunner
 from jsonqueue.client.session import Session
-from jsonqueue.client.threads import InlineRunner, Runner, Threads
+from jsonqueue.client.threads import InlineRunner, Runner, Threads, longer_pause
 from jsonqueue.clock import stopwatch
 from jsonqueue.config import Config
+from jsonqueue.errors import is_want, words_of
 from jsonqueue.event import EventOwner, decoder_for
 
 __all__ = ["Consumer", "ConsumerState", "Handler"]
 
 Handler = str | Callable[[Any], Any] | Program
 """A function or coroutine function of one task, its name as ``module:function``, or a :class:`Program`."""
+
+_log = logging.getLogger("jsonqueue.consumer")
 
 ConsumerState = Literal["new", "waiting", "working", "draining", "stopped"]
 
@@ -110,11 +114,12 @@ class Consumer:
 
         The first signal drains: nothing more is started, what is running may end, what is done is acknowledged, unstarted tasks go back. A
         second one, or ``drain_timeout`` seconds, ends at once; what was running then will be delivered again. Raises whatever stopped it.
+        Where there are no threads to be had it waits until there are some.
         """
         with self._bell.hung() as ear, self._bell.rung_by_signals():
-            self.start()
             rings = select.poll()  # select() takes no fd above 1023, of which a server may have many
             rings.register(ear, select.POLLIN)
+            self._start(lambda seconds: bool(rings.poll(seconds * 1000)))
             try:
                 rings.poll()
             finally:
@@ -124,7 +129,11 @@ class Consumer:
     def _finish(self, drain_timeout: float | None) -> None:
         """Drain beside the main thread, which has to stay awake for the second signal."""
         stopper = threading.Thread(target=self.stop, args=(drain_timeout,), name="jsonqueue-stop", daemon=True)
-        stopper.start()
+        try:
+            stopper.start()
+        except RuntimeError:  # No thread is to be had: then here, and a second signal is of no avail.
+            self.stop(drain_timeout)
+            return
         while stopper.is_alive() and self._bell.rings < 2:
             stopper.join(0.1)
         if stopper.is_alive():
@@ -134,17 +143,40 @@ class Consumer:
     # ── embedded ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Begin to work, in threads of its own; returns at once. Raises :class:`InvalidHandler` if a child cannot load the handler."""
+        """Begin to work, in threads of its own; returns at once. Raises :class:`InvalidHandler` if a child cannot load the handler, and
+        what Python raises where there are no threads to be had: ``RuntimeError``."""
+        self._start(None)
+
+    def _start(self, rung: Callable[[float], bool] | None) -> None:
+        """``rung`` waits so many seconds, and says whether to wait no more; None: do not wait for want of anything."""
         if self._state != "new":
             raise RuntimeError(f"this consumer was {self._state} before; make a new one")
         self._state, self._forks = "started", forks()
         try:
-            self._crew.start()
+            pause_s = 0.0
+            while (want := self._started()) is not None:
+                if rung is None:
+                    raise want
+                if not pause_s:
+                    _log.warning("%s; the consumer takes no tasks yet, and tries again after a pause, until that works", words_of(want))
+                pause_s = longer_pause(pause_s)
+                if rung(pause_s):
+                    return
         except BaseException:
             self._session.close()
             self._crew.stop()
             raise
-        self._session.start()
+
+    def _started(self) -> Exception | None:
+        """Start what has not been; what it is short of, if it is not all there."""
+        try:
+            self._crew.start()
+            self._session.start()
+        except (RuntimeError, OSError, MemoryError) as error:
+            if not is_want(error):
+                raise
+            return error
+        return None
 
     def stop(self, timeout: float | None = 30.0) -> bool:
         """Drain for at most ``timeout`` seconds (None: as long as handlers take), then leave; whether all that ran was finished in time.
@@ -156,7 +188,11 @@ class Consumer:
         if self._state != "started" or self._forks != forks():  # a child has none of its threads, and its Pipe is its parent's
             return self._drained
         if any(slot is run_here() for slot in self._holdings.slots):
-            threading.Thread(target=self.stop, args=(timeout,), name="jsonqueue-stop", daemon=True).start()
+            try:
+                threading.Thread(target=self.stop, args=(timeout,), name="jsonqueue-stop", daemon=True).start()
+            except RuntimeError:  # No thread is to be had: it takes no more, and who runs it, or stops it once more, ends it.
+                self._session.drain(0)
+                self._bell.ring()
             return False
         drained = self._session.drain(timeout)
         self._session.close()

@@ -33,12 +33,14 @@ class Coroutines:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Event
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="jsonqueue-loop", daemon=True)
+        self._thread: threading.Thread | None = None
         self.session: Session
 
     def start(self) -> None:
-        """Start the loop."""
-        self._thread.start()
+        """Start the loop. Where there is no thread to be had it may be called again."""
+        if self._thread is None or self._thread.ident is None:
+            self._thread = threading.Thread(target=self._serve, name="jsonqueue-loop", daemon=True)
+            self._thread.start()
         self._ready.wait()
 
     def end(self) -> None:
@@ -48,7 +50,8 @@ class Coroutines:
     def stop(self) -> None:
         """The same, and wait for its thread to end."""
         self.end()
-        self._thread.join(_JOIN_S)
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join(_JOIN_S)
 
     def on_tasks(self) -> None:
         """There is something to do. Called from other threads."""

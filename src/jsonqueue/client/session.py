@@ -80,7 +80,7 @@ class Session:
         self._closed = False
         self._bell: socket.socket
         self._rope: socket.socket | None = None
-        self._keeper = threading.Thread(target=self._keep, name="jsonqueue-keeper", daemon=True)
+        self._keeper: threading.Thread | None = None
 
     @property
     def joined(self) -> bool:
@@ -93,11 +93,13 @@ class Session:
         return self._membership.stopping
 
     def start(self) -> None:
-        """Begin to connect."""
-        # Sockets, and not the fds of a pipe: one that was closed says so, where a bare number may be somebody else's by now.
-        self._bell, self._rope = socket.socketpair()
-        self._bell.setblocking(False)
-        self._rope.setblocking(False)
+        """Begin to connect. Where there is no thread to be had it may be called again."""
+        if self._rope is None:
+            # Sockets, and not the fds of a pipe: one that was closed says so, where a bare number may be somebody else's by now.
+            self._bell, self._rope = socket.socketpair()
+            self._bell.setblocking(False)
+            self._rope.setblocking(False)
+        self._keeper = threading.Thread(target=self._keep, name="jsonqueue-keeper", daemon=True)
         self._keeper.start()
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -377,8 +379,9 @@ class Session:
         if pipe is not None:
             pipe.close()
         self._ring()
-        if self._keeper.is_alive():
-            self._keeper.join(_CONNECT_S + 1)
-        if self._rope is not None and not self._keeper.is_alive():
+        keeper = self._keeper
+        if keeper is not None and keeper.is_alive():
+            keeper.join(_CONNECT_S + 1)
+        if self._rope is not None and (keeper is None or not keeper.is_alive()):
             self._rope.close()
             self._bell.close()

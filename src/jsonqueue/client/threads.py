@@ -16,7 +16,7 @@ from jsonqueue.config import Config
 from jsonqueue.errors import is_want
 from jsonqueue.task import Task
 
-__all__ = ["InlineRunner", "Runner", "Threads"]
+__all__ = ["InlineRunner", "Runner", "Threads", "longer_pause"]
 
 _log = logging.getLogger("jsonqueue.consumer")
 
@@ -64,20 +64,23 @@ class Threads:
         self._runners = runners
         self._ending = threading.Event()
         self._resting: set[Slot] = set()
-        # Daemons: a handler that hangs must not keep the process from ending when its user has lost patience.
-        self._threads = [
-            threading.Thread(target=self._work, args=(slot, runner), name=f"jsonqueue-worker-{number}", daemon=True)
-            for number, (slot, runner) in enumerate(zip(slots, runners, strict=True), 1)
-        ]
-        for slot, runner in zip(slots, runners, strict=True):
+        self._places = list(zip(slots, runners, strict=True))
+        self._threads: list[threading.Thread] = []
+        """Of the first places: those that could be started."""
+        for slot, runner in self._places:
             slot.kill = runner.kill
 
     def start(self) -> None:
         """Begin to work. The first runner gets ready at once, so that a handler that cannot be run is the caller's to know. What
-        passes (want of processes, say) is not: the first task tries again."""
-        self._prepare(self._runners[0])
-        for thread in self._threads:
+        passes (want of processes, say) is not: the first task tries again. Where there is no thread to be had it may be called again, to
+        go on from there."""
+        if not self._threads:
+            self._prepare(self._runners[0])
+        for number, place in enumerate(self._places[len(self._threads) :], len(self._threads) + 1):
+            # A daemon: a handler that hangs must not keep the process from ending when its user has lost patience.
+            thread = threading.Thread(target=self._work, args=place, name=f"jsonqueue-worker-{number}", daemon=True)
             thread.start()
+            self._threads.append(thread)
 
     def end(self) -> None:
         """End what still runs, as far as that is possible. The session is closed already."""
@@ -92,8 +95,7 @@ class Threads:
             runner.close()
         patience = Patience(_JOIN_S, SystemClock())
         for thread in self._threads:
-            if thread.ident is not None:  # else the first runner could not get ready, and none was started
-                thread.join(patience.left)
+            thread.join(patience.left)
 
     def _work(self, slot: Slot, runner: Runner) -> None:
         try:
@@ -119,7 +121,7 @@ class Threads:
             try:
                 verdict = run(task)
             except NotStarted as error:
-                verdict, pause_s = None, min(max(2 * pause_s, _FIRST_PAUSE_S), _PAUSE_MAX_S)
+                verdict, pause_s = None, longer_pause(pause_s)
                 self._rest(slot, error, pause_s)
             else:
                 if pause_s:
@@ -136,5 +138,12 @@ class Threads:
 
 
 _FIRST_PAUSE_S, _PAUSE_MAX_S = 0.1, 5.0
+
+
+def longer_pause(seconds: float) -> float:
+    """The pause after one of so many seconds (0: after none), for who tries again until what is short now is so no more."""
+    return min(max(2 * seconds, _FIRST_PAUSE_S), _PAUSE_MAX_S)
+
+
 _JOIN_S = 1.0
 """Threads that are stuck in a handler are left behind."""
