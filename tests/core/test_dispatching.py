@@ -362,6 +362,42 @@ def test_a_suspect_is_not_starved_by_a_busy_consumer(stage: Stage) -> None:
     stage.check()
 
 
+def test_a_suspect_is_not_starved_by_another_one(stage: Stage) -> None:
+    """Of several busy consumers all but one are emptied for suspects: a long one holds up no other, nor do both hold up the rest."""
+    stage.publish(*"uvwxyz")
+    busy = {peer: assigned(stage.join(peer, 2)) for peer in (1, 2, 3)}
+    stage.publish(*"pqr")
+    stage.join(4, 3)
+    stage.leave(4)
+    assert [stage.task(name).suspect for name in "pqr"] == [True, True, True]
+    stage.publish(*[f"more{n}" for n in range(9)])
+    got = {}
+    for peer in (1, 2):
+        assert assigned(stage.complete(peer, busy[peer][0], want=2)) == [], f"{peer} is emptied first"
+        got[peer] = assigned(stage.complete(peer, busy[peer][1], want=2))
+    assert {peer: [task_id for task_id, _ in tasks] for peer, tasks in got.items()} == {1: ["p"], 2: ["q"]}
+    assert [task_id for task_id, _ in assigned(stage.complete(3, busy[3][0], want=2))] == ["more0"], "the last one is not"
+    assert [task_id for task_id, _ in assigned(stage.complete(1, *got[1], want=2))] == ["r"]
+    assert [task_id for task_id, _ in assigned(stage.complete(2, *got[2], want=2))] == ["more1", "more2"]
+    stage.check()
+
+
+def test_a_consumer_that_is_about_to_leave_is_not_the_one_that_stays_for_the_rest(stage: Stage) -> None:
+    """It takes nothing more: the other one is all there is, and serves suspects as one does that is alone."""
+    stage.publish(*"uv")
+    busy = assigned(stage.join(1, 2))
+    stage.publish(*"pq")
+    stage.join(2, 2)
+    stage.leave(2)
+    stage.publish(*[f"more{n}" for n in range(9)])
+    held = assigned(stage.join(3))
+    assert [task_id for task_id, _ in held] == ["p"]
+    stage.heartbeat(3, *held, want=0)
+    assert assigned(stage.complete(1, busy[0], want=2)) == []
+    assert [task_id for task_id, _ in assigned(stage.complete(1, busy[1], want=2))] == ["q"]
+    stage.check()
+
+
 def test_a_silent_consumer_loses_its_lease_and_gets_nothing_more(stage: Stage) -> None:
     """It is told; what it says later is fenced; when it speaks again it gets work again."""
     stage.publish("a")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from heapq import nsmallest
 from itertools import islice
 from random import Random
 
@@ -316,10 +317,10 @@ class Dispatcher:
         """Match what is ready with who waits."""
         if self._draining:
             return
-        reserved = None
+        reserved: set[Seat] = set()
         if self._suspects:
             self._assign_suspects(now)
-            reserved = self._seat_to_empty()
+            reserved = self._seats_to_empty()
         while (count := len(self._ready)) and (seats := self._with_room(reserved)):
             # A fair share of what there is, so that a short queue is not all given to the first who asks.
             share = -(-count // len(seats))
@@ -327,9 +328,9 @@ class Dispatcher:
                 if tasks := self._ready.take(min(seat.free, share), room_bytes):
                     self._lease(seat, tasks, now)
 
-    def _with_room(self, reserved: Seat | None) -> list[tuple[Seat, int]]:
-        """Who waits, but for the one that is to be emptied, and how many bytes of tasks each may be given."""
-        return [(seat, room) for seat in self._waiting if seat is not reserved and (room := seat.room_bytes()) > 0]
+    def _with_room(self, reserved: set[Seat]) -> list[tuple[Seat, int]]:
+        """Who waits, but for those that are to be emptied, and how many bytes of tasks each may be given."""
+        return [(seat, room) for seat in self._waiting if seat not in reserved and (room := seat.room_bytes()) > 0]
 
     def _assign_suspects(self, now: Now) -> None:
         """A task that may have killed its consumer is delivered alone."""
@@ -337,11 +338,12 @@ class Dispatcher:
             if not seat.held and (suspect := self._suspects.take(1, 1)):
                 self._lease(seat, suspect, now)
 
-    def _seat_to_empty(self) -> Seat | None:
-        """The consumer that gets nothing more until it is idle, since a suspect waits for it."""
-        if not self._suspects or any(seat.alone for seat in self._seats.values()):
-            return None
-        return min((seat for seat in self._seats.values() if seat.want > 0), key=lambda seat: len(seat.held), default=None)
+    def _seats_to_empty(self) -> set[Seat]:
+        """The consumers that get nothing more until they are idle, since suspects wait for them. Of several one is not emptied."""
+        able = [seat for seat in self._seats.values() if seat.want > 0]
+        others = [seat for seat in able if not seat.alone]
+        most = max(1, len(able) - 1) - (len(able) - len(others))
+        return set(nsmallest(min(len(self._suspects), most), others, key=lambda seat: len(seat.held)))
 
     def _lease(self, seat: Seat, tasks: list[StoredTask], now: Now) -> None:
         first = self._next_token
