@@ -27,6 +27,7 @@ from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.handlers import Address, address_of
 from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import NotStarted
+from jsonqueue.client.threads import Threads
 from jsonqueue.config import Config
 from jsonqueue.errors import ConnectionClosed, InvalidHandler
 from jsonqueue.event import Assign, Complete, EventOwner, Fail, Failure, Join, Revoke, encode
@@ -618,6 +619,20 @@ def test_how_a_process_ended_in_words() -> None:
     assert says_how(3) == "exit status 3"
     assert says_how(-signal.SIGSEGV) == "killed by SIGSEGV"
     assert says_how(-99) == "killed by signal 99"
+
+
+def test_a_consumer_that_is_stopped_while_its_child_loads_the_handler_has_not_failed(
+    module: Callable[[str], ChildRunner], tmp_path: Path
+) -> None:
+    """Its run() returns, as whenever another thread stops it."""
+    runner = module(f"import threading\nopen({str(tmp_path / 'loads')!r}, 'w').write('0\\n')\nthreading.Event().wait()")
+    consumer = Consumer(tmp_path, handlers.double, isolate=True)
+    consumer._crew = Threads(consumer._session, consumer._holdings.slots, [runner])
+    side = Side(consumer.run)
+    told(tmp_path / "loads")
+    assert consumer.stop() is True
+    side.result()
+    assert consumer.state == "stopped"
 
 
 def test_a_consumer_whose_child_cannot_load_the_handler_says_that_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pydoc
 import resource
 import select
 import signal
@@ -69,6 +70,10 @@ def at_work(broker: FakeBroker, handler: Any, **options: Any) -> Iterator[Consum
 
 
 def double(task: AnyTask) -> Any:
+    return task.data * 2
+
+
+async def adouble(task: AnyTask) -> Any:
     return task.data * 2
 
 
@@ -622,6 +627,32 @@ def test_a_consumer_that_has_failed_gives_back_what_it_holds(broker: FakeBroker,
         consumer.__exit__(None, None, None)
 
 
+@pytest.mark.parametrize("handler", [double, adouble])
+@pytest.mark.parametrize(
+    "place", ["jsonqueue.client.threads.Threads", "jsonqueue.client.coroutines.Coroutines", "jsonqueue.client.session.Session"]
+)
+def test_a_consumer_that_is_stopped_while_it_starts_leaves_nothing_behind(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, place: str, handler: Any
+) -> None:
+    """By another thread, wherever the start is. It is stopped then, and that it was is no error."""
+    before = threading.enumerate()
+    consumer = Consumer("queue_data", handler, connect=broker.connect, concurrency=2)
+    start = pydoc.locate(f"{place}.start")
+    stopped: list[bool] = []
+
+    def start_late(self: Any) -> None:
+        stopped.append(Side(consumer.stop).result())
+        start(self)  # type: ignore[operator]
+
+    monkeypatch.setattr(f"{place}.start", start_late)
+    consumer.start()
+    assert consumer.state == "stopped" or not stopped
+    consumer.stop()
+    assert set(threading.enumerate()) <= set(before)
+    rope = consumer._session._rope
+    assert rope is None or rope.fileno() < 0
+
+
 class NoThreads:
     """Threads of this name are not to be had for now."""
 
@@ -641,10 +672,6 @@ class NoThreads:
     def await_refusals(self, count: int) -> None:
         for _ in range(count):
             assert self.refused.acquire(timeout=PATIENCE_S)
-
-
-async def adouble(task: AnyTask) -> Any:
-    return task.data * 2
 
 
 PLACES = [(double, "jsonqueue-worker-1"), (double, "jsonqueue-worker-2"), (double, "jsonqueue-keeper"), (adouble, "jsonqueue-loop")]

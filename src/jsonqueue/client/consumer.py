@@ -162,6 +162,8 @@ class Consumer:
                 pause_s = longer_pause(pause_s)
                 if rung(pause_s):
                     return
+            if self._session.closed:  # Another thread has stopped it, and missed what was started since.
+                self._crew.stop()
         except BaseException:
             self._session.close()
             self._crew.stop()

@@ -92,15 +92,23 @@ class Session:
         """Whether nothing more is started."""
         return self._membership.stopping
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
     def start(self) -> None:
-        """Begin to connect. Where there is no thread to be had it may be called again."""
-        if self._rope is None:
-            # Sockets, and not the fds of a pipe: one that was closed says so, where a bare number may be somebody else's by now.
-            self._bell, self._rope = socket.socketpair()
-            self._bell.setblocking(False)
-            self._rope.setblocking(False)
-        self._keeper = threading.Thread(target=self._keep, name="jsonqueue-keeper", daemon=True)
-        self._keeper.start()
+        """Begin to connect, unless it is closed already. Where there is no thread to be had it may be called again."""
+        with self._changed:
+            if self._closed:
+                return
+            if self._rope is None:
+                # Sockets, and not the fds of a pipe: one that was closed says so, where a bare number may be somebody else's by now.
+                self._bell, self._rope = socket.socketpair()
+                self._bell.setblocking(False)
+                self._rope.setblocking(False)
+            self._keeper = threading.Thread(target=self._keep, name="jsonqueue-keeper", daemon=True)
+            self._keeper.start()
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -13,7 +13,7 @@ from jsonqueue.client.patience import Patience
 from jsonqueue.client.session import Session
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
-from jsonqueue.errors import is_want
+from jsonqueue.errors import InvalidHandler, is_want
 from jsonqueue.task import Task
 
 __all__ = ["InlineRunner", "Runner", "Threads", "longer_pause"]
@@ -103,15 +103,16 @@ class Threads:
             self._prepare(runner)
             self._loop(slot, runner.run)
         except BaseException as error:  # noqa: BLE001 - no handler's fault (those never raise): the consumer must end and say so
-            if not self._ending.is_set():  # a child process that was still starting when it was told to end has not failed
+            if not self._ending.is_set():
                 self._session.fail(error)
 
     def _prepare(self, runner: Runner) -> None:
         try:
             runner.prepare()
-        except (OSError, MemoryError) as error:
-            if not is_want(error):
-                raise  # else the first task tries again
+        except (InvalidHandler, OSError, MemoryError) as error:
+            # A child process that was still starting when it was told to end has not failed. After a want the first task tries again.
+            if not self._ending.is_set() and not is_want(error):
+                raise
 
     def _loop(self, slot: Slot, run: Callable[[Task[Any]], Verdict]) -> None:
         next_task = self._session.next_task
