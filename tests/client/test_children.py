@@ -579,6 +579,23 @@ def handler(task):
     assert int(result(module(text))) == signal.SIGUSR1
 
 
+def test_a_child_does_not_outlive_its_parent_though_what_that_one_forked_lives_on(runners: Callable[..., ChildRunner]) -> None:
+    """A copy of the parent's end of the Pipe was open still."""
+    runner = runners(handlers.double)
+    runner.prepare()
+    child = child_of(runner)
+    assert runner._pipe is not None
+    forked = os.fork()
+    if not forked:
+        signal.pause()
+    try:
+        runner._pipe.let_go()  # as when the parent is killed
+        await_that(lambda: gone(child))
+    finally:
+        os.kill(forked, signal.SIGKILL)
+        os.waitpid(forked, 0)
+
+
 def test_an_idle_child_that_something_keeps_does_not_outlive_its_parent_either(runners: Callable[..., ChildRunner]) -> None:
     """It ends as a program does, but does not wait for ever for a thread that its handler has left behind."""
     runner = runners(handlers.leave_a_thread_behind)

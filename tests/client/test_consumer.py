@@ -22,7 +22,7 @@ from jsonqueue.client.intake import check_id
 from jsonqueue.client.outcome import Cancel, Retry, forks
 from jsonqueue.client.session import Session
 from jsonqueue.config import Config
-from jsonqueue.errors import FolderRefused, InvalidHandler, InvalidTask
+from jsonqueue.errors import ConnectionClosed, FolderRefused, InvalidHandler, InvalidTask
 from jsonqueue.event import Assign, Complete, Event, EventOwner, Fail, Heartbeat, Join, Return, Revoke, Welcome, encode
 from jsonqueue.task import AnyTask
 
@@ -765,6 +765,24 @@ def test_a_handler_may_stop_its_consumer_though_no_thread_is_to_be_had(broker: F
     side.result()
     assert told == [False]
     assert consumer.state == "stopped"
+
+
+def test_a_killed_consumer_is_missed_though_what_it_forked_lives_on(broker: FakeBroker) -> None:
+    """Its tasks would wait for the end of their leases: a copy of its Pipe was open still."""
+    with at_work(broker, double) as consumer:
+        peer, _ = welcome(broker)
+        pipe = consumer._session._pipe
+        assert pipe is not None
+        forked = os.fork()
+        if not forked:
+            signal.pause()
+        try:
+            pipe.let_go()  # as when it is killed
+            with pytest.raises(ConnectionClosed):
+                peer.hear(Join)
+        finally:
+            os.kill(forked, signal.SIGKILL)
+            os.waitpid(forked, 0)
 
 
 def test_an_error_that_waiting_does_not_mend_is_raised() -> None:

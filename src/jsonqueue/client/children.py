@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from jsonqueue.channel.pipe import Pipe
+from jsonqueue.client.forking import keep_from_forks
 from jsonqueue.client.handlers import Address
 from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import NotStarted, Verdict, failure
@@ -158,7 +159,7 @@ class ChildRunner:
                     raise InvalidHandler("the consumer has stopped")
                 # A group of its own: what kills the handler kills what the handler started, and Ctrl-C reaches neither.
                 self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs,), process_group=0)
-                self._pipe = Pipe(ours)
+                self._pipe = keep_from_forks(Pipe(ours))
         except BaseException:
             os.close(ours)
             raise

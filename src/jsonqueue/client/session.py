@@ -25,6 +25,7 @@ from typing import Any
 
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.exchange import Connect
+from jsonqueue.client.forking import keep_from_forks
 from jsonqueue.client.holdings import OVERDUE_S, Holdings, Slot
 from jsonqueue.client.membership import Membership
 from jsonqueue.client.outcome import Verdict
@@ -324,7 +325,7 @@ class Session:
             if first:
                 _log.warning("%s; waiting for one that serves (%s)", error, error.hint)
         else:
-            self._join(pipe, config)
+            self._join(keep_from_forks(pipe), config)
 
     def _join(self, pipe: Pipe, config: Config) -> None:
         with self._sending:
