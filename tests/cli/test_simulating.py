@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
+
 from cli.calls import call
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.client.publisher import Publisher
@@ -85,6 +87,25 @@ def test_an_option_that_would_not_count_is_refused(tmp_path: Path) -> None:
         refused = call("simulate", *words)
         assert refused.status == 2, words
         assert words[-2] in refused.err or words[-1] in refused.err
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [
+        ('{"task":3}', "unknown field `task`; there are publishers, consumers, concurrency, tasks, batch, "),
+        ('{"weather":{"droop":0.1}}', "unknown field `droop` - at `$.weather`; there are delay_us, drop, duplicate, reorder\n"),
+        ('{"habits":{"failed":0.1}}', "unknown field `failed` - at `$.habits`; there are work_us, failing, "),
+        ('{"faults":[{"at_us":1,"kind":"power cut","times":2}]}', "`$.faults[0]`; there are at_us, kind, target, amount\n"),
+        ('{"config":{"leese_ms":500}}', "unknown field `leese_ms` - at `$.config`; there are attempts_max, "),
+        ('{"config":{"retry":{"kind":"linear","up_ms":5}}}', "unknown field `up_ms` - at `$.config.retry`\n"),
+        ('{"faults":[{"at_us":1,"kind":"rain"}]}', "there is no fault 'rain', but there are kill publisher broker, "),
+    ],
+)
+def test_a_part_of_a_scenario_that_does_not_exist_is_refused(scenario: str, said: str) -> None:
+    """A fault that is misspelt would not happen, and every promise be kept; what there is stands beside it."""
+    refused = call("simulate", "--scenario", scenario)
+    assert (refused.status, refused.out) == (2, "")
+    assert said in refused.err
 
 
 def test_one_world_of_a_swarm_can_be_looked_at(tmp_path: Path) -> None:

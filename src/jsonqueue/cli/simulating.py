@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,10 +118,25 @@ def _given(text: str) -> Scenario:
     try:
         scenario = msgspec.json.decode(text, type=Scenario)
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise click.BadParameter(f"no scenario: {error}", param_hint="--scenario") from None
+        raise click.BadParameter(f"no scenario: {printable(str(error))}{_what_there_is(str(error))}", param_hint="--scenario") from None
     if unknown := {fault.kind for fault in scenario.faults} - FAULTS.keys():
-        raise click.BadParameter(f"no scenario: there is no fault {min(unknown)!r}", param_hint="--scenario")
+        there_are = ", ".join(FAULTS)
+        raise click.BadParameter(f"no scenario: there is no fault {min(unknown)!r}, but there are {there_are}", param_hint="--scenario")
     return scenario
+
+
+def _what_there_is(error: str) -> str:
+    """Where it names a field that is none: those that are."""
+    from jsonqueue.config import Config
+    from jsonqueue.simulation import Scenario
+    from jsonqueue.simulation.scenario import Fault, Habits
+    from jsonqueue.simulation.wire import Weather
+
+    if "unknown field" not in error:
+        return ""
+    place = re.search(r" - at `\$\.([\w.]+)(\[\d+\])?`$", error)  # of a field of the scenario itself it says none
+    part = {"weather": Weather, "habits": Habits, "faults": Fault, "config": Config}.get(place[1]) if place else Scenario
+    return f"; there are {', '.join(part.__struct_fields__)}" if part else ""
 
 
 def _workload(console: Console, path: Path, seed: int) -> int:

@@ -46,7 +46,7 @@ FAULTS: dict[str, str] = {
 """Everything that can be made to go wrong at a moment. (What Pipes do to single frames is the weather's.)"""
 
 
-class Fault(Struct, frozen=True, omit_defaults=True):
+class Fault(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One thing that goes wrong."""
 
     at_us: int
@@ -61,7 +61,7 @@ class Fault(Struct, frozen=True, omit_defaults=True):
         return f"{self.at_us / 1000:.1f} ms: {self.kind} {self.target}{size}"
 
 
-class Habits(Struct, frozen=True, omit_defaults=True):
+class Habits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the tasks are like, and what callers do to them."""
 
     work_us: tuple[int, int] = (200, 4_000)
@@ -97,7 +97,7 @@ class Habits(Struct, frozen=True, omit_defaults=True):
     """The longest payload, beyond a few bytes."""
 
 
-class Scenario(Struct, frozen=True, omit_defaults=True):
+class Scenario(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Everything a run depends on, but for the seed."""
 
     publishers: _Some = 2

@@ -26,7 +26,7 @@ __all__ = ["End", "Link", "Weather"]
 _NEVER_DROPPED = (b'{"type":"join"', b'{"type":"welcome"')
 
 
-class Weather(Struct, frozen=True, omit_defaults=True):
+class Weather(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What Pipes do, each as a share of the frames."""
 
     delay_us: tuple[int, int] = (5, 60)
