@@ -108,6 +108,25 @@ def test_a_part_of_a_scenario_that_does_not_exist_is_refused(scenario: str, said
     assert said in refused.err
 
 
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [
+        ('{"weather":{"drop":7}}', "<= 1.0 - at `$.weather.drop`"),
+        ('{"weather":{"delay_us":[60,5]}}', "delay_us goes from 60 to 5: the smaller one comes first - at `$.weather`"),
+        ('{"habits":{"work_us":[60,5]}}', "work_us goes from 60 to 5"),
+        ('{"habits":{"priorities":0}}', ">= 1 - at `$.habits.priorities`"),
+        ('{"habits":{"again":1}}', "again_us of 1 or more - at `$.habits`"),
+        ('{"faults":[{"at_us":-5,"kind":"power cut"}]}', ">= 0 - at `$.faults[0].at_us`"),
+        ('{"read_us":-5}', ">= 0 - at `$.read_us`"),
+    ],
+)
+def test_a_figure_of_a_scenario_that_cannot_be_is_refused(scenario: str, said: str) -> None:
+    """It was called a bug of jsonqueue's, or counted for nothing."""
+    refused = call("simulate", "--scenario", scenario)
+    assert (refused.status, refused.out) == (2, "")
+    assert said in refused.err
+
+
 def test_one_world_of_a_swarm_can_be_looked_at(tmp_path: Path) -> None:
     """The line that a failure prints takes --log and --html."""
     page = tmp_path / "x.html"

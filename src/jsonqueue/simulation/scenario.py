@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from jsonqueue.config import Config
 from jsonqueue.retry import Exponential, Linear, Never, RetryPolicy
-from jsonqueue.simulation.wire import Weather
+from jsonqueue.simulation.wire import Share, Weather, require_order
 
 __all__ = ["FAULTS", "Fault", "Habits", "Scenario", "draw"]
 
@@ -22,6 +22,7 @@ SECOND_US = 1_000_000
 _MINUTE_US, _HOUR_US = 60 * SECOND_US, 3_600 * SECOND_US
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _Some = Annotated[int, Meta(ge=1)]
+_Amount = Annotated[int, Meta(ge=0)]
 
 FAULTS: dict[str, str] = {
     "kill publisher broker": "kill -9; the manager starts another",
@@ -49,9 +50,9 @@ FAULTS: dict[str, str] = {
 class Fault(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One thing that goes wrong."""
 
-    at_us: int
+    at_us: _Amount
     kind: str
-    target: int = 0
+    target: _Amount = 0
     """Which of its kind, where there are several. (A "full disk" of 2 has next to no room left, one of 0 or 1 some.)"""
     amount: int = 0
     """How long (µs), how far (ms, for a clock), which operation."""
@@ -64,37 +65,42 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
 class Habits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the tasks are like, and what callers do to them."""
 
-    work_us: tuple[int, int] = (200, 4_000)
+    work_us: tuple[_Amount, _Amount] = (200, 4_000)
     """How long a handler takes."""
-    failing: float = 0.0
+    failing: Share = 0.0
     """Share of the attempts that fail."""
-    priorities: int = 1
+    priorities: _Some = 1
     """How many different ones."""
-    delayed: float = 0.0
+    delayed: Share = 0.0
     """Share of the tasks that are published with a delay."""
-    dependent: float = 0.0
+    dependent: Share = 0.0
     """Share of the tasks that wait for an earlier one."""
-    deadlines: float = 0.0
-    cancelled: float = 0.0
-    looked_at: float = 0.0
-    poison: float = 0.0
+    deadlines: Share = 0.0
+    cancelled: Share = 0.0
+    looked_at: Share = 0.0
+    poison: Share = 0.0
     """Share of the tasks that kill whoever runs them."""
-    replays: int = 0
+    replays: _Amount = 0
     """How often somebody replays all dead letters."""
-    delay_ms: int = 500
+    delay_ms: _Some = 500
     """The longest delay."""
-    deadline_ms: tuple[int, int] = (20, 3_000)
+    deadline_ms: tuple[_Amount, _Amount] = (20, 3_000)
     """The shortest and the longest deadline."""
-    outage_us: tuple[int, int] = (0, 0)
+    outage_us: tuple[_Amount, _Amount] = (0, 0)
     """Every attempt that begins between these two moments fails."""
-    asked_us: int = 200_000
+    asked_us: _Some = 200_000
     """How long after its arrival a task is asked after, or cancelled, at the latest."""
-    again: float = 0.0
+    again: Share = 0.0
     """Share of the tasks whose id is published again, up to four times: a duplicate, or, once the first has left the queue, a new task."""
-    again_us: int = 0
+    again_us: _Amount = 0
     """How long after its arrival, at the latest."""
-    data_bytes: int = 0
+    data_bytes: _Amount = 0
     """The longest payload, beyond a few bytes."""
+
+    def __post_init__(self) -> None:
+        require_order(work_us=self.work_us, deadline_ms=self.deadline_ms)
+        if self.again and not self.again_us:
+            raise ValueError("an id that is published again needs a time for that: again_us of 1 or more")
 
 
 class Scenario(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -103,7 +109,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     publishers: _Some = 2
     consumers: _Some = 3
     concurrency: _Some = 1
-    tasks: Annotated[int, Meta(ge=0)] = 60
+    tasks: _Amount = 60
     batch: _Some = 4
     """Tasks in one write, at most."""
     spread_us: _Some = SECOND_US
@@ -114,11 +120,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     config: Config = Config(
         retry=Linear(step_ms=20), attempts_max=1_000, lease_ms=2_000, flush_interval_ms=200, segment_max_bytes=16_384, disk_reserve_bytes=0
     )
-    patience_us: int = SECOND_US
+    patience_us: _Some = SECOND_US
     """A publisher, or a caller, that has no answer for so long asks anew on a new Pipe."""
     direct: bool = False
     """Whether publishers append by themselves while no manager is there."""
-    read_us: int = 0
+    read_us: _Amount = 0
     """How long a read from the disk takes. Above 0, others may run between two reads of one process."""
 
     @property

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from jsonqueue.event import Event, encode
 from jsonqueue.simulation.scheduler import Scheduler
 from jsonqueue.simulation.trace import VectorClock
 
-__all__ = ["End", "Link", "Weather"]
+__all__ = ["End", "Link", "Share", "Weather", "require_order"]
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+_Us = Annotated[int, Meta(ge=0)]
 
 _NEVER_DROPPED = (b'{"type":"join"', b'{"type":"welcome"')
 
@@ -29,12 +32,22 @@ _NEVER_DROPPED = (b'{"type":"join"', b'{"type":"welcome"')
 class Weather(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What Pipes do, each as a share of the frames."""
 
-    delay_us: tuple[int, int] = (5, 60)
+    delay_us: tuple[_Us, _Us] = (5, 60)
     """Shortest and longest way."""
-    drop: float = 0.0
-    duplicate: float = 0.0
-    reorder: float = 0.0
+    drop: Share = 0.0
+    duplicate: Share = 0.0
+    reorder: Share = 0.0
     """These may be overtaken by later frames."""
+
+    def __post_init__(self) -> None:
+        require_order(delay_us=self.delay_us)
+
+
+def require_order(**ranges: tuple[int, int]) -> None:
+    """Raises ``ValueError`` where the least of a range is more than its most."""
+    for name, (least, most) in ranges.items():
+        if least > most:
+            raise ValueError(f"{name} goes from {least} to {most}: the smaller one comes first")
 
 
 class End(Protocol):
