@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from xml.etree.ElementTree import fromstring
 import pytest
 
 from jsonqueue.cli.app import run
+from jsonqueue.cli.bench import actors, stage
 from jsonqueue.cli.bench.figures import Figure, median_of_runs, spread_of
 from jsonqueue.cli.bench.measures import Measuring, _latency_meanwhile
 from jsonqueue.cli.bench.plot import svg_of
@@ -148,10 +150,90 @@ def test_a_benchmark_notices_the_end_of_its_processes(tmp_path: Path) -> None:
     publisher._process.kill()
     publisher._process.wait()
     try:
-        with pytest.raises(ActorFailed, match="the publisher of the benchmark ended"):
+        with pytest.raises(ActorFailed, match=r"the publisher of the benchmark \(pid \d+\) ended before its time, signal SIGKILL"):
             queue.await_settled(20)
     finally:
         publisher.end()
+
+
+def _playing(monkeypatch: pytest.MonkeyPatch, code: str) -> Actor:
+    """A publisher that does nothing but this."""
+
+    def start(*_: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", f"import json, os, signal, sys\n{code}"], stdin=-1, stdout=-1)
+
+    monkeypatch.setattr(stage, "start", start)
+    return Actor("publisher", Path())
+
+
+@pytest.mark.processes
+def test_the_end_of_a_process_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what it had started (of a queue: its brokers) holds its Pipe open, and what it said before is heard."""
+    actor = _playing(
+        monkeypatch, "child = os.fork()\nif not child:\n    signal.pause()\nprint(json.dumps([child]), flush=True)\nos._exit(3)"
+    )
+    child: list[int] = []
+    try:
+        child += actor.hear()
+        with pytest.raises(ActorFailed, match=r"the publisher of the benchmark \(pid \d+\) ended before its time, exit status 3"):
+            actor.hear()
+    finally:
+        for pid in child:
+            os.kill(pid, signal.SIGKILL)
+        actor.kill()
+
+
+@pytest.mark.processes
+def test_a_process_that_says_nothing_any_more_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that hangs was waited for without limit; one that says how far it is, is heard to its end."""
+    monkeypatch.setattr(stage, "_SILENT_S", 0.0)
+    monkeypatch.setattr(stage, "_LOOK_S", 0.01)
+    actor = _playing(monkeypatch, "signal.pause()")
+    try:
+        with pytest.raises(Stalled, match=r"the publisher of the benchmark \(pid \d+\) has said nothing for"):
+            actor.hear()
+    finally:
+        actor.kill()
+    monkeypatch.setattr(stage, "_SILENT_S", 30.0)
+    actor = _playing(monkeypatch, """print('{"so_far":1}\\n{"so_far":2}\\n{"ended":3}\\n{"ended":4}', flush=True)""")
+    try:
+        assert [actor.hear(), actor.hear()] == [{"ended": 3}, {"ended": 4}]
+    finally:
+        actor.end()
+
+
+@pytest.mark.parametrize("do", ["bulk", "singly"])
+def test_a_publisher_says_how_far_it_is(do: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its order may take hours, as many tasks as somebody wants."""
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(actors, "_say", said.append)
+    monkeypatch.setattr(actors, "_TELL_EVERY_S", -1.0)
+    told = getattr(actors.PublisherActor(str(tmp_path / "queue")), do)({"tasks": 3})
+    assert told["ended"] >= told["began"]
+    assert [*said[-1]] == ["so_far"]
+
+
+def test_who_wants_a_benchmark_to_end_twice_does_not_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A second Ctrl-C, while one that hangs is waited for, ends all by force; none is left behind, and no file."""
+    ended: list[str] = []
+
+    class Hanging(Actor):
+        def __init__(self, role: str) -> None:
+            self.role = role
+
+        def end(self) -> None:
+            raise KeyboardInterrupt
+
+        def kill(self) -> None:
+            ended.append(self.role)
+
+    queue = _Queue(lambda now: 0)
+    queue.root = tmp_path / "root"
+    queue.root.mkdir()
+    queue._actors += [Hanging("queue"), Hanging("consumer")]
+    with pytest.raises(KeyboardInterrupt):
+        queue.__exit__(None, None, None)
+    assert (ended, queue.root.exists()) == (["consumer", "queue"], False)
 
 
 @pytest.mark.processes

@@ -1,8 +1,9 @@
 """What runs in the processes of a benchmark: a queue, a publisher, or a consumer.
 
 ``python -m jsonqueue.cli.bench.actors ROLE QUEUE_DIR``. It says ``{}`` when it is ready. Then each line on its standard input is an order
-(``{"do":"publish",…}``) and each line on its standard output the answer. It ends when its standard input does, in the midst of an order
-too, so none outlives the benchmark, however that ends. Times are of the monotonic clock, which all processes of a machine share.
+(``{"do":"publish",…}``) and each line on its standard output the answer, or, before one that takes its time, how far it is
+(``{"so_far":…}``). It ends when its standard input does, in the midst of an order too, so none outlives the benchmark, however that ends.
+Times are of the monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from jsonqueue.client.publisher import Publisher
 from jsonqueue.task import Task, TaskIn
 
 __all__ = ["main"]
+
+_TELL_EVERY_S = 10.0
 
 Order = dict[str, Any]
 
@@ -81,21 +84,37 @@ class PublisherActor:
         """Publish ``tasks`` in batches; ``delay_s``: to be run that much later."""
         given = _delayed(order["tasks"], order["delay_s"]) if order.get("delay_s") else _payloads(order["tasks"])
         began = time.monotonic()
-        self._publisher.publish_many(given)
+        self._publisher.publish_many(given, on_progress=_Progress().tell)
         return {"began": began, "ended": time.monotonic()}
 
     def singly(self, order: Order) -> Order:
         """Publish ``tasks`` one by one, each durable before the next; ``every_s``: at this pace. Payloads say when they were sent."""
         publish, clock = self._publisher.publish, time.monotonic_ns
         every_s, took_ns = order.get("every_s", 0.0), []
+        progress = _Progress()
         began = time.monotonic()
         for n in range(order["tasks"]):
             sent = clock()
             publish({"n": n, "data": _FILL, "sent": sent})
             took_ns.append(clock() - sent)
+            progress.tell(n)
             if every_s:
                 time.sleep(every_s)
         return {"began": began, "ended": time.monotonic(), "took": _in_ms(took_ns)}
+
+
+class _Progress:
+    """Tells now and then how far an order is, so that whoever waits for its end knows that there will be one."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def tell(self, done: int) -> None:
+        """So many are done."""
+        now = time.monotonic()
+        if now - self._told > _TELL_EVERY_S:
+            self._told = now
+            _say({"so_far": done})
 
 
 class ConsumerActor:

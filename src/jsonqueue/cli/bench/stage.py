@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -13,16 +15,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from jsonqueue.broker.narration import ending
 from jsonqueue.cli.bench.machine import written_bytes
 from jsonqueue.cli.processes import start
 from jsonqueue.errors import JsonQueueError
 
 __all__ = ["Actor", "Stage"]
 
-_END_S = 20.0
+_END_S = 30.0
+"""Longer than a manager takes for two brokers that it has to kill."""
 _POLL_S, _POLL_MAX_S = 0.01, 0.25
 _STILL_S = 90.0
 """How long nothing may come of anything: longer than the lease of a consumer that fell silent, and than any disk takes."""
+_SILENT_S = 660.0
+"""How long a process may say nothing while it carries out an order: longer than any of them waits for the queue."""
+_LOOK_S = 0.5
 _ABOVE = "what it said stands above"
 
 
@@ -40,6 +47,7 @@ class Actor:
     def __init__(self, role: str, queue_dir: Path) -> None:
         self.role = role
         self._process = start("bench.actors", role, str(queue_dir))
+        self._heard = b""
 
     @property
     def pid(self) -> int:
@@ -55,13 +63,28 @@ class Actor:
             raise self._failed() from None
 
     def hear(self) -> dict[str, Any]:
-        """Wait for the answer."""
+        """Wait for the answer. Raises :class:`ActorFailed` where it has ended, :class:`Stalled` where it says nothing any more."""
+        while True:
+            answer: dict[str, Any] = json.loads(self._line())
+            if "so_far" not in answer:  # which says that it is still at it
+                return answer
+
+    def _line(self) -> bytes:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._failed()
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        pipe, since = self._process.stdout.fileno(), time.monotonic()
+        while b"\n" not in self._heard:
+            over = self._process.poll() is not None  # before the look: what it said at its end is heard
+            if select.select([pipe], [], [], 0 if over else _LOOK_S)[0]:
+                chunk = os.read(pipe, 65_536)
+                if not chunk:
+                    raise self._failed()
+                self._heard += chunk
+            elif over:  # and what it had started holds its Pipe open
+                raise self._failed()
+            elif time.monotonic() - since > _SILENT_S:
+                raise Stalled(f"the {self.role} of the benchmark (pid {self.pid}) has said nothing for {_SILENT_S:.0f} s", hint=_ABOVE)
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line
 
     def ask(self, do: str, **order: Any) -> dict[str, Any]:
         """Give an order and wait for the answer."""
@@ -79,11 +102,10 @@ class Actor:
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()
+        self._process.wait()
         self._process.stdout.close()
 
     def kill(self) -> None:
@@ -92,7 +114,13 @@ class Actor:
         self.end()
 
     def _failed(self) -> ActorFailed:
-        return ActorFailed(f"the {self.role} of the benchmark ended before its time", hint=_ABOVE)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its Pipe is closed a moment before it is gone
+            self._process.wait(_LOOK_S)
+        who, status = f"the {self.role} of the benchmark (pid {self.pid})", self._process.returncode
+        if status is None:
+            return ActorFailed(f"{who} listens no more", hint=_ABOVE)
+        killed = "somebody ended it, or a system that is short of memory"
+        return ActorFailed(f"{who} ended before its time, {ending(status)}", hint=killed if status < 0 else _ABOVE)
 
 
 class Stage:
@@ -119,8 +147,17 @@ class Stage:
         self._clear()
 
     def _clear(self) -> None:
-        for actor in reversed(self._actors):
-            actor.end()
+        try:
+            for actor in reversed(self._actors):
+                actor.end()
+        except BaseException:  # told once more to end: no more patience
+            for actor in reversed(self._actors):
+                actor.kill()
+            raise
+        finally:
+            self._remove()
+
+    def _remove(self) -> None:
         until = time.monotonic() + _END_S
         shutil.rmtree(self.root, ignore_errors=True)
         while self.root.exists() and time.monotonic() < until:  # brokers whose manager was killed write for a moment longer
