@@ -102,7 +102,8 @@ _COMMAND_LINE = """\
 and `python -m jsonqueue.main` are the same program.
 
 Two options are understood everywhere, before and behind the command's name: `--queue DIR` names the queue folder (else
-`$JSONQUEUE_DIR`, else `queue_data`), and `--json` prints JSON for a program to read, one value a line.
+`$JSONQUEUE_DIR`, else `queue_data`), and `--json` prints JSON for a program to read, one value a line. An option that would
+count for nothing beside others is refused; so is `--queue` for `bench` and `simulate`, whose queues are their own.
 
 Results go to standard output, everything else to standard error. What comes out of a task (payload, result, error, the name of a
 consumer) is printed with its control characters written as escapes, so that it can do nothing to a terminal. On a terminal there are

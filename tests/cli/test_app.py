@@ -87,6 +87,14 @@ def test_with_debug_the_traceback_comes_through(failing: Failing) -> None:
         (["work"], "name a MODULE:FUNCTION, or a program with --exec"),
         (["publish", "1", "--tasks"], "--tasks reads standard input"),
         (["--queue"], "Option '--queue' requires an argument"),
+        (["status", "--interval", "5"], "--interval goes with --watch: without it there is one look"),
+        (["work", "--exec", "true", "--isolate"], "--isolate goes with a MODULE:FUNCTION"),
+        (["--queue", "q", "simulate"], "--queue does not go with simulate, whose queues are made up: --replay takes"),
+        (["bench", "--queue", "q"], "--queue does not go with bench, whose queues are its own: --folder names"),
+        (["bench", "--matrix", "--tasks", "70"], "--tasks counts for nothing with matrix: leave it out"),
+        (["bench", "latency", "fan-out", "--workers", "3"], "--workers counts for nothing with latency, fan-out: "),
+        (["bench", "drain", "restart", "--no-batch"], "--batch counts for nothing with drain, restart: "),
+        (["bench", "publish", "both", "--batch", "--workers", "3"], "--workers counts for nothing with publish, both in batches: "),
     ],
 )
 def test_wrong_usage_is_told_with_a_suggestion(arguments: list[str], said: str) -> None:

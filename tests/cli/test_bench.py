@@ -16,8 +16,9 @@ import pytest
 
 from jsonqueue.cli.app import run
 from jsonqueue.cli.bench import actors, stage
+from jsonqueue.cli.bench.command import _COUNTS
 from jsonqueue.cli.bench.figures import Figure, median_of_runs, spread_of
-from jsonqueue.cli.bench.measures import Measuring, _latency_meanwhile
+from jsonqueue.cli.bench.measures import MEASURES, Measuring, _latency_meanwhile
 from jsonqueue.cli.bench.plot import svg_of
 from jsonqueue.cli.bench.report import shown
 from jsonqueue.cli.bench.stage import _STILL_S, Actor, ActorFailed, Stage, Stalled
@@ -248,6 +249,11 @@ def test_no_process_outlives_a_benchmark_that_was_killed(tmp_path: Path) -> None
         assert publisher._process.wait(10) == 1
     finally:
         publisher.kill()
+
+
+def test_of_each_measure_it_is_known_which_options_count() -> None:
+    """One that is left out would refuse none, or all."""
+    assert set(_COUNTS) == set(MEASURES)
 
 
 @pytest.mark.processes

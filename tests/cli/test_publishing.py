@@ -134,6 +134,13 @@ def test_an_id_is_published_once(queue: Path) -> None:
     assert bytes(stored(queue)["x"].data) == b"1"
 
 
+def test_nobody_is_told_an_id_that_is_not_to_be_printed(queue: Path) -> None:
+    """--quiet counts beside --json, too."""
+    for words in ([], ["--json"]):
+        called = call("publish", "1", "--quiet", *words, "--queue", str(queue))
+        assert (called.status, called.out) == (0, "")
+
+
 def test_options_travel_with_the_task(queue: Path) -> None:
     for needed in ("a", "b"):
         call("publish", "0", "--id", needed, "--queue", str(queue))

@@ -136,6 +136,13 @@ def test_one_world_of_a_swarm_can_be_looked_at(tmp_path: Path) -> None:
     assert page.exists()
 
 
+def test_a_trace_in_json_is_json_line_by_line() -> None:
+    """What reads along reads JSON, whatever else was asked for."""
+    *trace, verdict = [json.loads(line) for line in call("simulate", "--tasks", "1", "--log", "--json").out.splitlines()]
+    assert [*trace[0]] == ["at_ms", "who", "what", "detail"]
+    assert verdict["seed"] == 1
+
+
 def test_what_is_given_wrongly_is_named(tmp_path: Path) -> None:
     """A scenario that nobody printed, a workload that is no text."""
     spec = tmp_path / "spec.toml"

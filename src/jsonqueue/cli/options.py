@@ -8,19 +8,30 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from jsonqueue.waits import WAIT_MAX_MS
 
 if TYPE_CHECKING:
     from jsonqueue.retry import RetryPolicy
 
-__all__ = ["LIMIT", "MOMENT", "RETRY", "SIZE", "WAIT", "Figure", "Seconds", "Wait"]
+__all__ = ["LIMIT", "MOMENT", "RETRY", "SIZE", "WAIT", "Figure", "Seconds", "Wait", "typed"]
 
 _UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _UNITS_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _BYTES_MAX = 2**62
 _WAIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|)")
+
+
+def typed() -> dict[str, str]:
+    """What was typed behind the command's name: each option, and how it is written. (One that would count for nothing is refused.)"""
+    context = click.get_current_context()
+    return {
+        option.name: option.opts[0]
+        for option in context.command.params
+        if context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    }
 
 
 class Wait(click.ParamType[float]):

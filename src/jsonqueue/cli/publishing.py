@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 import orjson
-from click.core import ParameterSource
 from msgspec import Raw
 
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, OutputFailed, Settings
 from jsonqueue.cli.lines import Line, LineGroups
 from jsonqueue.cli.live import LiveLine, bar
-from jsonqueue.cli.options import MOMENT, RETRY, WAIT, WAIT_OR_MOMENT
+from jsonqueue.cli.options import MOMENT, RETRY, WAIT, WAIT_OR_MOMENT, typed
 from jsonqueue.cli.text import clip, count, duration, plural, printable, rate
 from jsonqueue.errors import InvalidTask, JsonQueueError, PublishUnknown, TasksRejected
 from jsonqueue.task import StoredTaskIn, TaskIn
@@ -94,11 +93,11 @@ _IN_A_LINE = {
 
 def _refuse_options() -> None:
     """Beside ``--tasks`` they would count for nothing."""
-    context = click.get_current_context()
-    for option, name in _IN_A_LINE.items():
-        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
-            typed = "--" + option.replace("_", "-")
-            raise click.UsageError(f'{typed} does not go with --tasks, whose lines bring their own options: write "{name}" into the lines')
+    for option, written in typed().items():
+        if name := _IN_A_LINE.get(option):
+            raise click.UsageError(
+                f'{written} does not go with --tasks, whose lines bring their own options: write "{name}" into the lines'
+            )
 
 
 def _check_id(task_id: str) -> None:
@@ -154,7 +153,7 @@ def _compact(text: bytes) -> orjson.Fragment:
 def _publish_one(console: Console, publisher: Publisher, data: Any, options: Options, *, task_id: str, quiet: bool) -> int:
     handle = publisher.publish(options.described(data, task_id=task_id))
     try:
-        if console.as_json:
+        if console.as_json and not quiet:
             console.json({"id": handle.id, "duplicate": handle.duplicate})
         elif not quiet:
             console.line(handle.id)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
-from jsonqueue.cli.options import Figure
+from jsonqueue.cli.options import Figure, typed
 from jsonqueue.cli.reading import require_queue
 from jsonqueue.cli.text import count, duration, plural, printable
 
 if TYPE_CHECKING:
     from jsonqueue.simulation import Scenario, Verdict
+    from jsonqueue.simulation.trace import Entry
     from jsonqueue.simulation.workload import Answers
 
 __all__ = ["simulate"]
@@ -71,7 +71,7 @@ def simulate(
     from jsonqueue.simulation.running import scenario_of
 
     console = settings.console
-    _refuse_what_would_not_count()
+    _refuse_what_would_not_count(settings)
     if workload is not None:
         return _workload(console, workload, seed)
     if recorded is not None:
@@ -95,18 +95,15 @@ _BESIDE = {
 _OPTIONS = {*_BESIDE, "workers", "tasks", "drop", "crashes", "seed", "shrink", "log", "html"}
 
 
-def _refuse_what_would_not_count() -> None:
-    context = click.get_current_context()
-    typed = {
-        option.name: option.opts[0]
-        for option in context.command.params
-        if option.name in _OPTIONS and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
-    }
-    for kind in sorted(_BESIDE.keys() & typed.keys()):
-        for name in sorted(typed.keys() - _BESIDE[kind] - {kind}):
-            raise click.UsageError(f"{typed[name]} does not go with {typed[kind]}")
-    if context.params["swarm"] not in {None, 1} and (beside := {"log", "html"} & typed.keys()):
-        raise click.UsageError(f"{typed[min(beside)]} shows one world: give its seed, and --swarm 1")
+def _refuse_what_would_not_count(settings: Settings) -> None:
+    if settings.queue_given:
+        raise click.UsageError("--queue does not go with simulate, whose queues are made up: --replay takes the logs of a real one")
+    given = {name: written for name, written in typed().items() if name in _OPTIONS}
+    for kind in sorted(_BESIDE.keys() & given.keys()):
+        for name in sorted(given.keys() - _BESIDE[kind] - {kind}):
+            raise click.UsageError(f"{given[name]} does not go with {given[kind]}")
+    if click.get_current_context().params["swarm"] not in {None, 1} and (beside := {"log", "html"} & given.keys()):
+        raise click.UsageError(f"{given[min(beside)]} shows one world: give its seed, and --swarm 1")
 
 
 def _given(text: str) -> Scenario:
@@ -217,7 +214,7 @@ def _one(console: Console, seed: int, scenario: Scenario, *, shrink: bool, log: 
     verdict = world.run()
     if log:
         for entry in world.trace.entries:
-            console.line(str(entry))
+            console.json(_logged(entry)) if console.as_json else console.line(str(entry))
     if html is not None:
         from jsonqueue.simulation.report import page
 
@@ -227,6 +224,10 @@ def _one(console: Console, seed: int, scenario: Scenario, *, shrink: bool, log: 
         verdict = _shrunk(console, verdict)
     _show(console, verdict, logged=log)
     return 0 if verdict.ok else 1
+
+
+def _logged(entry: Entry) -> dict[str, Any]:
+    return {"at_ms": entry.at_us / 1000, "who": entry.who, "what": entry.what, "detail": entry.detail}
 
 
 def _shrunk(console: Console, verdict: Verdict) -> Verdict:

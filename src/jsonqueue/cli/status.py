@@ -13,7 +13,7 @@ import click
 
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import STATUS_STYLE, Console, Settings
-from jsonqueue.cli.options import Seconds
+from jsonqueue.cli.options import Seconds, typed
 from jsonqueue.cli.text import count, duration, moment, plural, printable, rate, size
 from jsonqueue.task import TaskStatus
 
@@ -37,6 +37,8 @@ def status(settings: Settings, watch: bool, interval: float) -> None:
 
     Reads the queue's files; no broker needs to run.
     """
+    if "interval" in typed() and not watch:
+        raise click.UsageError("--interval goes with --watch: without it there is one look")
     if watch and settings.console.person:
         _watch(settings, interval)
         return

@@ -70,6 +70,8 @@ def work(settings: Settings, handler: str | None, program: str | None, until_emp
     if (handler is None) == (program is None):
         both = "a MODULE:FUNCTION and --exec were both given: name one of the two, not both"
         raise click.UsageError(both if handler else "name a MODULE:FUNCTION, or a program with --exec (one of the two)")
+    if program is not None and options["isolate"]:
+        raise click.UsageError("--isolate goes with a MODULE:FUNCTION: a program has a process of its own in any case")
     consumer = _consumer(settings, handler, program, **options)
     console = settings.console
     began = time.monotonic()

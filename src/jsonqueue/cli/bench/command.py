@@ -8,6 +8,7 @@ import click
 
 from jsonqueue.cli.app import command, terminated_as_interrupted
 from jsonqueue.cli.console import Settings
+from jsonqueue.cli.options import typed
 
 __all__ = ["bench"]
 
@@ -56,6 +57,7 @@ def bench(
     if plot is not None:
         check_plot(plot)
     names = ["matrix", *what] if matrix else list(what or _QUICK)
+    _refuse_what_would_not_count(settings, names, batch)
     batches = (True, False) if batch is None else (batch,)
     run = Measuring(folder, tasks=tasks, workers=workers, batches=batches)
     with terminated_as_interrupted():
@@ -64,3 +66,32 @@ def bench(
     if plot is not None:
         draw(figures, plot)
         settings.console.note(f"Drawn into {plot}.")
+
+
+_COUNTS = {
+    "publish": {"tasks", "workers", "batch"},
+    "drain": {"tasks", "workers"},
+    "both": {"tasks", "workers", "batch"},
+    "latency": set[str](),
+    "backlog": {"tasks", "workers"},
+    "restart": {"tasks"},
+    "fan-out": set[str](),
+    "written": {"tasks", "workers", "batch"},
+    "matrix": set[str](),
+}
+"""Which options there are to a measure, beside those of all."""
+_WORKERS_ONE_BY_ONE = {"publish", "both"}
+"""In batches, these have publishers and consumers of their own number."""
+
+
+def _refuse_what_would_not_count(settings: Settings, names: list[str], batch: bool | None) -> None:
+    if settings.queue_given:
+        raise click.UsageError("--queue does not go with bench, whose queues are its own: --folder names the disk to measure")
+    given = typed()
+    for option in sorted({"tasks", "workers", "batch"} & given.keys()):
+        counts = {name for name in names if option in _COUNTS[name]}
+        if option == "workers" and batch:
+            counts -= _WORKERS_ONE_BY_ONE
+        if not counts:
+            which = ", ".join(names) + (" in batches" if option == "workers" and batch else "")
+            raise click.UsageError(f"{given[option]} counts for nothing with {which}: leave it out")
