@@ -19,6 +19,7 @@ def test_what_a_file_does_not_say_keeps_its_default() -> None:
     """One line is a whole settings file, and an empty file is all defaults."""
     assert parse_config("lease_ms = 4_000") == Config(lease_ms=4_000)
     assert parse_config("# nothing yet") == Config()
+    assert parse_config("\ufefflease_ms = 4_000") == Config(lease_ms=4_000)  # saved on Windows
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def checked(config: Config) -> Config:
 def parse_config(text: str, *, source: str = CONFIG_FILE) -> Config:
     """The settings of a ``jsonqueue.toml``."""
     try:
-        settings = tomllib.loads(text)
+        settings = tomllib.loads(text.removeprefix("\ufeff"))  # the mark that editors, those of Windows above all, put before it
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"{source} is not valid TOML: {error}") from None
     return config_from(settings, source=source)

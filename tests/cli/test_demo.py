@@ -137,8 +137,10 @@ def test_a_folder_is_all_its_files(tmp_path: Path) -> None:
     assert all(re.match(ID_PATTERN, task.id) for task in source.tasks)
 
 
-def test_a_json_lines_file_is_its_lines(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text('{"a":1}\n\n2\n')
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_json_lines_file_is_its_lines(tmp_path: Path, mark: str) -> None:
+    """Whether or not an editor put a byte order mark before it."""
+    (tmp_path / "x.jsonl").write_text(mark + '{"a":1}\n\n2\n', encoding="utf-8")
     source = source_of(tmp_path / "x.jsonl", run="demo-x")
     told = [(task.id, task.data["record"], task.where) for task in source.tasks]
     assert told == [("demo-x:1", {"a": 1}, "line 1"), ("demo-x:3", 2, "line 3")]

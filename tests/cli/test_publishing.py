@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -176,6 +177,32 @@ def test_a_bad_line_is_named_and_the_others_are_published(queue: Path, feed: Fee
     assert complaints[2].endswith("2 bad lines left out.")
     tasks = stored(queue)
     assert [bytes(tasks[task_id].data) for task_id in called.out.split()] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize(
+    ("whole", "text"), [([], b'{"n":1}\n2\n'), (["--tasks"], b'{"data":{"n":1}}\n{"data":2}\n'), ([], b'\n{"n":1}\n2')]
+)
+def test_a_byte_order_mark_at_the_beginning_is_no_part_of_the_first_line(queue: Path, feed: Feed, whole: list[str], text: bytes) -> None:
+    """Files saved on Windows have one. Their first task was left out as no JSON."""
+    feed(codecs.BOM_UTF8 + text)
+    called = call("publish", *whole, "--queue", str(queue))
+    assert (called.status, [bytes(task.data) for task in stored(queue).values()]) == (0, [b'{"n":1}', b"2"])
+
+
+def test_a_byte_order_mark_further_on_is_part_of_its_line(queue: Path, feed: Feed) -> None:
+    """Of files that were put together with cat, say: the line is named, and no byte of the others is passed over."""
+    feed(b"3\n" + codecs.BOM_UTF8 + b"4\n")
+    called = call("publish", "--queue", str(queue))
+    assert (called.status, called.err.splitlines()[0][:16]) == (65, "line 2: not JSON")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_what_is_utf_16_is_called_so(queue: Path, feed: Feed, encoding: str) -> None:
+    """Once, and not each line of it."""
+    feed("\ufeff1\n2\n3\n".encode(encoding))
+    called = call("publish", "--queue", str(queue))
+    assert (called.status, called.out) == (65, "")
+    assert called.err.splitlines()[1:] == ["Error: the input is UTF-16, and JSON is UTF-8", "Hint:  iconv -f UTF-16 -t UTF-8 makes it that"]
 
 
 def test_only_so_many_bad_lines_are_named(queue: Path, feed: Feed) -> None:

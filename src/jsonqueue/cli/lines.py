@@ -6,6 +6,7 @@ published line by line. So a group ends when nothing more is there for the momen
 
 from __future__ import annotations
 
+import codecs
 import os
 import select
 import stat
@@ -74,6 +75,8 @@ class LineGroups:
             whole[0] = b"".join((*self._begun, whole[0]))
             self._begun.clear()
             self._begun_bytes = 0
+            if not self._number:
+                whole[0] = _without_mark(whole[0])
         self._begun.append(rest)
         self._begun_bytes += len(rest)
         if self._begun_bytes > _LINE_BYTES_MAX:
@@ -89,3 +92,10 @@ class LineGroups:
                 return os.read(self._fd, _READ_BYTES)
             except BlockingIOError:  # the writer, with whom the descriptor is shared, wants it so: that is no error, and no end
                 select.select([self._fd], [], [])
+
+
+def _without_mark(first: bytes) -> bytes:
+    """The first line without the mark that editors, those of Windows above all, put before it."""
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InvalidTask("the input is UTF-16, and JSON is UTF-8", hint="iconv -f UTF-16 -t UTF-8 makes it that")
+    return first.removeprefix(codecs.BOM_UTF8)

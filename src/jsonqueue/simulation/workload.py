@@ -107,7 +107,7 @@ def parse_workload(text: str, *, source: str = "spec.toml") -> Workload:
     """The workload that a TOML text describes. Raises :class:`InvalidConfig` that names the line or the setting."""
 
     try:
-        workload = msgspec.convert(tomllib.loads(text), Workload)
+        workload = msgspec.convert(tomllib.loads(text.removeprefix("\ufeff")), Workload)
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"{source} is not valid TOML: {error}") from None
     except msgspec.ValidationError as error:

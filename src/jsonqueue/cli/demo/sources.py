@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sysconfig
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2s
@@ -81,7 +82,7 @@ def _files(root: Path) -> Iterator[str]:
 
 def _of_lines(file: Path, run: str) -> Source:
     tasks = []
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(file.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), 1):
         if line.strip():
             try:
                 record = orjson.loads(line)
