@@ -23,7 +23,7 @@ from jsonqueue.cli import lines
 from jsonqueue.cli.lines import Line, LineGroups
 from jsonqueue.cli.options import MOMENT, RETRY, WAIT, WAIT_OR_MOMENT
 from jsonqueue.client.publisher import Publisher
-from jsonqueue.errors import InvalidTask, Rejection, TasksRejected
+from jsonqueue.errors import BrokerUnavailable, InvalidTask, PublishUnknown, Rejection, TasksRejected
 from jsonqueue.retry import Exponential, Linear
 from jsonqueue.storage.recovery import inspect
 from jsonqueue.task import StoredTask
@@ -272,14 +272,17 @@ def test_an_option_that_would_count_for_nothing_is_refused(queue: Path, feed: Fe
 def test_a_stream_that_is_cut_off_counts_what_was_answered(queue: Path, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the midst of a million lines: those that are stored must not be called none, or they are published again."""
 
-    def cut_off(_: Publisher, tasks: Iterable[Any], *, on_progress: Callable[[int], None]) -> None:
-        on_progress(sum(1 for _ in tasks))
+    def cut_off(
+        _: Publisher, tasks: Iterable[Any], *, on_progress: Callable[[int], None], on_acknowledged: Callable[[list[str]], None]
+    ) -> None:
+        on_acknowledged([task.id for task in tasks])
+        on_progress(3)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Publisher, "publish_many", cut_off)
     feed(b"1\n" * 3)
     called = call("publish", "--queue", str(queue))
-    assert called.status == 130
+    assert (called.status, len(called.out.split())) == (130, 3)
     assert called.err.startswith("0 tasks published in ")
     assert ", 3 more answered before it was cut off (published, unless refused or known)" in called.err
 
@@ -443,16 +446,54 @@ def test_what_a_queue_took_before_it_was_full_has_its_ids_printed(queue: Path, f
     assert "after 4 tasks no more were read, since the queue refuses all" in called.err
 
 
-def test_refusals_that_are_not_listed_print_no_ids(monkeypatch: pytest.MonkeyPatch, queue: Path, feed: Feed) -> None:
-    """Of more refusals than are listed it is not known which; rather no id than one of a task that is not stored."""
+@pytest.mark.parametrize("answered", [0, 2])
+def test_what_was_acknowledged_before_an_answer_stayed_out_has_its_ids_printed(
+    monkeypatch: pytest.MonkeyPatch, queue: Path, feed: Feed, answered: int
+) -> None:
+    """They were not, so that nobody could ask for their results; of the others it is said which lines they are."""
 
-    def refuse(_: Any, tasks: Iterator[Any], **options: Any) -> None:
-        assert len([*tasks]) == 10
+    def lose(_: Any, tasks: Iterator[Any], *, on_acknowledged: Callable[[list[str]], None], **others: Any) -> None:
+        ids = [task.id for task in tasks]
+        on_acknowledged(ids[:answered])
+        error = PublishUnknown(tuple(ids[answered:]), cause="the broker did not answer within 30 s")
+        error.published = answered
+        raise error
+
+    monkeypatch.setattr(Publisher, "publish_many", lose)
+    feed(b'{"id":"a","data":1}\nno\n{"id":"b","data":1}\n\n{"id":"c","data":1}\n{"id":"d","data":1}\n')
+    called = call("publish", "--tasks", "--queue", str(queue))
+    assert (called.status, called.out.split()) == (75, ["a", "b"][:answered])
+    assert f", lines {5 if answered else 1} to 6 may be published or not, and none after them is, 1 bad line left out." in called.err
+    assert f"no acknowledgement for {'c, d' if answered else 'a, b, c and 1 more'}: " in called.err
+
+
+def test_what_was_acknowledged_before_no_broker_was_there_has_its_ids_printed(
+    monkeypatch: pytest.MonkeyPatch, queue: Path, feed: Feed
+) -> None:
+    """Nothing else is stored, and these are."""
+
+    def fail(_: Any, tasks: Iterator[Any], *, on_acknowledged: Callable[[list[str]], None], **others: Any) -> None:
+        on_acknowledged([next(tasks).id])
+        raise BrokerUnavailable("q")
+
+    monkeypatch.setattr(Publisher, "publish_many", fail)
+    feed(b'{"id":"a","data":1}\n{"id":"b","data":1}\n')
+    called = call("publish", "--tasks", "--queue", str(queue))
+    assert (called.status, called.out) == (69, "a\n")
+
+
+def test_the_ids_of_what_is_stored_are_printed_also_beside_refusals_that_are_not_listed(
+    monkeypatch: pytest.MonkeyPatch, queue: Path, feed: Feed
+) -> None:
+    """However many those are: what is printed was acknowledged."""
+
+    def refuse(_: Any, tasks: Iterator[Any], *, on_acknowledged: Callable[[list[str]], None], **others: Any) -> None:
+        on_acknowledged([task.id for task in tasks][3:])
         raise TasksRejected((Rejection(0, "a", "no"),), count=3, published=7, duplicates=0)
 
     monkeypatch.setattr("jsonqueue.client.publisher.Publisher.publish_many", refuse)
     feed(b"1\n" * 10)
     called = call("publish", "--queue", str(queue))
-    assert (called.status, called.out) == (65, "")
+    assert (called.status, len(called.out.split())) == (65, 7)
     assert "7 tasks published" in called.err
     assert "3 bad lines" in called.err

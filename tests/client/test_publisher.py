@@ -493,12 +493,25 @@ def test_duplicates_are_counted(broker: FakeBroker, publisher: Publisher) -> Non
 
 def test_an_unknown_outcome_of_many_says_how_many_are_certain(broker: FakeBroker, tmp_path: Path) -> None:
     publisher = Publisher(tmp_path / "q", connect=broker.connect, timeout=0.3)
-    side = Side(lambda: publisher.publish_many([TaskIn(data=1, id=name) for name in "abc"], batch_max=1))
+    told: list[list[str]] = []
+    side = Side(lambda: publisher.publish_many([TaskIn(data=1, id=name) for name in "abc"], batch_max=1, on_acknowledged=told.append))
     acknowledge(broker.accept())
     with pytest.raises(PublishUnknown) as caught:
         side.result()
     assert caught.value.published == 1
     assert caught.value.task_ids == ("b", "c")
+    assert told == [["a"]]
+
+
+def test_who_asks_for_it_is_told_what_is_acknowledged(tmp_path: Path) -> None:
+    """Batch by batch, and before the progress: what was there already, too, and nothing that is refused, by the publisher or the queue."""
+    told: list[Any] = []
+    tasks = [TaskIn(data=1, id="a"), TaskIn(data={1}, id="b"), TaskIn(data=1, id="c", after=("gone",)), TaskIn(data=1, id="d")]
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish(1, id="a")
+        with pytest.raises(TasksRejected, match="2 tasks were rejected"):
+            publisher.publish_many(tasks, batch_max=2, on_progress=told.append, on_acknowledged=told.append)
+    assert told == [["a"], 3, ["d"], 4]
 
 
 def broken_off(*tasks: Any, error: BaseException) -> Iterator[Any]:
@@ -553,15 +566,16 @@ def test_an_interrupted_iterable_publishes_no_more_and_says_what_is_certain(
     assert not line._answers
 
 
+@pytest.mark.parametrize("told", ["on_progress", "on_acknowledged"])
 @pytest.mark.parametrize("error", [TaskNotFound("elsewhere"), PublishUnknown(("of another queue",), cause="no")])
-def test_an_error_of_ours_that_who_is_told_of_progress_raises_is_taken_for_theirs(tmp_path: Path, error: Exception) -> None:
+def test_an_error_of_ours_that_who_is_told_of_progress_raises_is_taken_for_theirs(tmp_path: Path, error: Exception, told: str) -> None:
     """Of what is stored and not answered yet it was said that it is not published."""
 
-    def tell(answered: int) -> None:
+    def tell(what: object) -> None:
         raise error
 
     with Publisher(tmp_path / "q") as publisher, pytest.raises(type(error)) as caught:
-        publisher.publish_many(range(6), batch_max=2, on_progress=tell)
+        publisher.publish_many(range(6), batch_max=2, **{told: tell})
     assert len(inspect(tmp_path / "q").state.tasks) == 6
     assert caught.value.__notes__[-1] == (
         "jsonqueue: the first 2 tasks are answered (2 published); number 3 to 6 may be published or not; no other is published"

@@ -30,7 +30,7 @@ def publishing(manager: BrokerManager) -> None:
         assert_type(first, TaskHandle)
         second = publisher.publish([1], run_at=datetime.now(UTC), deadline=60, retry=Exponential(cap_ms=1000), after=first)
         publisher.publish(TaskIn(data=1), after=[first, second, "id"])
-        summary = publisher.publish_many([1, TaskIn(data="a", priority=3)], batch_max=10, on_progress=print)
+        summary = publisher.publish_many([1, TaskIn(data="a", priority=3)], batch_max=10, on_progress=print, on_acknowledged=print)
         assert_type(summary, PublishSummary)
         assert_type(summary.ids, Sequence[str])
 

@@ -189,6 +189,8 @@ class Stream:
     """Of the group that is on its way."""
     _cut_off: int = 0
     """Of the group that was cut off: answered, and not known how."""
+    _doubtful: str = ""
+    """Which lines were sent, and have no answer."""
     _began: float = field(default_factory=time.monotonic)
     _error: Exception | None = None
 
@@ -206,27 +208,33 @@ class Stream:
 
     def _publish(self, group: Iterator[Line]) -> None:
         numbers = array("Q")
+        drawn: list[str] = []
         ids: list[str] = []
-        refused: set[int] = set()
+        """Of what is acknowledged: whatever becomes of the others, they are printed."""
         try:
-            done = self.publisher.publish_many(self._tasks(group, numbers, ids), on_progress=self._on_progress)
+            done = self.publisher.publish_many(
+                self._tasks(group, numbers, drawn), on_progress=self._on_progress, on_acknowledged=ids.extend
+            )
             self.published += done.published
             self.duplicates += done.duplicates
         except TasksRejected as error:
-            refused = self._refused(error, numbers)
+            self._refused(error, numbers)
         except PublishUnknown as error:
             self.published += error.published
-            raise
+            self._error = error
+            first, last = (numbers[drawn.index(error.task_ids[end])] for end in (0, -1))
+            self._doubtful = f"lines {first:,} to {last:,} may be published or not, and none after them is"
         except BaseException:
             self._cut_off = self._answered
+            self._print_ids(ids)
             raise
         finally:
             self._answered = 0
-        self._print_ids([task_id for place, task_id in enumerate(ids) if place not in refused])
+        self._print_ids(ids)
         if self._error:
             raise self._error
 
-    def _tasks(self, group: Iterator[Line], numbers: array[int], ids: list[str]) -> Iterator[TaskIn[Any]]:
+    def _tasks(self, group: Iterator[Line], numbers: array[int], drawn: list[str]) -> Iterator[TaskIn[Any]]:
         """The good lines as tasks. An error of the input ends the group, so that what was read before is published all the same."""
         from jsonqueue.client.identity import IdSource
 
@@ -237,7 +245,7 @@ class Stream:
                 task = self._task(line, model, fresh)
                 if task is not None:
                     numbers.append(line.number)
-                    ids.append(task.id)
+                    drawn.append(task.id)
                     yield task
         except (InvalidTask, OSError) as error:
             self._error = error
@@ -259,18 +267,15 @@ class Stream:
     def _on_progress(self, answered: int) -> None:
         self._answered = answered
 
-    def _refused(self, error: TasksRejected, numbers: array[int]) -> set[int]:
-        """Count what was refused; the places of what is not stored. Where the queue takes nothing more, that ends the command."""
+    def _refused(self, error: TasksRejected, numbers: array[int]) -> None:
+        """Count what was refused. Where the queue takes nothing more, that ends the command."""
         self.published += error.published
         self.duplicates += error.duplicates
         for rejection in error.rejected:
             self._complain(numbers[rejection.index], rejection.reason)
-        untold = error.count - len(error.rejected)
-        self.bad += untold
+        self.bad += error.count - len(error.rejected)  # only so many are listed
         if error.stopped_after is not None:
             self._error = error
-        # Only so many refusals are listed. Rather than print an id that may not be stored, print none of this group.
-        return set(range(len(numbers))) if untold else {rejection.index for rejection in error.rejected}
 
     def _complain(self, number: int, why: str) -> None:
         self.bad += 1
@@ -297,6 +302,8 @@ class Stream:
         parts = [f"{plural(self.published, 'task')} published in {duration(took * 1000)} ({rate(self.published / max(took, 0.001))})"]
         if self._cut_off:
             parts.append(f"{count(self._cut_off)} more answered before it was cut off (published, unless refused or known)")
+        if self._doubtful:
+            parts.append(self._doubtful)
         if self.duplicates:
             parts.append(f"{plural(self.duplicates, 'duplicate')} left out")
         if self.bad:

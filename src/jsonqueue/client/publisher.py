@@ -162,25 +162,33 @@ class Publisher:
     # ── many tasks ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def publish_many(
-        self, tasks: Iterable[Any], *, batch_max: int = 1000, on_progress: Callable[[int], None] | None = None
+        self,
+        tasks: Iterable[Any],
+        *,
+        batch_max: int = 1000,
+        on_progress: Callable[[int], None] | None = None,
+        on_acknowledged: Callable[[list[str]], None] | None = None,
     ) -> PublishSummary:
         """Publish all of ``tasks``: values, or :class:`TaskIn` where one needs options. Returns when all are durable.
 
         The iterable is read as it goes, in batches of ``batch_max`` (at most about 1 MiB, and 50 ms, of it) of which a few are in flight,
-        so it may be far larger than the memory. ``on_progress`` is told, after each answer, how many tasks have been answered so far.
+        so it may be far larger than the memory. ``on_progress`` is told, after each answer, how many tasks have been answered so far;
+        ``on_acknowledged``, before that, the ids of those that this answer says are in the queue (duplicates included), so that they are
+        known whatever becomes of the rest.
 
         A task that cannot be stored does not stop the others: once all the rest are published, :class:`TasksRejected` lists each with its
         place and its reason. Only when the queue refuses a whole batch (it is full, or the disk is) no more is read of the iterable; the
         error says so. After :class:`PublishUnknown` its ``published`` counts the tasks answered before.
 
         If the iterable raises an exception, what it gave before is published all the same, and answered; the exception is then raised, with
-        a note that counts it. Ctrl-C, or an exception of ``on_progress``, ends it at once, and the note says what is certain.
+        a note that counts it. Ctrl-C, or an exception of one of the two functions, ends it at once, and the note says what is
+        certain.
 
         One task is no iterable of tasks: a dict, a str, bytes or a :class:`TaskIn` raises :class:`InvalidTask`.
         """
         self._notice_fork()
         given = _many(tasks)
-        stream = _Stream(batch_max, draw_prefix(self._chance), self._clock, on_progress)
+        stream = _Stream(batch_max, draw_prefix(self._chance), self._clock, on_progress, on_acknowledged)
         patience = Patience(self.timeout, self._clock)
         flow = self._flow(stream.answered, patience)
         try:
@@ -242,12 +250,20 @@ def _many(tasks: Iterable[Any]) -> Iterator[Any]:
 class _Stream:
     """Cuts what the caller gives into batches, and keeps the tally of the answers."""
 
-    def __init__(self, batch_max: int, prefix: str, clock: Clock, on_progress: Callable[[int], None] | None) -> None:
+    def __init__(
+        self,
+        batch_max: int,
+        prefix: str,
+        clock: Clock,
+        on_progress: Callable[[int], None] | None,
+        on_acknowledged: Callable[[list[str]], None] | None,
+    ) -> None:
         if batch_max < 1:
             raise ValueError(f"batch_max is {batch_max}, and must be at least 1")
         self._batch_max = batch_max
         self._monotonic_ms = clock.monotonic_ms
         self._on_progress = on_progress
+        self._on_acknowledged = on_acknowledged
         self._ids = _Ids(prefix)
         self._rejected: list[Rejection] = []
         self._rejected_count = 0
@@ -257,7 +273,7 @@ class _Stream:
         self._through = 0
         """So many of the first tasks are answered."""
         self.calling = False
-        """Whether what is raised now is of ``on_progress``, be it an error of ours that came of another queue, say."""
+        """Whether what is raised now is of who is told, be it an error of ours that came of another queue, say."""
         self.published = 0
         self._duplicates = 0
 
@@ -309,10 +325,13 @@ class _Stream:
         if len(answer.refused) == len(batch.tasks) > 1:
             self._stopped = self._stopped or not all(_is_for(batch.tasks[refusal.index], refusal) for refusal in answer.refused)
         self._through = batch.indexes[-1] + 1
+        self.calling = True
+        if self._on_acknowledged is not None:
+            refused = {refusal.index for refusal in answer.refused}
+            self._on_acknowledged([task.id for place, task in enumerate(batch.tasks) if place not in refused])
         if self._on_progress is not None:
-            self.calling = True
             self._on_progress(self.published + self._duplicates + self._rejected_count)
-            self.calling = False
+        self.calling = False
 
     def _reject(self, index: int, task_id: str, reason: str) -> None:
         self._rejected_count += 1
