@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from client.fakes import PATIENCE_S, FakeBroker, Side
 from jsonqueue.broker.manager import BrokerManager
-from jsonqueue.client.caller import _SOON_S, Caller, caller_of
+from jsonqueue.client.caller import _AGAIN_MS, _SOON_S, Caller, caller_of
 from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.publisher import Publisher
@@ -234,6 +234,43 @@ def test_who_has_no_time_at_all_is_connected_all_the_same(broker: FakeBroker, tm
     with pytest.raises(ResultTimeout):
         TaskHandle(tmp_path / "q", "a", caller=Caller(tmp_path / "q", connect=connect)).result(timeout=0)
     assert times == [_SOON_S, 0.0]
+
+
+class StoppedClock(SystemClock):
+    """Goes on when it is told to."""
+
+    now_ms = 1_000
+
+    def monotonic_ms(self) -> int:
+        return self.now_ms
+
+
+def test_who_has_no_time_at_all_does_not_wait_again_and_again_for_a_manager_that_stands_still(tmp_path: Path) -> None:
+    """Each call took a quarter of a second, and registered anew: a look at a hundred tasks half a minute. One with a little time takes no
+    more than that, and when it has passed, a manager that goes on is found again."""
+    with Publisher(tmp_path / "q") as publisher:
+        publisher.publish(1, id="a")
+    times: list[float] = []
+
+    def connect(timeout: float) -> Any:
+        times.append(timeout)
+        clock.now_ms += round(timeout * 1000)
+        raise BrokerUnavailable("q", cause="the manager did not answer in time", silent=True)
+
+    clock = StoppedClock()
+    handle = TaskHandle(tmp_path / "q", "a", caller=Caller(tmp_path / "q", connect=connect, clock=clock))
+
+    def ask(*timeouts: float) -> list[float]:
+        times.clear()
+        for timeout in timeouts:
+            with pytest.raises(ResultTimeout):
+                handle.result(timeout)
+        return times
+
+    assert ask(0, 0, 0) == [_SOON_S]
+    assert ask(0.125, 0) == [0.125]
+    clock.now_ms += _AGAIN_MS
+    assert ask(0, 0) == [_SOON_S]
 
 
 def test_that_time_ran_out_is_not_that_there_is_no_broker(tmp_path: Path) -> None:

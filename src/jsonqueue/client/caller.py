@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ _ANSWER_S = 30.0
 _SOON_S = 0.25
 """How long who has no time waits all the same, to be connected and to be told how a task stands: once, for all the calls that follow."""
 
+_AGAIN_MS = 2_500
+"""How long after it waited so in vain it does not again: asked without end, that takes a tenth of the time."""
+
 _IDS_AT_ONCE = 10_000
 """They come to 1.3 MB at most."""
 
@@ -39,6 +43,8 @@ class Caller:
         self._exchange = Exchange(queue_dir, self._connect, decoder_for(EventOwner.CONSUMER_BROKER))
         self._lock = threading.Lock()
         self._watches: dict[str, _Watched] = {}
+        self._in_vain_ms = -math.inf
+        """When somebody without time last waited for a connection that did not come."""
 
     def look(self, task_id: str) -> StoredTask | None:
         """The task as it stands now; None: the queue holds none of this id. Raises :class:`BrokerUnavailable`."""
@@ -83,7 +89,7 @@ class Caller:
     def _ended(self, watched: _Watched, patience: Patience) -> StoredTask | None:
         least = _SOON_S
         while True:
-            line = self._exchange.line(patience, least=least)
+            line = self._line(patience, least)
             least = 0.0  # A broker that hangs up on everybody must not keep one who has no time.
             try:
                 with watched.asking:
@@ -93,6 +99,19 @@ class Caller:
                 return self._answered(watched, patience)
             except ConnectionClosed:
                 continue
+
+    def _line(self, patience: Patience, least: float) -> Line:
+        """The line, for which ``least`` seconds are waited without any patience, too; where that was in vain, not again at once."""
+        if self.clock.monotonic_ms() - self._in_vain_ms < _AGAIN_MS and not self._exchange.connected:
+            if patience.over:
+                raise BrokerUnavailable(str(self.queue_dir), cause="it did not answer a moment ago", silent=True)
+            least = 0.0
+        try:
+            return self._exchange.line(patience, least=least)
+        except BrokerUnavailable as error:
+            if error.silent and least:
+                self._in_vain_ms = self.clock.monotonic_ms()
+            raise
 
     def _asked(self, line: Line, task_id: str, patience: Patience) -> int:
         """The number of the question. One asked before, whose asker lost patience, still stands; asking it again would make the broker keep
