@@ -54,8 +54,9 @@ def simulate(
     ``tasks``: how many, or their payloads, as for ``publish``. ``handler`` is called for each delivery, as a consumer would call it, be it
     plain or ``async def``; a consumer may die right after it, and then it is called again for the same task. What it raises fails the
     attempt; ``verdict.totals.dead`` counts the tasks that came to nothing. What it awaits in ``asyncio.sleep`` takes no time, what it
-    computes takes real time, and a ``Retry(after=...)`` is waited for in the simulated one. ``drop``: share of the frames that Pipes lose.
-    ``crashes``: so many processes, or the whole machine, die on the way. ``keep``: keep the whole trace.
+    computes takes real time, and a ``Retry(after=...)`` is waited for in the simulated one (where consumers go on with their heartbeats,
+    three in a lease of 2 s: for days, give a ``config`` with a longer one). ``drop``: share of the frames that Pipes lose. ``crashes``: so
+    many processes, or the whole machine, die on the way. ``keep``: keep the whole trace.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, and must be at least 1")
