@@ -226,7 +226,8 @@ def test_output_that_json_cannot_carry_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"), [("no-such-program -v", "no program 'no-such-program'"), ("", "empty"), ("a 'b", "no command")]
+    ("command", "said"),
+    [("no-such-program -v", "no program 'no-such-program'"), ("", "empty"), ("a 'b", "no command"), ("/tmp", "/tmp is a folder")],
 )
 def test_a_command_that_is_none_is_the_callers_to_know(command: str, said: str) -> None:
     with pytest.raises(InvalidHandler, match=said):

@@ -35,13 +35,31 @@ class Address(Struct):
 def resolve(handler: str | Callable[..., Any]) -> Callable[..., Any]:
     """The function itself. Raises :class:`InvalidHandler` that says what was not found."""
     if callable(handler):
-        return handler
+        return _taking_a_task(handler, title_of(handler))
     if not isinstance(handler, str):
         raise InvalidHandler(f"{handler!r} is no handler", hint="give a function, its name as module:function, or a Program")
     module, colon, function = handler.partition(":")
     if not colon or not module or not function:
         raise InvalidHandler(f"{handler!r} names no handler", hint="write it as module:function, for example tasks:resize")
-    return load(Address(module, function))
+    if "/" in module or module.startswith("."):
+        raise InvalidHandler(
+            f"{handler!r} names a path, and no module",
+            hint=f"name it as an import would, {Path(module).stem or 'tasks'}:{function}, in its folder or with that in PYTHONPATH",
+        )
+    return _taking_a_task(load(Address(module, function)), handler)
+
+
+def _taking_a_task(handler: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The handler. Raises :class:`InvalidHandler` where each call would fail, which would cost each task all of its attempts."""
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):  # some that are written in C have none
+        return handler
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise InvalidHandler(f"{name} cannot be called with a task: {error}", hint="a handler takes one argument, the task") from None
+    return handler
 
 
 def load(address: Address) -> Callable[..., Any]:
@@ -53,7 +71,7 @@ def load(address: Address) -> Callable[..., Any]:
         except AttributeError:
             raise InvalidHandler(f"{address.script or address.module} has no {address.function!r}") from None
     if not callable(found):
-        raise InvalidHandler(f"{address.module}:{address.function} is a {type(found).__name__}, not a function")
+        raise InvalidHandler(f"{address.module}:{address.function} is no function, but of type {type(found).__name__}")
     handler: Callable[..., Any] = found
     return handler
 

@@ -87,6 +87,8 @@ def _split(command: str | Sequence[str], shell: bool) -> list[str]:
     if not arguments:
         raise InvalidHandler("an empty command")
     if shutil.which(arguments[0]) is None:
+        if os.path.isdir(arguments[0]):
+            raise InvalidHandler(f"{arguments[0]} is a folder", hint="name a program in it")
         if os.path.isfile(arguments[0]):
             raise InvalidHandler(
                 f"{arguments[0]} is not executable", hint=f"chmod +x {arguments[0]}, or name the program that runs it before it"
