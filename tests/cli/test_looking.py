@@ -377,6 +377,18 @@ def test_a_queue_without_its_queue_json_is_damaged_and_not_absent(tmp_path: Path
     assert call("--queue", str(queue), "verify").out == "All is well, 2 tasks.\n"
 
 
+def test_what_a_newer_jsonqueue_wrote_is_not_called_damaged(tmp_path: Path) -> None:
+    """Nothing is wrong with it, and nothing of it is checked: only a newer jsonqueue can."""
+    (tmp_path / "q").mkdir(mode=0o700)
+    (tmp_path / "q" / "queue.json").write_text('{"format":"jsonqueue","version":7}')
+    for command in ("verify", "repair"):
+        called = call("--queue", str(tmp_path / "q"), command)
+        assert called.status == 1
+        first, *_, last = called.out.splitlines()
+        assert first.startswith("NEWER   queue.json, byte 0: queue.json is in format version 7, this jsonqueue reads up to version 1")
+        assert last == "Written by a newer jsonqueue, and not checked."
+
+
 _PEAK = """
 import sys
 from jsonqueue.cli import app

@@ -64,7 +64,7 @@ def print_report(console: Console, report: Report, *, repaired: bool) -> int:
 
 def _print_finding(console: Console, finding: Finding) -> None:
     batch = f", batch {finding.batch}" if finding.batch is not None else ""
-    mark = "note " if finding.harmless else "DAMAGE"
+    mark = "note " if finding.harmless else "NEWER " if finding.kind == "newer" else "DAMAGE"
     console.line(f"{mark}  {printable(finding.file)}, byte {finding.offset}{batch}: {printable(finding.what)}")
     if finding.options:
         console.line(f"        → {printable(finding.options)}")
@@ -72,6 +72,8 @@ def _print_finding(console: Console, finding: Finding) -> None:
 
 def _verdict(report: Report, damaged: list[Finding], *, repaired: bool) -> str:
     held = f", {plural(report.tasks, 'task')}" if report.tasks is not None else ""
+    if damaged and all(finding.kind == "newer" for finding in damaged):
+        return f"Written by a newer jsonqueue, and not checked{held}."
     if damaged:
         return f"{plural(len(damaged), 'place')} damaged{held}."
     if report.done or report.lost:
