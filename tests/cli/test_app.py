@@ -78,6 +78,8 @@ def test_with_debug_the_traceback_comes_through(failing: Failing) -> None:
     ("arguments", "said"),
     [
         (["lisst"], "no command 'lisst'. Did you mean 'list'?"),
+        (["\x1b[31mlist"], "no command '\\x1b[31mlist'. Did you"),
+        (["show", "a", "\x1b[31mb"], "unexpected extra argument (\\x1b[31mb)"),
         (["publish", "1", "--priorty", "2"], "--priority"),
         (["--wrokers", "2"], "Did you mean '--workers'?"),
         (["list", "--status", "pendng"], "'pendng' is not one of"),
@@ -99,7 +101,7 @@ def test_with_debug_the_traceback_comes_through(failing: Failing) -> None:
 )
 def test_wrong_usage_is_told_with_a_suggestion(arguments: list[str], said: str) -> None:
     """Exit status 2. An unknown option without a command is one of the demo's."""
-    called = call(*arguments)
+    called = call(*arguments, terminal=True)
     assert (called.status, called.out) == (2, "")
     assert said.replace("'", "") in called.err.replace("'", "")
 

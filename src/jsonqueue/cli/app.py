@@ -24,7 +24,7 @@ from typing import Any, TextIO, TypeVar
 import click
 
 from jsonqueue.cli.console import Console, Settings
-from jsonqueue.cli.text import ESCAPES, printable
+from jsonqueue.cli.text import ESCAPES, printable, printable_lines
 from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError, is_want, words_of
 
 __all__ = ["COMMANDS", "Group", "cli", "command", "queue_options", "run", "terminated_as_interrupted", "to_nowhere"]
@@ -68,6 +68,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         return _finished(cli.main(args=arguments, prog_name="jsonqueue", standalone_mode=False))
     except click.ClickException as error:
+        # What was typed is in it, or what a script's variable held. (It is final to a type checker, and shown by who reads it.)
+        vars(error)["message"] = "\n".join(printable_lines(error.message))
         with suppress(OSError):  # where nothing can be said any more, the exit status still tells
             error.show()
         return error.exit_code
@@ -233,7 +235,7 @@ class LazyGroup(Group):
 
 def _unknown_command(ctx: click.Context, name: str) -> click.UsageError:
     near = get_close_matches(name, COMMANDS, n=1)
-    return click.UsageError(f"no command {printable(name)!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
+    return click.UsageError(f"no command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
 
 
 def queue_options(function: T) -> T:
