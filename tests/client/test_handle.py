@@ -297,7 +297,7 @@ def test_who_waits_for_anothers_call_waits_no_longer_than_its_own_patience(tmp_p
     with Publisher(tmp_path / "q") as publisher:
         publisher.publish(1, id="a")
     handle = TaskHandle(tmp_path / "q", "a", caller=Caller(tmp_path / "q", connect=connect))
-    patient = Side(lambda: handle.result(timeout=0.5))
+    patient = Side(lambda: handle.result(timeout=2))
     assert called.wait(PATIENCE_S)
     hasty = Side(lambda: handle.result(timeout=0.01))
     hasty._thread.join(5)

@@ -492,7 +492,7 @@ def test_duplicates_are_counted(broker: FakeBroker, publisher: Publisher) -> Non
 
 
 def test_an_unknown_outcome_of_many_says_how_many_are_certain(broker: FakeBroker, tmp_path: Path) -> None:
-    publisher = Publisher(tmp_path / "q", connect=broker.connect, timeout=0.3)
+    publisher = Publisher(tmp_path / "q", connect=broker.connect, timeout=1)
     told: list[list[str]] = []
     side = Side(lambda: publisher.publish_many([TaskIn(data=1, id=name) for name in "abc"], batch_max=1, on_acknowledged=told.append))
     acknowledge(broker.accept())
@@ -633,11 +633,12 @@ def test_a_held_log_and_no_broker_is_said_when_the_time_is_up(broker: FakeBroker
 
 def test_what_could_not_be_sent_as_a_whole_is_certainly_not_stored(broker: FakeBroker, tmp_path: Path) -> None:
     """The broker went before the question: the outcome is not unknown."""
-    publisher = Publisher(tmp_path / "q", connect=broker.connect, timeout=0.05)
+    publisher = Publisher(tmp_path / "q", connect=broker.connect)
     side = Side(lambda: publisher.publish(1))
     peer = broker.accept()
     acknowledge(peer)
     side.result()
+    publisher.timeout = 0.05
     broker.up = False
     peer.hang_up()
     with hold(tmp_path / "q", "published"), pytest.raises(BrokerUnavailable):
