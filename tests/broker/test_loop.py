@@ -10,11 +10,13 @@ import struct
 import threading
 
 import pytest
+from msgspec import Raw
 
 from jsonqueue.broker.loop import MARKS_PEER, BrokerLoop
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.clock import SystemClock
-from jsonqueue.event import Event, EventOwner, Look, Mark, Write, Written, encode
+from jsonqueue.event import Event, EventOwner, Look, Mark, Result, Watch, Write, Written, decoder_for, encode
+from jsonqueue.task import Task, TaskStatus
 
 
 class FrozenClock:
@@ -381,6 +383,99 @@ def test_a_peer_that_is_to_be_dropped_costs_nothing_more(loop, broker, client, c
     assert broker.heard[-2:] == [(1, Write(999, [])), ("detach", 1)]
     assert 4 < len(encoded) < 12
     assert caplog.text.count("the other end does not read") == 1
+
+
+class Teller(NotingBroker):
+    """A broker that tells how large tasks stand: at once, whether they have ended or not."""
+
+    status = TaskStatus.COMPLETED
+
+    def step(self, arrivals, send) -> None:
+        super().step(arrivals, send)
+        for peer, event in arrivals:
+            if isinstance(event, Look | Watch):
+                for task_id in [event.id] if isinstance(event, Look) else event.ids:
+                    send(peer, Result(event.request, task_id, Task(task_id, 1, self.status, 1, Raw(b'"%b"' % (b"x" * 1_000_000)))))
+
+
+@pytest.fixture
+def teller():
+    return Teller()
+
+
+@pytest.fixture
+def tells(teller):
+    """A loop that runs the teller, a caller's end, the broker's end of the same Pipe."""
+    loop = BrokerLoop(teller, FrozenClock())
+    ours, theirs = Pipe.pair()
+    brokers_end = Pipe(ours, pending_max=3_500_000)
+    loop.attach(1, brokers_end, EventOwner.CALLER, "")
+    caller = Pipe(theirs)
+    yield loop, caller, brokers_end
+    caller.close()
+    loop.close()
+
+
+QUESTIONS = [Watch(1, ["a"]), Look(2, "b"), Watch(3, ["c", "d", "e", "f"]), Look(4, "a"), Look(5, "g")]
+ASKED = [(1, "a"), (2, "b"), (3, "c"), (3, "d"), (3, "e"), (3, "f"), (4, "a"), (5, "g")]
+decode_answer = decoder_for(EventOwner.CONSUMER_BROKER)
+
+
+def told(tells, count: int) -> list[tuple[int, str]]:
+    """What a caller is told until it is so much; meanwhile no more than the cap waits for it."""
+    loop, caller, brokers_end = tells
+    answers: list[tuple[int, str]] = []
+    while len(answers) < count:
+        loop.turn(0)
+        assert brokers_end.pending <= 3_500_000
+        answers += [(answer.request, answer.id) for answer in map(decode_answer, caller.read())]
+    return answers
+
+
+@pytest.mark.parametrize("status", [TaskStatus.COMPLETED, TaskStatus.PENDING])
+def test_a_caller_that_asks_for_more_than_may_wait_for_it_is_told_bit_by_bit(tells, teller, status, caplog):
+    """It asked before it could read any of it. What there was no room for is asked again as it was asked."""
+    loop, caller, _ = tells
+    teller.status = status
+    caller.post(*map(encode, QUESTIONS))
+    assert told(tells, len(ASKED)) == ASKED
+    assert (loop.peers, caplog.text) == (1, "")
+    again = [event for _, event in teller.heard[1 + len(QUESTIONS) :]]
+    assert Look(4, "a") in again
+    assert Watch(3, ["f"]) in again
+    assert {type(event) for event in again} == {Look, Watch}
+    caller.post(encode(Look(6, "a")))
+    assert told(tells, 1) == [(6, "a")]
+
+
+def test_of_a_caller_that_reads_nothing_nothing_more_is_read(tells, teller, monkeypatch):
+    """So what it asks waits with itself; and thirty questions in a breath cost no more answers than there is room for."""
+    encoded = []
+    monkeypatch.setattr("jsonqueue.broker.loop.encode", lambda event: encoded.append(event) or encode(event))
+    loop, caller, _ = tells
+    caller.post(*(encode(Look(request, "a")) for request in range(30)))
+    loop.turn(1000)
+    caller.post(encode(Look(30, "a")))
+    for _ in range(20):
+        loop.turn(0)
+    assert teller.heard[-1] == (1, Look(29, "a"))
+    assert 3 <= len(encoded) < 12
+    assert [request for request, _ in told(tells, 31)] == list(range(31))
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_caller_that_hangs_up_while_answers_wait_is_detached(tells, teller, reads):
+    loop, caller, brokers_end = tells
+    caller.post(*map(encode, QUESTIONS))
+    loop.turn(1000)
+    while reads and brokers_end.pending:
+        caller.read()
+        brokers_end.flush()
+    caller.close()
+    for _ in range(5):
+        loop.turn(0)
+    assert teller.heard[-1] == ("detach", 1)
+    assert loop.peers == 0
 
 
 def test_what_a_slow_peer_has_no_room_for_reaches_it_later(loop, broker, client):

@@ -46,7 +46,7 @@ HARNESSES: dict[str, tuple[str, ...]] = {
     "race": ("faults.race",),
     "locks": (*_PYTEST, "storage/test_files.py", "storage/test_locks.py", "e2e/test_lost_locks.py"),
     "lost files": (*_PYTEST, "storage/test_lost_files.py", "broker/test_relaxed.py", "e2e/test_lost_files.py"),
-    "deaf": (*_PYTEST, "broker/test_loop.py", "e2e/test_liveness.py", "-k", "dropped"),
+    "deaf": (*_PYTEST, "broker/test_loop.py", "e2e/test_liveness.py", "-k", "dropped or the_cap or more_than"),
     "want": (*_PYTEST, "broker/test_want.py"),
     "slow disk": (*_PYTEST, "broker/test_slow_disk.py", "-k", "takes_to_load"),
     "no memory": (*_PYTEST, "broker/test_no_memory.py", "broker/test_checkpointing.py", "-k", "memory"),

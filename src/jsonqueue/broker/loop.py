@@ -6,7 +6,9 @@ While a step waits for the disk, the next events gather in the Pipes, so each tu
 Marks wake a broker only while somebody waits for what they announce. Otherwise they gather too, and are read with whatever else there is to
 do, or 20 ms after the last ones: to be woken costs more than all that a mark says.
 
-Bounded: a turn reads at most 1 MiB of a peer and 16 MiB in all; what a peer does not read waits up to a cap, then the peer is dropped.
+Bounded: a turn reads at most 1 MiB of a peer and 16 MiB in all; what a peer does not read waits up to a cap, then the peer is dropped. A
+caller is not, for it may ask in a breath for more than that: what it cannot be told yet is asked again in its name when it has read what it
+was told, and nothing more is read of it until then. So a question waits, which is short, and not its answer.
 No peer can make the loop wait, and whatever a peer says, at worst its own connection is closed.
 """
 
@@ -14,13 +16,14 @@ from __future__ import annotations
 
 import logging
 import selectors
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from jsonqueue.channel.pipe import NotReading, Pipe
 from jsonqueue.clock import Clock
 from jsonqueue.errors import BadFrame, ConnectionClosed
-from jsonqueue.event import Event, EventOwner, decoder_for, encode
+from jsonqueue.event import Event, EventOwner, Look, Result, Watch, decoder_for, encode
 
 __all__ = ["MARKS_PEER", "PEER_PENDING_MAX_BYTES", "Broker", "BrokerLoop"]
 
@@ -69,7 +72,7 @@ class Broker(Protocol):
 class _Peer:
     """A client, as the loop sees it."""
 
-    __slots__ = ("decode", "name", "number", "pipe", "read_in_turn", "writing")
+    __slots__ = ("decode", "full", "later", "name", "number", "pipe", "read_in_turn", "writing")
 
     def __init__(self, number: int, pipe: Pipe, owner: EventOwner, name: str) -> None:
         self.number = number
@@ -78,6 +81,10 @@ class _Peer:
         self.decode = _DECODERS[owner]
         self.read_in_turn = 0
         self.writing = False
+        self.full = False
+        """An answer of this caller found no room since it was last asked in its name."""
+        self.later: deque[Look | Watch] = deque()
+        """What is to be asked in its name."""
 
 
 _DECODERS = {owner: decoder_for(owner) for owner in (EventOwner.PUBLISHER, EventOwner.CONSUMER, EventOwner.CALLER)}
@@ -101,6 +108,12 @@ class BrokerLoop:
         self._afterwards: list[Callable[[], None]] = []
         self._turn = 0
         self._left_unread = False
+        self._put_off: dict[int, _Peer] = {}
+        """Callers for whom something is to be asked later."""
+        self._arrivals: list[tuple[int, Event]] = []
+        """Those of this turn."""
+        self._looks: set[tuple[int, int]] | None = None
+        """Peers and requests of the Looks of this turn, once somebody wants to know."""
 
     # ── who takes part ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -145,12 +158,14 @@ class BrokerLoop:
                 self._serve(key.data, events, readable)
             else:
                 key.data()
-        arrivals = self._read(readable)
+        arrivals = self._read(readable) + self._asked_again()
         # Marks are read after the clients, and are told before: whatever a caller was told is durable is then known before its question
         # (but for the newest of some hundreds that gathered while this broker was busy: it waits until their Pipe has room again).
         marks = self._read_marks()
         arrivals[:0] = marks
+        self._arrivals, self._looks = arrivals, None
         self._broker.step(arrivals, self._send)
+        self._arrivals = []
         self._finish_turn()
         self._listen_or_look(bool(marks))
         return bool(arrivals)
@@ -271,13 +286,19 @@ class BrokerLoop:
         peer = self._peers.get(number)
         if peer is None or peer in self._broken:
             return  # It hung up, or is about to be dropped. What it is told here it asks for again.
+        if peer.full and type(event) is Result:
+            self._ask_later(peer, event)
+            return
         try:
             peer.pipe.post(encode(event))
         except NotReading as error:
+            if type(event) is Result:
+                self._ask_later(peer, event)
+                return
             _log.warning("dropped the connection of a %s: %s", peer.name, error)
             self._give_up(peer)
         except ConnectionClosed:
-            pass  # It has ended, maybe by Ctrl-C. What it said before is still to be read, and then the end of its Pipe.
+            self._ask_no_more(peer)  # It has ended, maybe by Ctrl-C. What it said before is still to be read, and then the end of its Pipe.
         except BadFrame as error:
             _log.error("cannot tell a %s: %s", peer.name, error)
             self._give_up(peer)
@@ -294,18 +315,53 @@ class BrokerLoop:
             if peer.pipe.flush():
                 self._want_to_write(peer, False)
         except ConnectionClosed:
+            self._ask_no_more(peer)
             self._want_to_write(peer, False)  # As above: the end is found by reading.
 
     def _want_to_write(self, peer: _Peer, wanted: bool) -> None:
         peer.writing = wanted
-        self._selector.modify(peer.pipe, selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0), peer)
+        self._mind(peer)
+
+    def _mind(self, peer: _Peer) -> None:
+        """Be woken by what matters of it now."""
+        reading = 0 if peer.later else selectors.EVENT_READ
+        self._selector.modify(peer.pipe, reading | (selectors.EVENT_WRITE if peer.writing or peer.later else 0), peer)
 
     def _drop(self, peer: _Peer) -> None:
         if self._peers.pop(peer.number, None) is None:
             return
         self._selector.unregister(peer.pipe)
+        self._put_off.pop(peer.number, None)
         peer.pipe.close()
         self._broker.detach(peer.number)
+
+    # ── later ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _ask_later(self, peer: _Peer, answer: Result) -> None:
+        """There is no room for this answer. How the task stands may be another matter when there is."""
+        if self._looks is None:
+            self._looks = {(number, event.request) for number, event in self._arrivals if type(event) is Look}
+        watched = (peer.number, answer.request) not in self._looks
+        peer.later.append(Watch(answer.request, [answer.id]) if watched else Look(answer.request, answer.id))
+        peer.full = True
+        if peer.number not in self._put_off:
+            self._put_off[peer.number] = peer
+            self._mind(peer)
+
+    def _asked_again(self) -> list[tuple[int, Event]]:
+        """One question of each caller that has read all it was told: one answer always finds room."""
+        again: list[tuple[int, Event]] = []
+        for peer in [peer for peer in self._put_off.values() if not peer.pipe.pending]:
+            again.append((peer.number, peer.later.popleft()))
+            peer.full = False
+            if not peer.later:
+                self._ask_no_more(peer)
+        return again
+
+    def _ask_no_more(self, peer: _Peer) -> None:
+        peer.later.clear()
+        if self._put_off.pop(peer.number, None) is not None:
+            self._mind(peer)
 
     def _forget_marks(self) -> None:
         if self._marks is not None:
