@@ -372,7 +372,7 @@ BUGS: dict[str, Planted] = {
         446, _line("core/waiting.py", "ends < self._closes_ms:", "ends - terms[-1][0] < lease_ms // self._TERMS_A_LEASE:")
     ),
     "a client that is gone is dropped unread": Planted(
-        446, _line("broker/loop.py", "pass  # It has ended, maybe by Ctrl-C.", "self._give_up(peer)  # It has ended, maybe by Ctrl-C.")
+        446, _line("broker/loop.py", "self._ask_no_more(peer)  # It has ended,", "self._give_up(peer)  # It has ended,")
     ),
     "a checkpoint without room leaves its draft": Planted(
         1,
