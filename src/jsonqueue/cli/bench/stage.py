@@ -203,6 +203,14 @@ class Stage:
         seconds: float = told["ended"] - told["began"]
         return seconds
 
+    def rest(self, tasks: int) -> None:
+        """Wait until all of so many tasks are taken in and folded into queue.json: what comes next is measured with nothing left to do."""
+        since = time.monotonic()
+        while (known := self.status()["tasks"]) < tasks:
+            self._require_progress(tasks, known, 0, time.monotonic() - since)
+            time.sleep(_POLL_MAX_S)
+        self.queue.ask("checkpoint")
+
     def await_settled(self, tasks: int) -> tuple[float, int]:
         """Wait until so many deliveries are settled, durably; the time it was seen, and how many they were.
 
