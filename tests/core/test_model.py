@@ -130,7 +130,7 @@ class Queue(RuleBasedStateMachine):
     @invariant()
     def a_task_in_progress_has_one_holder(self) -> None:
         dispatcher = self.stage.dispatcher
-        holders = [token for seat in dispatcher._seats.values() for token in seat.held] + list(dispatcher._orphans._tasks)
+        holders = [token for seat in dispatcher._seats for token in seat.held] + list(dispatcher._orphans._tasks)
         leased = [task.token for task in dispatcher.state.tasks.values() if task.status is TaskStatus.IN_PROGRESS]
         assert sorted(holders) == sorted(leased)
 

@@ -243,10 +243,10 @@ def _keeps_what_was_written_of_it(real: Any) -> Any:
 def _completes_without_a_token(real: Any) -> Any:
     def complete(self: Dispatcher, peer: int, event: Any, now: Any) -> None:
         for position, task_id in enumerate(event.ids):
-            for seat in self._seats.values():
+            for seat in self._seats:
                 token = next((token for token, task in seat.held.items() if task.id == task_id), None)
-                if token is not None and token != event.tokens[position] and peer in self._seats:
-                    self._seats[peer].held[event.tokens[position]] = seat.held.pop(token)
+                if token is not None and token != event.tokens[position] and (asking := self._seats.get(peer)):
+                    asking.held[event.tokens[position]] = seat.held.pop(token)
         real(self, peer, event, now)
 
     return complete

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from heapq import nsmallest
 from itertools import islice
 from random import Random
 
@@ -36,11 +35,12 @@ from jsonqueue.core.records import (
     Unleased,
 )
 from jsonqueue.core.retention import Retention
+from jsonqueue.core.seating import Seating
 from jsonqueue.core.settling import decide_failure, decide_loss, decide_return
 from jsonqueue.core.state import QueueState, ids_of
 from jsonqueue.core.timetable import Timetable, earliest
 from jsonqueue.core.turn import Now, Turn
-from jsonqueue.core.waiting import Seat, WaitingQueue
+from jsonqueue.core.waiting import Seat
 from jsonqueue.errors import BrokerFailed
 from jsonqueue.event import (
     Assign,
@@ -61,8 +61,6 @@ __all__ = ["Dispatcher", "first_token"]
 
 
 _EPOCH_BITS = 32
-_WANT_MAX = 4_096
-"""However much a consumer wants, it holds no more tasks than this: enough for 10 ms of the shortest ones."""
 
 
 def first_token(epoch: int) -> int:
@@ -80,8 +78,7 @@ class Dispatcher:
         self._chance = chance
         self._epoch = epoch
         self._next_token = first_token(epoch)
-        self._seats: dict[int, Seat] = {}
-        self._waiting = WaitingQueue()
+        self._seats = Seating()
         self._ready = ReadyQueue()
         self._suspects = ReadyQueue(suspects=True)
         self._scheduled = Timetable(lambda task, at_ms: task.status is TaskStatus.SCHEDULED and task.run_at_ms == at_ms)
@@ -141,12 +138,12 @@ class Dispatcher:
     def join(self, peer: int, event: Join, now: Now) -> None:
         """A consumer sits down, with what it still holds from an earlier Pipe."""
         self.leave(peer, now)
-        seat = self._seats[peer] = Seat(peer, f"{event.name}@{event.pid}", event.pid, min(event.want, _WANT_MAX))
+        seat = self._seats.sit_down(peer, f"{event.name}@{event.pid}", event.pid, event.want)
         stale = [token for task_id, token in zip(event.ids, event.tokens, strict=True) if not self._rejoin(seat, task_id, token)]
         if event.again and event.pid:  # 0: whose label that is, nobody can tell
             self._take_back_what_got_lost(seat, now)
         seat.renew(list(seat.held), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
-        self._waiting.update(seat)
+        self._seats.update(seat)
         # Not an answer: a task that is pushed to it in this very turn must find it welcomed, and no disk is too slow for its heartbeats.
         self.turn.pushes.append((peer, Welcome(seat.label, self._epoch, self._config.lease_ms, stale)))
 
@@ -154,7 +151,7 @@ class Dispatcher:
         known = self.state.tasks.get(task_id)
         if known is None:
             return False
-        if known.token == token and (task := self._orphans.claim(token) or self._take_over(seat, token)):
+        if known.token == token and (task := self._orphans.claim(token) or self._seats.take_over(seat, token)):
             seat.held[token] = task
             return True
         # Settled already, under this very token, but the answer got lost: the repeated outcome will be acknowledged.
@@ -163,32 +160,22 @@ class Dispatcher:
     def _take_back_what_got_lost(self, seat: Seat, now: Now) -> None:
         """On the way to it, on an earlier Pipe: a broker that dies between writing a lease and pushing it has told nobody."""
         missing = self._orphans.claim_all_of(seat.label)
-        for other in self._seats.values():
-            if other is not seat and other.label == seat.label:
-                missing += other.held.values()
-                other.held.clear()
-                other.want = 0
-                self._waiting.update(other)
+        for other in self._seats.earlier_of(seat):
+            missing += other.held.values()
+            other.held.clear()
+            self._seats.pass_over(other)
         for record in decide_return(missing):
             self._commit(record, now)
 
-    def _take_over(self, seat: Seat, token: int) -> StoredTask | None:
-        """From the same consumer's broken Pipe, whose end has not been noticed yet."""
-        for other in self._seats.values():
-            if other is not seat and other.label == seat.label and token in other.held:
-                return other.held.pop(token)
-        return None
-
     def leave(self, peer: int, now: Now) -> None:
         """The Pipe of a peer is closed: what it held is lost."""
-        seat = self._seats.pop(peer, None)
+        seat = self._seats.leave(peer)
         if seat is not None:
-            self._waiting.leave(seat)
             self._lose(list(seat.held.values()), Outcome.LOST, now)
 
     def complete(self, peer: int, event: Complete, now: Now) -> None:
         """Tasks are done. One whose result nobody could read, or may be stored, has failed."""
-        seat = self._seat(peer, event.want)
+        seat = self._seats.heard(peer, event.want)
         held, stale = seat.held, []
         ids, results, plain = [], [], True
         sound = all_sound(event.results, self._config)
@@ -210,7 +197,7 @@ class Dispatcher:
 
     def fail(self, peer: int, event: Fail, now: Now) -> None:
         """Attempts failed."""
-        seat = self._seat(peer, event.want)
+        seat = self._seats.heard(peer, event.want)
         stale = []
         for failure in event.failures:
             task = seat.held.get(failure.token)
@@ -227,7 +214,7 @@ class Dispatcher:
 
     def give_back(self, peer: int, event: Return, now: Now) -> None:
         """Tasks come back unstarted."""
-        seat = self._seat(peer, event.want)
+        seat = self._seats.heard(peer, event.want)
         returned = [task for token in event.tokens if (task := seat.held.pop(token, None)) is not None]
         for record in decide_return(returned):
             self._commit(record, now)
@@ -235,23 +222,15 @@ class Dispatcher:
 
     def heartbeat(self, peer: int, event: Heartbeat, now: Now) -> None:
         """The consumer lives; what it lists lasts for another lease, and what it should not hold is revoked."""
-        seat = self._seat(peer, event.want)
+        seat = self._seats.heard(peer, event.want)
         seat.renew(event.tokens, now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
-        self._waiting.update(seat)
+        self._seats.update(seat)
         stray = [(task_id, token) for task_id, token in zip(event.ids, event.tokens, strict=True) if token not in seat.held]
         if stray:
             self._answer(peer, Revoke([task_id for task_id, _ in stray], [token for _, token in stray]))
 
-    def _seat(self, peer: int, want: int) -> Seat:
-        seat = self._seats.get(peer)
-        if seat is None:  # it never joined: it holds nothing, so whatever it says is stale
-            seat = Seat(peer, f"@{peer}", 0, 0)
-        seat.want = min(want, _WANT_MAX) if peer in self._seats else 0
-        return seat
-
     def _settle(self, seat: Seat, request: int, stale: list[int]) -> None:
-        if seat.peer in self._seats:
-            self._waiting.update(seat)
+        self._seats.update(seat)
         self._answer(seat.peer, Settled(request, stale))
 
     def _truly_stale(self, ids: list[str], tokens: list[int], stale: list[int]) -> list[int]:
@@ -266,7 +245,7 @@ class Dispatcher:
 
     def tick(self, now: Now) -> None:
         """Whatever is due by the clocks: schedules, deadlines, leases, retention."""
-        for seat in tuple(self._seats.values()):
+        for seat in self._seats:
             if expired := seat.expired(now.monotonic_ms):
                 self._expire(seat, expired, now)
         if self._orphans and now.monotonic_ms >= self._orphans.until_ms:
@@ -283,9 +262,7 @@ class Dispatcher:
         self._answer(seat.peer, Revoke([task.id for task in expired], [task.token for task in expired]))
         for task in expired:
             del seat.held[task.token]
-        # It fell silent: it gets no more until it is heard of again.
-        seat.want = 0
-        self._waiting.update(seat)
+        self._seats.pass_over(seat)  # It fell silent.
         self._lose(expired, Outcome.EXPIRED, now)
 
     def next_wall_ms(self) -> int | None:
@@ -294,17 +271,15 @@ class Dispatcher:
 
     def next_monotonic_ms(self) -> int | None:
         """The next moment of the monotonic clock at which something is due."""
-        expiries = [seat.next_expiry_ms() for seat in self._seats.values()]
-        return earliest(self._orphans.until_ms if self._orphans else None, *expiries)
+        return earliest(self._orphans.until_ms if self._orphans else None, self._seats.next_expiry_ms())
 
     def pushed_late(self, turn: Turn, overdue: list[tuple[int, StoredTask]], now: Now) -> None:
         """What this turn pushes has waited for room on the disk until now, and nothing was decided since: its leases begin now.
 
         What was held back of it, ``overdue``, is leased by the log and was never sent: it comes back, and the next tick ends it.
         """
-        for peer, task in overdue:
-            del self._seats[peer].held[task.token]
-            self._waiting.update(self._seats[peer])
+        for _, task in overdue:
+            self._seats.take_away(task.token)
         for record in decide_return([task for _, task in overdue]):
             self._commit(record, now)
         for peer in dict.fromkeys(peer for peer, _ in turn.pushes):
@@ -320,30 +295,19 @@ class Dispatcher:
         reserved: set[Seat] = set()
         if self._suspects:
             self._assign_suspects(now)
-            reserved = self._seats_to_empty()
-        while (count := len(self._ready)) and (seats := self._with_room(reserved)):
+            reserved = self._seats.to_empty(len(self._suspects))
+        while (count := len(self._ready)) and (seats := self._seats.with_room(reserved)):
             # A fair share of what there is, so that a short queue is not all given to the first who asks.
             share = -(-count // len(seats))
             for seat, room_bytes in seats:
                 if tasks := self._ready.take(min(seat.free, share), room_bytes):
                     self._lease(seat, tasks, now)
 
-    def _with_room(self, reserved: set[Seat]) -> list[tuple[Seat, int]]:
-        """Who waits, but for those that are to be emptied, and how many bytes of tasks each may be given."""
-        return [(seat, room) for seat in self._waiting if seat not in reserved and (room := seat.room_bytes()) > 0]
-
     def _assign_suspects(self, now: Now) -> None:
         """A task that may have killed its consumer is delivered alone."""
-        for seat in self._waiting:
+        for seat in self._seats.waiting:
             if not seat.held and (suspect := self._suspects.take(1, 1)):
                 self._lease(seat, suspect, now)
-
-    def _seats_to_empty(self) -> set[Seat]:
-        """The consumers that get nothing more until they are idle, since suspects wait for them. Of several one is not emptied."""
-        able = [seat for seat in self._seats.values() if seat.want > 0]
-        others = [seat for seat in able if not seat.alone]
-        most = max(1, len(able) - 1) - (len(able) - len(others))
-        return set(nsmallest(min(len(self._suspects), most), others, key=lambda seat: len(seat.held)))
 
     def _lease(self, seat: Seat, tasks: list[StoredTask], now: Now) -> None:
         first = self._next_token
@@ -353,7 +317,7 @@ class Dispatcher:
         self._commit(Leased(seat.label, first, [task.id for task in tasks]), now)
         seat.held.update(zip(range(first, self._next_token), tasks, strict=True))
         seat.lease(range(first, self._next_token), now_ms=now.monotonic_ms, lease_ms=self._config.lease_ms)
-        self._waiting.served(seat)
+        self._seats.served(seat)
         self.turn.pushes.append((seat.peer, Assign(tasks)))
 
     def drain(self) -> None:
@@ -363,12 +327,12 @@ class Dispatcher:
     @property
     def hungry(self) -> bool:
         """Whether a consumer would take a task now."""
-        return bool(self._waiting) and not self._draining
+        return bool(self._seats.waiting) and not self._draining
 
     @property
     def held(self) -> int:
         """How many tasks the consumers that are here hold."""
-        return sum(len(seat.held) for seat in self._seats.values())
+        return self._seats.held
 
     # ── following up ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -446,10 +410,8 @@ class Dispatcher:
     def _take_away(self, task: StoredTask) -> None:
         """Free whoever holds the task of it, and say so."""
         self._orphans.claim(task.token)
-        for seat in self._seats.values():
-            if task.token and seat.held.pop(task.token, None) is not None:
-                self._answer(seat.peer, Revoke([task.id], [task.token]))
-                self._waiting.update(seat)
+        if task.token and (seat := self._seats.take_away(task.token)):
+            self._answer(seat.peer, Revoke([task.id], [task.token]))
 
     # ── looking in ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -466,7 +428,7 @@ class Dispatcher:
             "scheduled": len(self._scheduled),
             "in_progress": self.held + len(self._orphans),
             "consumers": len(self._seats),
-            "waiting": len(self._waiting),
+            "waiting": len(self._seats.waiting),
             "deliveries": self._next_token - first_token(self._epoch),
         }
 
