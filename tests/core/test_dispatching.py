@@ -340,10 +340,24 @@ def test_a_suspect_is_delivered_alone_and_waits_for_an_idle_consumer(stage: Stag
     stage.publish("c", "d", "e")
     turn = stage.join(2, 2)
     assert [task_id for task_id, _ in assigned(turn)] == ["a"]
-    turn = stage.join(3, 2)
+    turn = stage.complete(2, *assigned(turn), want=2)
     assert [task_id for task_id, _ in assigned(turn)] == ["b"]
-    turn = stage.complete(3, *assigned(turn), want=2)
+    turn = stage.complete(2, *assigned(turn), want=2)
     assert [task_id for task_id, _ in assigned(turn)] == ["c", "d"]
+    stage.check()
+
+
+def test_of_several_idle_consumers_one_is_left_to_the_tasks_that_are_no_suspects(stage: Stage) -> None:
+    """So a healthy task waits for no suspect, however long that one takes; and a suspect waits for nobody where nothing else is ready."""
+    stage.publish(*"pqr")
+    stage.join(1, 3)
+    stage.leave(1)
+    stage.publish("c")
+    assert [task_id for task_id, _ in assigned(stage.join(2, 1))] == ["p"]
+    healthy = assigned(stage.join(3, 1))
+    assert [task_id for task_id, _ in healthy] == ["c"]
+    assert [task_id for task_id, _ in assigned(stage.join(4, 1))] == ["q"], "of three one is left"
+    assert [task_id for task_id, _ in assigned(stage.complete(3, *healthy, want=1))] == ["r"]
     stage.check()
 
 

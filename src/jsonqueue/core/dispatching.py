@@ -294,7 +294,7 @@ class Dispatcher:
             return
         reserved: set[Seat] = set()
         if self._suspects:
-            self._assign_suspects(now)
+            self._assign_suspects(self._seats.for_suspects(), now)
             reserved = self._seats.to_empty(len(self._suspects))
         while (count := len(self._ready)) and (seats := self._seats.with_room(reserved)):
             # A fair share of what there is, so that a short queue is not all given to the first who asks.
@@ -302,11 +302,14 @@ class Dispatcher:
             for seat, room_bytes in seats:
                 if tasks := self._ready.take(min(seat.free, share), room_bytes):
                     self._lease(seat, tasks, now)
+        if self._suspects:  # Whoever is idle still has nothing else to do.
+            self._assign_suspects(len(self._seats), now)
 
-    def _assign_suspects(self, now: Now) -> None:
+    def _assign_suspects(self, most: int, now: Now) -> None:
         """A task that may have killed its consumer is delivered alone."""
-        for seat in self._seats.waiting:
-            if not seat.held and (suspect := self._suspects.take(1, 1)):
+        idle = [seat for seat in self._seats.waiting if not seat.held]
+        for seat in idle[: max(most, 0)]:
+            if suspect := self._suspects.take(1, 1):
                 self._lease(seat, suspect, now)
 
     def _lease(self, seat: Seat, tasks: list[StoredTask], now: Now) -> None:
