@@ -22,6 +22,7 @@ from jsonqueue.client.outcome import ERROR_MAX_BYTES
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import PAYLOAD_MAX_BYTES, Config, parse_config
 from jsonqueue.core.publishing import Admission
+from jsonqueue.core.ready import ReadyQueue
 from jsonqueue.core.taken import TakenIds
 from jsonqueue.core.waiting import Seat
 from jsonqueue.errors import BadFrame, ConnectionClosed, InvalidConfig
@@ -139,6 +140,24 @@ def test_what_is_taken_in_can_be_handed_out_and_told_of() -> None:
     task = Task("a", 1, TaskStatus.COMPLETED, 1, large, after=("i" * 128,) * 32_000, result=large, reason=error, history=tuple(tries))
     assert len(encode(Result(1, "a", task))) <= FRAME_MAX_BYTES
     assert Seat._HELD_MAX_BYTES + len(encode(Assign([task]))) - most <= FRAME_MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    ("count", "more"),
+    [
+        (20, {"after": ("i" * 128,) * 32_000}),
+        (4_096, {"history": tuple(Attempt(n, n << 32, "c" * 128, 10**12, 10**12, Outcome.LOST) for n in range(100))}),
+    ],
+    ids=["long lists of what they wait for", "long histories"],
+)
+def test_a_delivery_fits_its_frame_whatever_makes_its_tasks_large(count: int, more: dict[str, Any]) -> None:
+    """One that does not would cost the consumer its Pipe, and each one after it."""
+    ready, seat = ReadyQueue(), Seat(1, "c@1", 1, 4_096)
+    for number in range(1, count + 1):
+        ready.add(Task(f"t{number}", number, TaskStatus.PENDING, 1, Raw(b"1"), **more))
+    taken = ready.take(seat.free, seat.room_bytes())
+    assert taken
+    assert len(encode(Assign(taken))) <= FRAME_MAX_BYTES
 
 
 def _answered(queue_dir: Path, owner: EventOwner, frame: bytes) -> bool:

@@ -17,10 +17,18 @@ from jsonqueue.task import StoredTask, TaskStatus
 __all__ = ["ReadyQueue", "weight_of"]
 
 
+_ATTEMPT_BYTES = 256
+"""What an earlier attempt comes to, but for its error."""
+
+
 def weight_of(task: StoredTask) -> int:
-    """Bytes that its delivery comes to, about: its payload, and what was said of earlier attempts."""
-    payload = len(memoryview(task.data))
-    return payload + len(task.reason) + sum([len(attempt.error) for attempt in task.history]) if task.history else payload
+    """Bytes that its delivery comes to, about: its payload, the ids it waited for, and what is known of earlier attempts."""
+    weight = len(memoryview(task.data))
+    if task.after:
+        weight += sum([len(needed) + 3 for needed in task.after])
+    if task.history:
+        weight += len(task.reason) + sum([len(attempt.error) + _ATTEMPT_BYTES for attempt in task.history])
+    return weight
 
 
 _FEW = 1_024
