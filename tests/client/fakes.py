@@ -15,7 +15,7 @@ from jsonqueue.errors import BrokerUnavailable
 from jsonqueue.event import Assign, Event, EventOwner, Heartbeat, Join, Settled, Welcome, decoder_for, encode
 from jsonqueue.task import StoredTask, Task, TaskStatus
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """Nothing here takes long; a test that waits so long has failed."""
 
 E = TypeVar("E", bound=Event)
