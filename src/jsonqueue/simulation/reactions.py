@@ -10,21 +10,13 @@ A call that paused goes on by being run anew: what its operations returned so fa
 
 from __future__ import annotations
 
-import copy
-from collections import deque
-from collections.abc import Callable, Iterable
-from enum import Enum
-from itertools import chain
-from operator import is_
-from random import Random
-from types import FunctionType, MethodType
+from collections.abc import Callable
 from typing import Any, NamedTuple
-
-from msgspec import Raw, Struct
 
 from jsonqueue.config import Config
 from jsonqueue.errors import JsonQueueError, SyncFailed
 from jsonqueue.event import Mark
+from jsonqueue.simulation.copies import copied, frozen
 from jsonqueue.simulation.still import Item, Op, Paused, Plane, StillFiles, is_settled, listing_of
 
 __all__ = ["EPOCH_MS", "Case", "Outcome", "Reactions", "Said"]
@@ -217,7 +209,7 @@ class Reactions:
 
     def running(self, broker: Any, files: StillFiles) -> int:
         """The slot of a broker that has done what it was called for."""
-        return self._part((files.owner, _frozen(broker, {})), _Running(broker, files, files.owner)) if broker is not None else 0
+        return self._part((files.owner, frozen(broker, {})), _Running(broker, files, files.owner)) if broker is not None else 0
 
     def _part(self, key: Any, part: _Running | _Busy) -> int:
         number = self._part_numbers.get(key)
@@ -232,7 +224,7 @@ class Reactions:
 
     def copied(self, part: _Running, files: StillFiles) -> Any:
         """A copy of the broker, on other files; what never changes is shared."""
-        return _copied(part.broker, {id(self.config): self.config, id(self.clock): self.clock, id(part.files): files})
+        return copied(part.broker, {id(self.config): self.config, id(self.clock): self.clock, id(part.files): files})
 
     def may_pause(self, call: tuple[Any, ...], op: Op) -> bool:
         """Whether this call may pause before this operation."""
@@ -293,181 +285,3 @@ class _Run:
             self._to_skip -= 1
         else:
             self.said.append(Said(what, self.reactions.numbered(self.files.changes())))
-
-
-# ── copies of brokers ────────────────────────────────────────────────────────────────────────────────────────────────
-
-_PLAIN = frozenset((int, str, bytes, float, bool, type(None)))
-"""What most of a broker is made of, told by a look at its type."""
-_SHARED = (str, bytes, int, float, range, frozenset, Raw, Enum, Random, Config, FunctionType, MethodType)
-_Copy = Callable[[Any, dict[int, Any]], Any]
-
-
-def _copied(value: Any, known: dict[int, Any]) -> Any:
-    """As :func:`copy.deepcopy` for what brokers are made of, several times as fast; what cannot change is shared."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    new = known.get(id(value))
-    if new is not None:
-        return new
-    copied = _COPIERS.get(kind)
-    if copied is None:
-        copied = _COPIERS[kind] = _copier_of(kind)
-    return copied(value, known)
-
-
-_COPIERS: dict[type, _Copy] = {}
-
-
-def _copier_of(kind: type) -> _Copy:
-    """How values of this type are copied."""
-    if issubclass(kind, _SHARED):
-        return lambda value, known: value
-    for of, copier in _CONTAINERS.items():
-        if issubclass(kind, of):
-            return copier
-    return _copied_struct if issubclass(kind, Struct) else _copied_object
-
-
-def _copied_list(value: Any, known: dict[int, Any]) -> Any:
-    new = known[id(value)] = type(value)()
-    new.extend([item if type(item) in _PLAIN else _copied(item, known) for item in value])
-    return new
-
-
-def _copied_set(value: Any, known: dict[int, Any]) -> Any:
-    new = known[id(value)] = type(value)()
-    new.update([_copied(item, known) for item in value])
-    return new
-
-
-def _copied_dict(value: Any, known: dict[int, Any]) -> Any:
-    new = known[id(value)] = type(value)()
-    new.update([(key, item if type(item) in _PLAIN else _copied(item, known)) for key, item in value.items()])
-    return new
-
-
-def _copied_tuple(value: Any, known: dict[int, Any]) -> Any:
-    items = [item if type(item) in _PLAIN else _copied(item, known) for item in value]
-    if all(map(is_, items, value)):
-        return value
-    return type(value)._make(items) if hasattr(type(value), "_make") else tuple(items)
-
-
-def _copied_bytes(value: Any, known: dict[int, Any]) -> Any:
-    new = known[id(value)] = bytearray(value)
-    return new
-
-
-_CONTAINERS: dict[type, _Copy] = {
-    list: _copied_list, deque: _copied_list, set: _copied_set, dict: _copied_dict, tuple: _copied_tuple, bytearray: _copied_bytes,
-}  # fmt: skip
-
-
-def _copied_struct(value: Any, known: dict[int, Any]) -> Any:
-    new = known[id(value)] = copy.copy(value)
-    for name in value.__struct_fields__:
-        item = getattr(value, name)
-        if type(item) not in _PLAIN and (fresh := _copied(item, known)) is not item:
-            setattr(new, name, fresh)
-    return new
-
-
-def _copied_object(value: Any, known: dict[int, Any]) -> Any:
-    new = known[id(value)] = object.__new__(type(value))
-    for name in _fields_of(value):
-        item = getattr(value, name, _ABSENT)
-        if item is not _ABSENT:
-            setattr(new, name, item if type(item) in _PLAIN else _copied(item, known))
-    return new
-
-
-_ABSENT = object()
-
-
-# ── equal brokers ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_LEFT_OUT = {"_clock", "_config", "_chance", "_is_alive", "_announce", "_looked_ms", "_files", "_reserve"}
-_ATOMS = (int, str, bytes, float, Enum)
-_Freeze = Callable[[Any, dict[int, int]], Any]
-
-
-def _frozen(value: Any, seen: dict[int, int]) -> Any:
-    """A value that is equal for equal brokers, and can be hashed."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    freeze = _FREEZERS.get(kind)
-    if freeze is None:
-        freeze = _FREEZERS[kind] = _freezer_of(value, kind)
-    return freeze(value, seen)
-
-
-_FREEZERS: dict[type, _Freeze] = {}
-
-
-def _freezer_of(value: Any, kind: type) -> _Freeze:
-    """How values of this type are frozen."""
-    if isinstance(value, _ATOMS):
-        return lambda value, seen: value
-    if isinstance(value, (bytearray, Raw)):
-        return lambda value, seen: bytes(value)
-    if isinstance(value, (tuple, range)):
-        return lambda value, seen: tuple([item if type(item) in _PLAIN else _frozen(item, seen) for item in value])
-    if isinstance(value, (set, frozenset)):
-        return lambda value, seen: tuple(sorted(value))
-    if callable(value) or isinstance(value, (Random, Config)):
-        return lambda value, seen: ""
-    parts_of = _listed if isinstance(value, (list, deque)) else _mapped if isinstance(value, dict) else _parts_of(value, kind)
-
-    def once(value: Any, seen: dict[int, int]) -> Any:
-        place = seen.get(id(value))
-        if place is not None:
-            return ("seen", place)
-        seen[id(value)] = len(seen)
-        return tuple([item if type(item) in _PLAIN else _frozen(item, seen) for item in parts_of(value)])
-
-    return once
-
-
-def _listed(value: Any) -> Iterable[Any]:
-    return ("list", *value)
-
-
-def _mapped(value: dict[Any, Any]) -> Iterable[Any]:
-    return ("dict", *chain.from_iterable(value.items()))
-
-
-def _parts_of(value: Any, kind: type) -> Callable[[Any], Iterable[Any]]:
-    """What an object of this type is made of: of each of its fields the name, unless the type says which they are, and the value."""
-    name = kind.__name__
-    fields = [field for field in _fields_of(value) if field not in _LEFT_OUT]
-    if not hasattr(value, "__dict__"):
-        return lambda value: [name, *[getattr(value, field, None) for field in fields]]
-    slots = [field for field in fields if field not in value.__dict__]
-
-    def parts(value: Any) -> Iterable[Any]:
-        held = [part for item in value.__dict__.items() if item[0] not in _LEFT_OUT for part in item]
-        return [name, *held, *[getattr(value, field, None) for field in slots]]
-
-    return parts
-
-
-def _fields_of(value: Any) -> list[str]:
-    """The names of all that an object holds."""
-    if isinstance(value, Struct):
-        return list(value.__struct_fields__)
-    slots = _SLOTS.get(type(value))
-    if slots is None:
-        found = [name for kind in type(value).__mro__ for name in _slots_of(kind) if not name.startswith("__")]
-        slots = _SLOTS[type(value)] = found
-    return [*getattr(value, "__dict__", ()), *slots]
-
-
-_SLOTS: dict[type, list[str]] = {}
-
-
-def _slots_of(kind: type) -> tuple[str, ...]:
-    slots = kind.__dict__.get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)

@@ -180,6 +180,7 @@ def _during_checkpoint(run: Measuring, size: int) -> list[Figure]:
     run.say(f"tasks one at a time while queue.json with {size:,} is rewritten")
     with Stage(run.folder) as stage:
         stage.fill(size, delay_s=86_400)
+        stage.rest(size)
         publisher, consumer = stage.actors("publisher", 1)[0], stage.actors("consumer", 1)[0]
         consumer.ask("start", stamped=True)
         publisher.tell("singly", tasks=_LATENCY_TASKS, every_s=0.003)
