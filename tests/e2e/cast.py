@@ -114,6 +114,12 @@ class Cast:
         while sum(broker.counters.get("consumers", 0) for broker in self.status().brokers) < number:
             assert time.monotonic() < until, f"{number} consumers did not join"
 
+    def await_settled(self) -> None:
+        """Until the consumer broker takes no task for being in somebody's hands: a consumer may come back a second after its broker."""
+        until = time.monotonic() + PATIENCE_S
+        while any(broker.counters.get("in_progress", 1) for broker in self.status().brokers if broker.role == "consumer_broker"):
+            assert time.monotonic() < until, "there are tasks that were not settled"
+
     def broker_pid(self, role: str) -> int:
         (broker,) = [broker for broker in self.status().brokers if broker.role == role]
         return broker.pid

@@ -82,6 +82,7 @@ def test_ten_thousand_tasks_complete_once_each(cast: Cast, kill: Callable[..., s
         manager = kill(cast, manager, consumers)
         publishing.join()
     cast.witness.wait_for(TASKS)
+    cast.await_settled()
     assert cast.stop(manager) == 0
 
     document = json.loads((cast.queue_dir / "queue.json").read_bytes())

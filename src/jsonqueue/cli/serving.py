@@ -31,7 +31,7 @@ __all__ = ["Rates", "checkpoint", "serve", "settings_of", "stop"]
 
 @command("serve", short_help="Start the brokers of a queue and serve until stopped.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override a setting for this run (repeatable).")
-@click.option("--grace", type=Seconds(), default=10.0, show_default=True, help="Seconds to wait at the end for what consumers hold.")
+@click.option("--grace", type=Seconds(), default=10.0, show_default=True, help="Seconds to wait at the end for connected consumers.")
 def serve(settings: Settings, assignments: tuple[str, ...], grace: float) -> None:
     """Start the brokers of a queue and serve until SIGINT, SIGTERM or `jsonqueue stop`.
 
