@@ -278,6 +278,8 @@ BUGS = (
     Bug("a sector that cannot be read ends repair", "repair", "storage/repair.py",
         "            continue  # What it held there is not guessed at.\n", "            raise\n"),
     Bug("salvage tells a task again what its line tells", "repair", "storage/salvage.py", "_told_by(state, progress))", "0)"),
+    Bug("salvage believes a first line whose checksum does not fit", "repair", "storage/salvage.py",
+        "    return QueueHeader(last_task=told.last_task, epochs=told.epochs, closed=told.closed)\n", "    return told\n"),
     Bug("salvage does not list what it cannot read", "repair", "storage/salvage.py",
         "does not give back\" for offset, length in gaps]", "does not give back\" for offset, length in gaps[:0]]"),
     Bug("one sector that cannot be read takes a mebibyte along", "repair", "storage/files.py",

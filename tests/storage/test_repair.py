@@ -854,6 +854,24 @@ def test_what_a_line_of_queue_json_tells_is_not_told_again_by_the_logs(second: i
         assert sorted(all_archived(files)) == ["a", "d"]
 
 
+@pytest.mark.parametrize("second", [2, 10])
+def test_a_digit_of_a_first_line_that_nothing_vouches_for_passes_no_batch_over(second: int) -> None:
+    """Neither generation is whole. What the logs say behind the checkpoint was not kept where the number up to which they were folded in
+    had become too high, and nothing was told as lost."""
+    files, expected = told_twice(checkpoints_after=(1, second))
+    files.put(f"{PREVIOUS}/{QUEUE}", b"")
+    data = files.get(QUEUE)
+    digits = [at for at in range(data.index(b'"head"')) if data[at : at + 1].isdigit()]
+    for at in digits:
+        for digit in {*b"09"} - {data[at]}:
+            damaged = files.copy()
+            damaged.put(QUEUE, data[:at] + bytes((digit,)) + data[at + 1 :])
+            report = mended(damaged, accept_loss=True)
+            assert contents(load_state(damaged)) == expected, (at, digit)
+            assert sorted(all_archived(damaged)) == ["a", "d"]
+            assert report.lost[0].startswith(f"{QUEUE}, line 1: how far the logs were folded in")
+
+
 def test_a_line_that_is_damaged_in_two_places_is_not_mended() -> None:
     """One byte of its beginning, which is known, and one of its payload, which is not."""
     files, _ = lived()

@@ -2,8 +2,8 @@
 
 Every batch that is whole by itself counts, whatever became of its neighbours; of queue.json, or of the generation before it, every line
 that can be read. Records are facts: where the one before is lost, a task is first put into the state that the next one found it in. Where
-lines of queue.json are kept whose head is lost, what a line tells of already is not told to its task again. What could not be kept is
-listed, one sentence each. So is what the disk does not give back: it is read around.
+lines of queue.json are kept whose head is lost, or not to be trusted, all of the logs counts, and what a line tells of already is not told
+to its task again. What could not be kept is listed, one sentence each. So is what the disk does not give back: it is read around.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from jsonqueue.storage.archive import archived_since, committed_archive
 from jsonqueue.storage.codec import HEADER, START, UNREADABLE, Bad, Batch, Head, Position, read_head, read_segment_head
 from jsonqueue.storage.files import Files, read_around
 from jsonqueue.storage.log import require_log
-from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueReader, decode_block
+from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, QueueReader, decode_block, header_in
 from jsonqueue.storage.segments import LogKind, Segment, begun_of, segments_of, told_span
 from jsonqueue.storage.stream import Generation
 from jsonqueue.task import StoredTask
@@ -119,7 +119,8 @@ def _whole_queue(files: Files, name: str) -> tuple[QueueHeader, QueueState] | No
 
 
 def _lines_of_queue(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueState]:
-    first, *lines = _read(files, QUEUE, lost).split(b"\n")
+    data = _read(files, QUEUE, lost)
+    first, *lines = data.split(b"\n")
     state = QueueState()
     for number, line in enumerate(lines, 2):
         if line.startswith(b"{"):
@@ -127,10 +128,10 @@ def _lines_of_queue(files: Files, lost: list[str]) -> tuple[QueueHeader, QueueSt
                 state.tasks.update((task.id, task) for task in decode_block(line.removesuffix(b",")))
             except UNREADABLE as error:
                 lost.append(f"{QUEUE}, line {number}: a task that cannot be read ({error}): {_shown(line)}")
-    header = _header_of(first)
+    header = header_in(data)
     if header is None:
         lost.append(f"{QUEUE}, line 1: how far the logs were folded in; all that is in them counts")
-        header = QueueHeader()
+        header = _unvouched(first)
     return header, state
 
 
@@ -145,11 +146,16 @@ def _read(files: Files, name: str, lost: list[str]) -> bytes:
     return data
 
 
-def _header_of(line: bytes) -> QueueHeader | None:
+def _unvouched(line: bytes) -> QueueHeader:
+    """What a first line may still say whose checksum does not fit.
+
+    Not how far the logs and the archive go: one wrong digit, and batches that are in no line would be passed over, and not be listed.
+    """
     try:
-        return json.decode(line.rpartition(b',"tasks":')[0] + b"}", type=QueueHeader)
+        told = json.decode(line.rpartition(b',"tasks":')[0] + b"}", type=QueueHeader)
     except UNREADABLE:
-        return None
+        return QueueHeader()
+    return QueueHeader(last_task=told.last_task, epochs=told.epochs, closed=told.closed)
 
 
 def _shown(line: bytes) -> str:
