@@ -238,6 +238,21 @@ def test_who_wants_a_benchmark_to_end_twice_does_not_wait(monkeypatch: pytest.Mo
 
 
 @pytest.mark.processes
+def test_a_process_that_somebody_suspended_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C waited for it as for one that hangs, 30 s, and then killed it."""
+    monkeypatch.setattr(stage, "_END_S", 20.0)
+    actor = _playing(monkeypatch, "print(json.dumps([]), flush=True)\nsys.stdin.read()")
+    try:
+        actor.hear()
+        os.kill(actor.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, actor.pid, os.WSTOPPED | os.WNOWAIT)
+        actor.end()
+        assert actor._process.returncode == 0
+    finally:
+        actor.kill()
+
+
+@pytest.mark.processes
 def test_no_process_outlives_a_benchmark_that_was_killed(tmp_path: Path) -> None:
     """In the midst of a billion tasks its publisher hears that nobody waits for them any more (kill -9 does not tell it), and ends."""
     publisher = Actor("publisher", tmp_path / "queue")
