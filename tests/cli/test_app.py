@@ -280,6 +280,19 @@ def test_a_file_is_no_folder(tmp_path: Path, command: str) -> None:
         assert called.err.startswith(f"Error: {tmp_path / 'file'} is a file, not a folder\nHint:  name the folder of the queue")
 
 
+@pytest.mark.parametrize("command", ["bench", "completion bash", "simulate --workers 1 --tasks 1"])
+def test_to_a_command_without_a_queue_it_is_nothing_what_its_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """They were refused for a file of that name; and that a folder must be named did not help, since they take none."""
+    monkeypatch.setattr("jsonqueue.cli.bench.report.measure_all", lambda *_, **__: [])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "queue_data").touch()
+    for environment in ({"JSONQUEUE_DIR": str(tmp_path / "queue_data")}, {}):
+        called = call(*command.split(), environment=environment)
+        assert (called.status, called.err) == (0, "")
+
+
 def test_a_folder_that_must_not_be_read_is_no_wrong_usage(failing: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is for the command to say what is the matter with it."""
     monkeypatch.setattr("os.access", lambda *_: False)

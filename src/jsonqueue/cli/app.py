@@ -271,20 +271,25 @@ def _set_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.ensure_object(Settings).as_json = True
 
 
-def command(name: str, **options: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command of jsonqueue: with the shared options, and :class:`Settings` as its first argument."""
+def command(name: str, *, of_queue: bool = True, **options: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of jsonqueue: with the shared options, and :class:`Settings` as its first argument.
+
+    ``of_queue``: it looks into the queue folder. To one that does not, it is nothing what is found there instead.
+    """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         made: Callable[..., click.Command] = click.command(name, cls=_Command, context_settings=_CONTEXT, **options)
-        return made(queue_options(_with_settings(function)))
+        return made(queue_options(_with_settings(function, of_queue=of_queue)))
 
     return decorate
 
 
-def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_settings(function: Callable[..., Any], *, of_queue: bool) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
         settings = click.get_current_context().ensure_object(Settings)
+        if not of_queue:
+            return function(settings, *arguments, **options)
         try:
             if settings.queue_dir.is_file():
                 raise FolderRefused(

@@ -11,7 +11,7 @@ from jsonqueue.cli.console import Settings
 __all__ = ["completion"]
 
 
-@command("completion", short_help="Print the script that completes commands in a shell.")
+@command("completion", of_queue=False, short_help="Print the script that completes commands in a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(settings: Settings, shell: str) -> None:
     """Print the script that completes commands and options of jsonqueue in a shell.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["simulate"]
 
 
-@command("simulate", short_help="Run the real brokers on a simulated machine where things go wrong.")
+@command("simulate", of_queue=False, short_help="Run the real brokers on a simulated machine where things go wrong.")
 @click.option("--workers", type=click.IntRange(1, 1_000), default=10, show_default=True, help="Consumers.")
 @click.option("--tasks", type=click.IntRange(1, 1_000_000), default=1_000, show_default=True, help="Tasks to publish.")
 @click.option("--drop", type=Figure(0, 0.5), default=0.0, show_default=True, help="Share of the frames that the Pipes lose.")

@@ -16,7 +16,7 @@ _WHAT = ("publish", "drain", "both", "latency", "backlog", "restart", "fan-out",
 _QUICK = _WHAT[:4]
 
 
-@command("bench", short_help="Measure how fast the queue is here, on this disk.")
+@command("bench", of_queue=False, short_help="Measure how fast the queue is here, on this disk.")
 @click.argument("what", nargs=-1, type=click.Choice(_WHAT), metavar="[publish|drain|both|latency|backlog|restart|fan-out|written]...")
 @click.option("--tasks", type=click.IntRange(min=50), default=100_000, show_default=True, help="How many; one by one, a fiftieth of it.")
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Consumers; publishers, where it is one by one.")
