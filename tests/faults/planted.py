@@ -97,6 +97,8 @@ BUGS = (
         "dispatcher.pushed_late(turn, overdue, now)", "pass"),
     Bug("a delivery that waited for room goes out after its deadline", "full disk", "broker/consumer_broker.py",
         "turn.hold_back_overdue(now.wall_ms)", "[]"),
+    Bug("a delivery whose write took long goes out as if it had not", "full disk", "broker/consumer_broker.py",
+        ">= _LATE_MS:", ">= 1 << 62:"),
     Bug("nobody looks whether room has returned", "full disk", "broker/publisher_broker.py",
         "if now_ms - self._looked_ms >= _ROOM_LOOK_MS:", "if self._room:"),
     # ── logs ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -145,6 +145,53 @@ def test_a_delivery_that_waited_for_room_does_not_go_out_after_its_deadline() ->
     assert set(ledger.completed) == {"soon"}
 
 
+def _slow(life: Life, disk: MemoryFiles, ms: int) -> None:
+    """The next write of the consumer broker takes so long."""
+
+    def wait(number: int, operation: str) -> None:
+        if operation.startswith("write progress-"):
+            disk.fail = lambda number, operation: None
+            life.clock.ms += ms
+
+    disk.fail = wait
+
+
+def test_a_delivery_whose_write_takes_long_is_leased_from_the_moment_it_goes_out() -> None:
+    """Longer than a lease, here. It was taken back in the next turn, before its consumer could send a heartbeat."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start()
+    _slow(life, disk, 2 * CONFIG.lease_ms)
+    life.publish("a")
+    life.clock.ms += CONFIG.lease_ms - 1
+    life.turn()
+    assert list(life.held.values()) == ["a"]
+    assert load_state(disk).state.tasks["a"].status == "in_progress"
+    life.complete(1)
+    assert set(ledger.completed) == {"a"}
+
+
+def test_a_delivery_whose_write_takes_long_does_not_go_out_after_its_deadline() -> None:
+    """It dies of it, without an attempt. What else was to go out with it does."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start()
+    until_ms = life.clock.wall_ms() + 150
+    tasks = [TaskIn(id=i, data=Raw(b"null"), deadline_ms=at_ms) for i, at_ms in (("late", until_ms), ("soon", until_ms + 1))]
+    _slow(life, disk, 150)
+    life.pb.step([(1, Write(1, tasks))], lambda peer, event: None)
+    life.turn()
+    assert list(life.held.values()) == ["soon"]
+    due_ms = life.cb.next_due_ms()
+    assert due_ms is not None
+    assert due_ms <= life.clock.monotonic_ms(), "nobody has to say anything before the other one is ended"
+    life.turn()
+    found = load_state(disk).state.tasks
+    assert (found["late"].status, found["late"].attempt, found["late"].reason) == ("dead", 0, "its deadline passed before it could run")
+    life.complete(1)
+    assert set(ledger.completed) == {"soon"}
+
+
 @pytest.mark.usefixtures("unpadded")
 def test_of_what_is_said_again_and_again_while_there_is_no_room_the_last_is_kept() -> None:
     """A consumer with thousands of short tasks names them all in each heartbeat: those of an hour would be more than all else."""

@@ -83,6 +83,7 @@ UNSEEN: dict[str, tuple[str, ...]] = {
     "no disk of these worlds takes longer than a lease": (
         "consumers have to come back before they are let in",
         "a consumer is welcomed only once its first lease is durable",
+        "a delivery whose write took long goes out as if it had not",
     ),
     "where a disk may be full, these worlds allow a run that is lost": (
         "a delivery that waited for room is leased from when it was decided",

@@ -49,6 +49,8 @@ _ALL = 1 << 62
 _PID_DIGITS_MAX = 10
 """Of 2,147,483,647, the highest number that a process may have."""
 _NO_ROOM_RETRY_MS = 100
+_LATE_MS = 100
+"""What goes out so long after its turn began, since the disk took its time, has its lease from then on, and its deadline is looked at."""
 _ORPHAN_LOOK_MS = 200
 _WALL_LOOK_MS = 1_000
 """While something waits for the wall clock, it is looked at this often: it may jump."""
@@ -194,7 +196,10 @@ class ConsumerBroker:
         dispatcher.assign(now)
         turn = dispatcher.take_turn()
         if self._is_written(turn, now.wall_ms, now):
-            self._tell(turn, send)
+            if turn.pushes and self._clock.monotonic_ms() - now.monotonic_ms >= _LATE_MS:
+                self._tell_late(dispatcher, turn, Now(self._clock.wall_ms(), self._clock.monotonic_ms()), send)
+            else:
+                self._tell(turn, send)
         if loaded is not None:
             # However long it took to read the queue, and to sync what was due: no consumer could come back meanwhile.
             loaded.await_holders(self._clock.monotonic_ms())
@@ -274,6 +279,12 @@ class ConsumerBroker:
         if self._log.bytes > self._config.segment_max_bytes:
             self._rotate()
 
+    def _tell_late(self, dispatcher: Dispatcher, turn: Turn, now: Now, send: Callable[[int, Event], None]) -> None:
+        """Carry out what was decided a while ago: the disk had no room for it, or took its time."""
+        overdue = turn.hold_back_overdue(now.wall_ms)
+        self._tell(turn, send)
+        dispatcher.pushed_late(turn, overdue, now)
+
     def _append(self, records: bytes, at_ms: int) -> None:
         """One batch, if need be into the room that was set aside for it."""
         while True:
@@ -295,9 +306,7 @@ class ConsumerBroker:
         if self._unwritten is not None and now.monotonic_ms >= self._unwritten_due_ms:
             (turn, at_ms), self._unwritten = self._unwritten, None
             if self._is_written(turn, at_ms, now):
-                overdue = turn.hold_back_overdue(now.wall_ms)
-                self._tell(turn, send)
-                dispatcher.pushed_late(turn, overdue, now)
+                self._tell_late(dispatcher, turn, now, send)
         return self._unwritten is None
 
 
