@@ -12,6 +12,7 @@ from jsonqueue.config import CONFIG_FILE, Config
 from jsonqueue.errors import FolderRefused, InvalidConfig
 from jsonqueue.storage import folder
 from jsonqueue.storage.folder import load_config, open_folder, renamable_in
+from jsonqueue.storage.locks import hold
 from jsonqueue.storage.memory import MemoryFiles
 
 
@@ -36,6 +37,19 @@ def test_a_folder_is_made_with_what_belongs_in_it(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in [files.root, *files.root.iterdir()]} == {0o700}
     files.shut()
     open_folder(tmp_path / "deep" / "q", create=False, read_only=True).shut()
+
+
+def test_a_tilde_in_a_path_is_a_name_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is to the locks: they would be those of another folder than the files. With JSONQUEUE_DIR=~/q, which no shell has read,
+    `jsonqueue checkpoint` folded and unlinked the logs of the queue in the home folder while brokers wrote to them."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    open_folder(tmp_path / "home" / "q", create=True).shut()
+    files = open_folder("~/q", create=True)
+    with hold("~/q", "queue"):
+        assert files.root == tmp_path / "~" / "q"
+        assert files.list() == ["archive", "previous", "queue.lock"]
+    files.shut()
 
 
 def test_a_folder_that_is_not_there_is_not_made_up(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def open_folder(path: str | Path, *, create: bool, force: bool = False, read_onl
 
     ``force``: use it even on a network filesystem. Raises :class:`FolderRefused` with the reason and what to do.
     """
-    root = Path(path).expanduser().resolve()
+    root = Path(path).resolve()
     if create:
         _make(root)
     _check(root)
