@@ -19,7 +19,7 @@ from msgspec import Raw
 
 from broker.booting import boot_by
 from jsonqueue.broker.child import Child
-from jsonqueue.broker.manager import BrokerManager
+from jsonqueue.broker.manager import BrokerManager, _signals_to
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import SOCKET_NAME, connect, operate
 from jsonqueue.config import Config
@@ -468,6 +468,27 @@ def test_a_signal_to_the_whole_group_stops_everything_in_order(queue_dir, number
     assert all(has_ended(pid, 0) for pid in brokers)
     assert [task["id"] for task in json.loads((queue_dir / "queue.json").read_text())["tasks"]] == ["kept"]
     assert not [path for path in queue_dir.iterdir() if path.name.startswith(SEGMENTS)]
+
+
+def test_a_process_that_its_program_forks_has_signals_of_its_own():
+    """``Process.terminate()`` of multiprocessing ends it, and not the queue; what a terminal sends to it too is not counted twice."""
+
+    def end_a_fork(number: int) -> int:
+        forked = os.fork()
+        if not forked:
+            try:
+                signal.raise_signal(number)
+            finally:
+                os._exit(7)
+        return os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
+
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    with woken, waker:
+        with _signals_to(waker):
+            ended = [end_a_fork(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+        assert ended == [-signal.SIGTERM, 7, 7]
+        assert not select.select([woken], [], [], 0)[0], "the manager would take it for a signal of its own"
 
 
 def test_a_second_signal_ends_at_once_and_loses_nothing(queue_dir):

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -246,9 +247,12 @@ def _signals_to(waker: socket.socket) -> Iterator[None]:
     numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
     before: dict[int, Any] = {number: signal.signal(number, _on_signal) for number in numbers}
     fd = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    leave = partial(_leave_to_the_parent, fd, before[signal.SIGTERM])
+    _for_forks.append(leave)
     try:
         yield
     finally:
+        _for_forks.remove(leave)
         signal.set_wakeup_fd(fd)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -256,6 +260,26 @@ def _signals_to(waker: socket.socket) -> Iterator[None]:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     """Its number is in the socket already."""
+
+
+_for_forks: list[Callable[[], None]] = []
+"""What a process does first that the program forks while it serves: the socket that signals wake is its parent's."""
+
+
+def _leave_to_the_parent(fd: int, on_term: Any) -> None:
+    """A SIGTERM is for the fork alone, and ends it unless it minds. SIGINT and SIGHUP come of a terminal, to all that run there: what they
+    mean is the manager's to say."""
+    signal.set_wakeup_fd(fd)
+    if signal.getsignal(signal.SIGTERM) == _on_signal:
+        signal.signal(signal.SIGTERM, on_term)
+
+
+def _forked() -> None:
+    for leave in _for_forks:
+        leave()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _poke(waker: socket.socket) -> None:
