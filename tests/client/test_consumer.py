@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pydoc
+import re
 import resource
 import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -858,6 +860,21 @@ def test_a_handler_that_is_not_found_is_the_callers_to_know(handler: Any, said: 
 )
 def test_a_mistaken_option_is_told(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
+        Consumer("queue_data", double, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"concurrency": "2"}, "concurrency is '2': give a whole number"),
+        ({"concurrency": 2.0}, "concurrency is 2.0: give a whole number"),
+        ({"timeout": timedelta(seconds=3)}, "timeout is datetime.timedelta(seconds=3): give seconds, or None"),
+        ({"limits": {"memory_bytes": 2**30}}, "limits is {'memory_bytes': 1073741824}: give Limits(...), or None"),
+    ],
+)
+def test_an_option_of_another_type_is_told_what_it_takes(options: dict[str, Any], said: str) -> None:
+    """Limits in a dict were taken, and bounded the handler, until its first failure ended the consumer."""
+    with pytest.raises(TypeError, match=f"^{re.escape(said)}$"):
         Consumer("queue_data", double, **options)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,12 @@ def test_a_very_long_patience_is_one(broker: FakeBroker, handle: TaskHandle, tim
     peer = broker.accept()
     peer.say(Result(peer.hear(Watch).request, "a", ended(result=Raw(b"7"))))
     assert side.result() == 7
+
+
+@pytest.mark.parametrize("timeout", ["3", timedelta(seconds=3)])
+def test_a_patience_of_another_type_is_told_what_it_takes(handle: TaskHandle, timeout: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(f'timeout is {timeout!r}: give seconds, or None')}$"):
+        handle.result(timeout)
 
 
 def test_who_has_no_time_at_all_is_told_how_it_stands(broker: FakeBroker, handle: TaskHandle) -> None:

@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from operator import index
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -88,12 +89,10 @@ class Consumer:
     ) -> None:
         """``connect`` and ``timer`` are the doors by which the wire and time come in; a user needs neither.
 
-        Raises :class:`InvalidHandler` if the handler is not found or cannot be run as asked, :class:`InvalidTask` for a name that is none.
+        Raises :class:`InvalidHandler` if the handler is not found or cannot be run as asked, :class:`InvalidTask` for a name that is none,
+        and ``TypeError`` or ``ValueError`` for another option.
         """
-        if concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}, and must be at least 1")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout is {timeout!r}, and must be more than 0 seconds")
+        _check_options(concurrency, timeout, limits)
         self.queue_dir = folder_of(queue_dir)
         wanted = check_id(name) if name is not None else name_for(handler)
         self.name, self._give_name_back = own_name(self, self.queue_dir, wanted)
@@ -285,6 +284,24 @@ class Consumer:
 
     def _register(self, timeout: float) -> Any:
         return register(self.queue_dir, EventOwner.CONSUMER, name=self.name, timeout=timeout)
+
+
+def _check_options(concurrency: Any, timeout: Any, limits: object) -> None:
+    """Refuse what would end a consumer in the midst of its work, or be told in words that name no option."""
+    try:
+        index(concurrency)
+    except TypeError:
+        raise TypeError(f"concurrency is {concurrency!r}: give a whole number") from None
+    if concurrency < 1:
+        raise ValueError(f"concurrency is {concurrency}, and must be at least 1")
+    try:
+        too_short = timeout is not None and not timeout > 0
+    except TypeError:
+        raise TypeError(f"timeout is {timeout!r}: give seconds, or None") from None
+    if too_short:
+        raise ValueError(f"timeout is {timeout!r}, and must be more than 0 seconds")
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits is {limits!r}: give Limits(...), or None")
 
 
 class _Crew(Protocol):

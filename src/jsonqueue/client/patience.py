@@ -24,7 +24,10 @@ class Patience:
     """A timeout that runs through several waits. ``seconds`` None (or more than a machine lives): for ever."""
 
     def __init__(self, seconds: float | None, clock: Clock) -> None:
-        self.seconds = None if seconds is not None and seconds > FOR_EVER_S else seconds
+        try:
+            self.seconds = None if seconds is not None and seconds > FOR_EVER_S else seconds
+        except TypeError:
+            raise TypeError(f"timeout is {seconds!r}: give seconds, or None") from None
         self._clock = clock
         self._until_ms: float | None = None
         self._told: BrokerUnavailable | None = None
