@@ -19,12 +19,13 @@ from msgspec import Raw
 
 from broker.booting import boot_by
 from jsonqueue.broker.child import Child
-from jsonqueue.broker.manager import BrokerManager, _signals_to
+from jsonqueue.broker.manager import BrokerManager, _signals_to_heed
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.channel.registration import SOCKET_NAME, connect, operate
 from jsonqueue.config import Config
 from jsonqueue.errors import BrokerFailed, BrokerUnavailable, ConnectionClosed, CorruptQueue, FolderRefused, ManagerRunning, SyncFailed
 from jsonqueue.event import EventOwner, Look, Result, Write, Written, decoder_for, encode
+from jsonqueue.signals import heeded
 from jsonqueue.task import TaskIn
 
 pytestmark = pytest.mark.processes
@@ -485,7 +486,7 @@ def test_a_process_that_its_program_forks_has_signals_of_its_own():
     woken, waker = socket.socketpair()
     waker.setblocking(False)
     with woken, waker:
-        with _signals_to(waker):
+        with heeded(_signals_to_heed(), waker):
             ended = [end_a_fork(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
         assert ended == [-signal.SIGTERM, 7, 7]
         assert not select.select([woken], [], [], 0)[0], "the manager would take it for a signal of its own"

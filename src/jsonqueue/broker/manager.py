@@ -8,11 +8,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from types import FrameType, TracebackType
-from typing import Any, Self
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from jsonqueue.broker.narration import Narration
 from jsonqueue.broker.supervisor import Supervisor
@@ -20,6 +18,7 @@ from jsonqueue.channel.registration import Action, ManagerStatus, Report
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import CONFIG_FILE, Config, checked
 from jsonqueue.errors import BrokerUnavailable, InvalidConfig, StorageError
+from jsonqueue.signals import heeded
 from jsonqueue.storage.checkpoint import clear_draft
 from jsonqueue.storage.files import RealFiles
 from jsonqueue.storage.folder import load_config, open_folder, renamable_in
@@ -208,7 +207,7 @@ class BrokerManager:
         """
         woken, waker = socket.socketpair()
         waker.setblocking(False)
-        with woken, waker, _signals_to(waker):
+        with woken, waker, heeded(_signals_to_heed(), waker):
             self._on_change = lambda: _poke(waker)
             if self._thread is None:
                 self.start()
@@ -240,46 +239,9 @@ class BrokerManager:
         return True
 
 
-@contextmanager
-def _signals_to(waker: socket.socket) -> Iterator[None]:
-    """Signals become bytes in a socket: nothing else is done in a handler, so none can fall into the middle of anything."""
-    # Whoever started us with SIGHUP ignored (nohup) meant it.
-    numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
-    before: dict[int, Any] = {number: signal.signal(number, _on_signal) for number in numbers}
-    fd = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    leave = partial(_leave_to_the_parent, fd, before[signal.SIGTERM])
-    _for_forks.append(leave)
-    try:
-        yield
-    finally:
-        _for_forks.remove(leave)
-        signal.set_wakeup_fd(fd)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    """Its number is in the socket already."""
-
-
-_for_forks: list[Callable[[], None]] = []
-"""What a process does first that the program forks while it serves: the socket that signals wake is its parent's."""
-
-
-def _leave_to_the_parent(fd: int, on_term: Any) -> None:
-    """A SIGTERM is for the fork alone, and ends it unless it minds. SIGINT and SIGHUP come of a terminal, to all that run there: what they
-    mean is the manager's to say."""
-    signal.set_wakeup_fd(fd)
-    if signal.getsignal(signal.SIGTERM) == _on_signal:
-        signal.signal(signal.SIGTERM, on_term)
-
-
-def _forked() -> None:
-    for leave in _for_forks:
-        leave()
-
-
-os.register_at_fork(after_in_child=_forked)
+def _signals_to_heed() -> list[int]:
+    """Whoever started us with SIGHUP ignored (nohup) meant it."""
+    return [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
 
 
 def _poke(waker: socket.socket) -> None:

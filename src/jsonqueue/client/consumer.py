@@ -23,10 +23,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from operator import index
-from types import FrameType, TracebackType
-from typing import Any, ClassVar, Literal, Protocol
+from types import TracebackType
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -47,6 +46,7 @@ from jsonqueue.clock import stopwatch
 from jsonqueue.config import Config
 from jsonqueue.errors import is_want, words_of
 from jsonqueue.event import EventOwner, decoder_for
+from jsonqueue.signals import heeded
 
 __all__ = ["Consumer", "ConsumerState", "Handler"]
 
@@ -315,9 +315,6 @@ class _Crew(Protocol):
 class _Bell:
     """Rung to end :meth:`Consumer.run`: by a signal, by another thread, or by a failure."""
 
-    _fall_silent: ClassVar[Callable[[], None] | None] = None
-    """What a fork does first, while signals ring: the rope it holds is its parent's."""
-
     def __init__(self) -> None:
         self.rings = 0
         self._rope: socket.socket | None = None
@@ -349,36 +346,6 @@ class _Bell:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         assert self._rope is not None
-        # The kernel may give a signal to any thread, and its handler then waits until the main thread wakes up: this wakes it.
-        fd = signal.set_wakeup_fd(self._rope.fileno(), warn_on_full_buffer=False)
-        _Bell._fall_silent = partial(self._leave_to_the_parent, fd, before[signal.SIGTERM])
-        try:
+        with heeded((signal.SIGINT, signal.SIGTERM), self._rope, self.ring):
             yield
-        finally:
-            _Bell._fall_silent = None
-            signal.set_wakeup_fd(fd)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.ring()
-
-    def _leave_to_the_parent(self, fd: int, on_term: Any) -> None:
-        """In a process that a handler has forked: a SIGTERM is for it alone, and ends it unless it minds. SIGINT comes of a terminal, to
-        all that run there: what that means for a handler is its consumer's to say."""
-        signal.set_wakeup_fd(fd)
-        if signal.getsignal(signal.SIGTERM) == self._on_signal:
-            signal.signal(signal.SIGTERM, on_term)
-        if self._rope is not None:
-            self._rope.close()
-
-    @classmethod
-    def forked(cls) -> None:
-        """This process was forked just now."""
-        if cls._fall_silent is not None:
-            cls._fall_silent()
-
-
-os.register_at_fork(after_in_child=_Bell.forked)
