@@ -362,6 +362,27 @@ def test_a_lost_batch_is_given_up_only_when_told_to_and_is_listed() -> None:
     assert load_state(files).state.tasks["e"].number == len(expected) + 1
 
 
+@pytest.mark.parametrize(("left", "lost"), [(0, "published batches 3 to 5"), (1, "published batches 3 to 5"), (3, "published batch 5")])
+def test_an_end_of_the_published_log_on_which_progress_rests_is_listed(left: int, lost: str) -> None:
+    """With so many lines of it left. No batch behind tells of those that are gone, and no record speaks of their tasks: of tasks that were
+    acknowledged, and waited, it said "0 things lost"."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a")
+    queue.publish("b")
+    queue.rotate()
+    for task_id in "cde":
+        queue.publish(task_id)
+    queue.lease("a")
+    queue.close()
+    name = segment_of(files, "published")
+    files.put(name, b"".join(files.get(name).splitlines(keepends=True)[:left]))
+    assert not mended(files).ok
+    report = mended(files, accept_loss=True)
+    assert (report.ok, report.lost) == (True, [lost])
+    assert {*load_state(files).state.tasks} == {*"abcde"[: max(2, left + 1)]}
+
+
 def test_lost_progress_is_made_up_for_by_what_came_after_it() -> None:
     """A task whose lease record is lost and which was completed later is complete."""
     files, _ = lived()

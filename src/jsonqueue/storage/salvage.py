@@ -66,8 +66,11 @@ def salvage(files: Files) -> Salvage:
             require_log(files, kind, header)
         except CorruptQueue as error:
             lost.append(f"{error.file}: {error.why}")
-    published = _whole_batches(files, LogKind.PUBLISHED, header.published_through.number, lost)
-    progress = _whole_batches(files, LogKind.PROGRESS, header.progress_through.number, lost)
+    of_progress: list[str] = []
+    progress = _whole_batches(files, LogKind.PROGRESS, header.progress_through.number, of_progress)
+    rests_on = max([batch.after.number for batch in progress], default=0)
+    published = _whole_batches(files, LogKind.PUBLISHED, header.published_through.number, lost, there_was=rests_on)
+    lost += of_progress
     told = dict.fromkeys(state.tasks, _told_by(state, progress)) if of_lines else {}
     retired: list[StoredTask] = []
     last_task = _fold(state, header, published, progress, told, retired, lost)
@@ -165,10 +168,11 @@ def _shown(line: bytes) -> str:
 # ── the logs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _whole_batches(files: Files, kind: LogKind, through: int, lost: list[str]) -> list[Batch]:
-    """Every batch after ``through`` that is whole by itself, of the highest epoch where there are several, in order."""
+def _whole_batches(files: Files, kind: LogKind, through: int, lost: list[str], *, there_was: int = 0) -> list[Batch]:
+    """Every batch after ``through`` that is whole by itself, of the highest epoch where there are several, in order. ``there_was``: a batch
+    of which the other log says that it was there."""
     found: dict[int, Batch] = {}
-    last = through
+    last = max(through, there_was)
     for segment in segments_of(files, kind, ("", PREVIOUS)):
         data = _read(files, segment.name, lost)
         last = max(last, _chain_before(data, segment).number)  # Those before it were there, be it empty itself.
