@@ -19,10 +19,12 @@ import pytest
 from cli.calls import ESCAPES, NOW_MS, a_queue_of, call, ended, task
 from jsonqueue.cli.status import bar_parts
 from jsonqueue.core.records import Leased, encode_records
+from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles
 from jsonqueue.storage.queue_file import QUEUE, QueueHeader, QueueWriter, encode_task
 from jsonqueue.task import Outcome, TaskIn, TaskStatus
+from storage.history import Queue
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +189,33 @@ def test_a_task_past_its_retention_is_found_in_the_archive(tmp_path: Path) -> No
         assert call("show", "\udcff", "--queue", str(queue)).status == 66, "bytes that are no text are an id that is not there"
     assert (missing.status, missing.out) == (66, "")
     assert missing.err.startswith("Error: no task 'torn' in ")
+
+
+def test_of_an_id_that_came_back_the_last_task_is_shown(tmp_path: Path) -> None:
+    """Of those in one archive file, too, where `result` printed what the first of the month came to."""
+    lives = [task("nightly", TaskStatus.COMPLETED, result=night, number=night, finished_ms=NOW_MS) for night in (1, 2, 3)]
+    with a_queue_of(tmp_path, task("new")) as queue:
+        (queue / "archive").mkdir()
+        (queue / "archive" / "2026-09.jsonl").write_bytes(encode_task(lives[0]) + b"\n")
+        (queue / "archive" / "2026-10.jsonl").write_bytes(encode_task(lives[1]) + b"\n" + encode_task(lives[2]) + b"\n")
+        assert call("result", "nightly", "--queue", str(queue)).out == "3\n"
+        assert "as number 3 of this queue" in call("show", "nightly", "--queue", str(queue)).out
+
+
+def test_a_task_is_found_between_its_retention_and_the_next_checkpoint(tmp_path: Path) -> None:
+    """It has left the queue, and no archive has it yet: for a large queue that lasts for minutes."""
+    files = open_folder(tmp_path, create=True)
+    queue = Queue(files)
+    queue.publish("a")
+    queue.lease("a")
+    queue.complete("a")
+    queue.retire("a")
+    for where in ("past its retention", "in archive/"):
+        assert call("result", "a", "--queue", str(tmp_path)).out == '"done"\n'
+        assert f"completed, {where}" in call("show", "a", "--queue", str(tmp_path)).out
+        queue.checkpoint()
+    queue.close()
+    files.shut()
 
 
 @contextlib.contextmanager

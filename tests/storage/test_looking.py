@@ -23,7 +23,7 @@ from jsonqueue.storage.queue_file import QUEUE, QueueHeader, QueueWriter, decode
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.repair import examine
 from jsonqueue.task import TaskStatus
-from storage.history import AT_MS, CONFIG, Mirror, Queue, contents
+from storage.history import AT_MS, CONFIG, Mirror, Queue, archived, contents
 
 
 def seen_in(view: View) -> dict[str, bytes]:
@@ -53,6 +53,7 @@ def test_a_view_shows_what_a_broker_would_load(seed: int, steps: int) -> None:
             assert encode_records(view.task(task.id)) == encode_records(task)
         for task_id in {task_id for task_id, _ in queue.retired_ever} - set(loaded.state.tasks):
             assert view.task(task_id) is None
+            assert view.left(task_id) is not None or task_id in archived(files, loaded)
         pending = {task.id for task in tasks if task.status is TaskStatus.PENDING}
         assert {decode_block(line)[0].id for line in view.lines(lambda task: task.status is TaskStatus.PENDING)} == pending
         assert (view.last_task, view.count_read()) == (loaded.last_task, len(tasks))

@@ -70,22 +70,26 @@ def load(queue_dir: Path) -> Loaded:
 
 @dataclass(frozen=True)
 class Found:
-    """A task, and the archive file it lies in (empty: it is in the queue)."""
+    """A task, and the archive file it lies in (empty: it is in the queue, or was until a moment ago)."""
 
     task: StoredTask
     archive: str = ""
+    left: bool = False
+    """It is past its retention, and in no archive file yet."""
 
 
 def find(queue_dir: Path, task_id: str) -> Found:
-    """The task of this id, from the queue or else from its archive. Raises :class:`TaskNotFound`."""
+    """The task of this id, from the queue or else from its archive; of several in there, the last. Raises :class:`TaskNotFound`."""
     with looking(queue_dir) as view:
-        task = view.task(task_id)
+        task, left = view.task(task_id), view.left(task_id)
     if task is not None:
         return Found(task)
+    if left is not None:
+        return Found(left, left=True)
     unread: StorageError | None = None
     for file in sorted((queue_dir / ARCHIVE).glob("*.jsonl"), reverse=True):
         try:
-            for archived in _archived(file, task_id):
+            if (archived := _archived(file, task_id)) is not None:
                 return Found(archived, f"{ARCHIVE}/{file.name}")
         except FileNotFoundError:
             continue  # The archive is the user's, who may have taken it away just now.
@@ -98,20 +102,22 @@ def find(queue_dir: Path, task_id: str) -> Found:
     )
 
 
-def _archived(file: Path, task_id: str) -> Iterator[StoredTask]:
-    """The tasks of this id in one archive file. Each line begins with its id, so that only lines that match are parsed.
+def _archived(file: Path, task_id: str) -> StoredTask | None:
+    """The last task of this id in one archive file: the id was free again when one had left. Each line begins with its id, so that only
+    lines that match are parsed.
 
     A last line without its end is one that a checkpoint was writing when it was cut off; the task is in the queue still. Raises
     :class:`UnreadableFile`.
     """
     begins = b'{"id":"' + task_id.encode(errors="surrogateescape") + b'"'
-    name, at = f"{ARCHIVE}/{file.name}", 0
+    name, at, last = f"{ARCHIVE}/{file.name}", 0, None
     try:
         with file.open("rb") as lines:
             for line in lines:
                 if line.startswith(begins) and line.endswith(b"\n"):
-                    yield _decode_task(line)
+                    last = _decode_task(line)
                 at += len(line)
+        return last
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -31,7 +31,8 @@ _JSON_LINES = 40
 def show(settings: Settings, task_id: str) -> None:
     """Everything about one task: its payload, its result, and what happened to it, step by step.
 
-    Reads the queue's files and, for a task that is past its retention, its archive; no broker needs to run.
+    Reads the queue's files and, for a task that is past its retention, its archive; no broker needs to run. Of several tasks that had this
+    id, one after the other, it is the last.
     """
     print_task(settings, find(settings.queue_dir, task_id), now_ms=time.time_ns() // 1_000_000)
 
@@ -59,7 +60,8 @@ def print_task(settings: Settings, found: Found, *, now_ms: int) -> None:
 def _facts(found: Found, now_ms: int) -> Iterator[tuple[str, str]]:
     task = found.task
     yield "id", printable(task.id)
-    yield "status", str(task.status) + (f", in {found.archive}" if found.archive else "")
+    where = f", in {found.archive}" if found.archive else ", past its retention" if found.left else ""
+    yield "status", str(task.status) + where
     if task.reason:
         yield "reason", printable(task.reason)
     yield "published", f"{moment(task.published_ms, now_ms=now_ms)}, as number {task.number:,} of this queue"

@@ -101,7 +101,8 @@ class View:
     def __init__(self, files: Files, generation: Generation) -> None:
         """Use :func:`looking_at`."""
         self._generation = generation
-        self._stream = Stream(files, generation, ends_of(files, generation.header))
+        self._left: dict[str, StoredTask] = {}
+        self._stream = Stream(files, generation, ends_of(files, generation.header), retire=self._leave)
         self._stream.fold()
         if not self._stream.touched:
             deque(generation.blocks(), maxlen=0)  # The fold had no need of them; they are checked all the same.
@@ -142,6 +143,13 @@ class View:
             if at >= 0:
                 return self._decoded(decode_block, block[at:].partition(b",\n")[0])[0]
         return None
+
+    def left(self, task_id: str) -> StoredTask | None:
+        """One that has left the queue since the last checkpoint, as it was then: the archive has it only from the next one on."""
+        return self._left.get(task_id)
+
+    def _leave(self, task: StoredTask) -> None:
+        self._left[task.id] = task
 
     def _glances_of(self, block: bytes) -> list[Glance]:
         return self._decoded(lambda block: _glances.decode(b"[%b]" % block), block)
