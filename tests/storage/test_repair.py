@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -295,6 +296,18 @@ def test_an_edit_is_kept_when_told_to() -> None:
     Queue(files).publish("h")
 
 
+@pytest.mark.parametrize("change", [lambda data: b"\xef\xbb\xbf" + data, lambda data: data.replace(b"\n", b"\r\n"), bytes.rstrip])
+def test_what_an_editor_adds_or_leaves_out_is_an_edit(change: Callable[[bytes], bytes]) -> None:
+    """A mark before the text, other ends of its lines, or none at the end of the last one. With the mark it was called damaged, and
+    `repair --accept-edit` undid what it was told to keep."""
+    files, expected = lived()
+    files.put(QUEUE, change(files.get(QUEUE).replace(b'"data":"d"', b'"data":"D"')))
+    [finding] = examine(files).findings
+    assert (finding.kind, finding.file) == ("edited", QUEUE)
+    assert mended(files, accept_edit=True).ok
+    assert contents(load_state(files)) == {**expected, "d": expected["d"].replace(b'"data":"d"', b'"data":"D"')}
+
+
 def test_no_way_back_is_promised_where_there_is_none() -> None:
     """An edit was accepted, and the next one comes before a checkpoint made another generation. `repair`, which the hint named, failed."""
     files, _ = lived(closed=True)
@@ -329,6 +342,12 @@ def test_an_edit_is_undone_when_not_told_otherwise() -> None:
         ('"number":2,', '"number":99,', "not between 1 and last_task"),
         ('"status":"in_progress"', '"status":"asleep"', "asleep"),
         ('"status":"in_progress"', '"status":"dead"', "does not fit"),
+        ('"status":"in_progress"', '"status":"in_progress","run_at_ms":1763000000000000', "a time of it is none"),
+        ('"started_ms":1', '"started_ms":-1', "a time of it is none"),
+        ('"last_task":', '"the_last_task":', "required field `last_task`"),
+        ('"epochs":', '"epoch":', "required field `epochs`"),
+        ('"version":1', '"version":2', "2"),
+        ('"tasks":', '"tasks":,', "JSON is malformed"),
     ],
 )
 def test_an_edit_that_makes_no_sense_is_not_taken(old: str, new: str, why: str) -> None:

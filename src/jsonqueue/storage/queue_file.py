@@ -34,6 +34,7 @@ from jsonqueue.task import StoredTask
 __all__ = [
     "PREVIOUS",
     "QUEUE",
+    "UTF8_MARK",
     "ArchiveMark",
     "ChangedQueue",
     "EditedQueue",
@@ -50,6 +51,8 @@ QUEUE = "queue.json"
 PREVIOUS = "previous"
 """Folder that keeps the generation before: its queue.json, and the segments that lead from it to the present one."""
 FORMAT, VERSION = "jsonqueue", 1
+UTF8_MARK = b"\xef\xbb\xbf"
+"""What editors, those of Windows above all, put before a text."""
 _TASKS = b',"tasks":[\n'
 _HEAD = re.compile(rb',"head":"([0-9a-f]{8})"')
 _FOOT = re.compile(rb'\],"count":([0-9]+),"checksum":"([0-9a-f]{8})"\}\n')
@@ -232,7 +235,7 @@ class QueueReader:
     def _damage(self, offset: int, why: str) -> StorageError:
         """Tell a file that somebody edited from one that the disk damaged: the former is still JSON."""
         try:
-            told = json.decode(self._files.read(self._handle, 0, self.size), type=_Told)
+            told = json.decode(self._files.read(self._handle, 0, self.size).removeprefix(UTF8_MARK), type=_Told)
         except UNREADABLE:
             return CorruptQueue(self.name, offset=offset, why=why)
         if told.format == FORMAT and told.version > VERSION and not self._is_ours_but_for_the_version():

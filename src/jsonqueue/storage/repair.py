@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec import Raw, Struct, json
 from msgspec.structs import replace
@@ -21,7 +21,7 @@ from jsonqueue.core.state import QueueState
 from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, UnreadableFile, UnsupportedFormat
 from jsonqueue.storage.archive import Archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, rebuild
-from jsonqueue.storage.codec import UNREADABLE
+from jsonqueue.storage.codec import UNREADABLE, Position
 from jsonqueue.storage.files import Files, read_around, write_all
 from jsonqueue.storage.folder import ARCHIVE, load_config, open_folder
 from jsonqueue.storage.locks import LockName, hold
@@ -30,6 +30,7 @@ from jsonqueue.storage.mending import Flaw, flaw_of, mended
 from jsonqueue.storage.queue_file import (
     PREVIOUS,
     QUEUE,
+    UTF8_MARK,
     ArchiveMark,
     EditedQueue,
     QueueHeader,
@@ -316,7 +317,7 @@ def _mend_queue(files: Files, aside: _Aside, done: list[str], *, accept_edit: bo
     if wrong is None:
         return _replace_older(files, aside, done, report, at_ms)
     try:
-        if accept_edit and wrong.kind == "edited":
+        if accept_edit and files.identity(QUEUE) is not None:  # One that is no JSON is told of, and not undone.
             _accept_edit(files, aside, done)
         else:
             kept = f"; the one before is in {aside.folder}/" if aside.keep(QUEUE) else ", since there was none"
@@ -359,14 +360,20 @@ def _told_through(files: Files) -> Cut | None:
 
 
 class _Document(Struct, kw_only=True):
-    """A queue.json that a person edited: its members in any form."""
+    """A queue.json that a person edited: its members in any form, and none that others rest on left out."""
 
-    published_through: tuple[int, int]
+    format: Literal["jsonqueue"]
+    version: Literal[1]
+    published_through: Position
+    progress_through: Position
+    chains: tuple[str, str]
+    last_task: int
+    epochs: tuple[int, int]
     tasks: list[StoredTask]
 
 
 def _accept_edit(files: Files, aside: _Aside, done: list[str]) -> None:
-    data = _bytes_of(files, QUEUE)
+    data = _bytes_of(files, QUEUE).removeprefix(UTF8_MARK)
     try:
         header, tasks = json.decode(data, type=QueueHeader), json.decode(data, type=_Document).tasks
     except UNREADABLE as error:
@@ -394,12 +401,19 @@ def _check_edit(tasks: list[StoredTask], header: QueueHeader) -> None:
             else "there are two tasks of this id" if task.id in ids
             else f"there are two tasks of number {task.number}" if task.number in numbers
             else f"its number {task.number} is not between 1 and last_task, {header.last_task}" if not 0 < task.number <= header.last_task
+            else "a time of it is none: milliseconds since 1970, 13 digits at most" if not all(0 <= ms < 10**13 for ms in _times_of(task))
             else ""
         )  # fmt: skip
         if wrong:
             raise CorruptQueue(QUEUE, offset=0, why=f"the edit cannot be taken: task {task.id}: {wrong}; new tasks are to be published")
         ids.add(task.id)
         numbers.add(task.number)
+
+
+def _times_of(task: StoredTask) -> Iterator[int]:
+    yield from (task.published_ms, task.run_at_ms, task.deadline_ms, task.started_ms, task.finished_ms)
+    for attempt in task.history:
+        yield from (attempt.started_ms, attempt.ended_ms)
 
 
 def _write_queue(files: Files, header: QueueHeader, tasks: list[StoredTask]) -> None:
