@@ -34,6 +34,8 @@ from jsonqueue.client.publisher import Publisher
 from jsonqueue.config import Config
 from jsonqueue.errors import BrokerUnavailable, CorruptQueue, FolderRefused, InvalidConfig, InvalidHandler, ManagerRunning
 from jsonqueue.storage import repair
+from jsonqueue.storage.checkpoint import CheckpointDone, final_checkpoint
+from jsonqueue.storage.files import Files
 from jsonqueue.storage.locks import hold
 from jsonqueue.task import TaskStatus
 
@@ -207,6 +209,23 @@ def test_a_checkpoint_needs_no_broker(tmp_path: Path) -> None:
     assert not [*tmp_path.glob("*.jsonl")]
     told = json.loads(call("checkpoint", "--json", "--queue", str(tmp_path)).out)
     assert told == {"queue_json_bytes": (tmp_path / "queue.json").stat().st_size}
+
+
+@pytest.mark.parametrize("lock", ["queue", "published", "progress"])
+def test_a_checkpoint_that_lost_a_lock_changes_nothing(tmp_path: Path, lock: str) -> None:
+    """Somebody removed its file, and brokers may write to the logs by now that it would unlink."""
+    call("publish", "1", "--queue", str(tmp_path))
+    logs = {path.name for path in tmp_path.glob("*.jsonl")}
+
+    def without_its_lock(files: Files, *, config: Config, at_ms: int) -> CheckpointDone:
+        (tmp_path / f"{lock}.lock").unlink()
+        return final_checkpoint(files, config=config, at_ms=at_ms)
+
+    with mock.patch("jsonqueue.storage.checkpoint.final_checkpoint", without_its_lock):
+        called = call("checkpoint", "--queue", str(tmp_path))
+    assert (called.status, f"{lock}.lock was removed or replaced" in called.err) == (74, True)
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == logs
+    assert not (tmp_path / "queue.json").exists()
 
 
 def test_a_checkpoint_that_fails_says_that_nothing_is_lost(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import pytest
 
 from jsonqueue.config import CONFIG_FILE
 from jsonqueue.core.records import Cancelled, Died, Due, Failed, Progress, Replayed, Retired, Unleased, encode_records
-from jsonqueue.errors import CorruptQueue, DiskFull, ManagerRunning, StorageError, UnreadableFile
+from jsonqueue.errors import CorruptQueue, DiskFull, LockLost, ManagerRunning, StorageError, UnreadableFile
 from jsonqueue.storage import repair as repair_module
 from jsonqueue.storage.archive import archive_files, archived_since
 from jsonqueue.storage.checkpoint import final_checkpoint
+from jsonqueue.storage.files import Files
 from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.locks import hold
 from jsonqueue.storage.log import LogKind, LogWriter
@@ -722,6 +723,29 @@ def test_on_a_real_folder(tmp_path: Path) -> None:
     assert report.tasks == 3
     assert (root / "damaged-1" / QUEUE).exists()
     files.shut()
+
+
+@pytest.mark.parametrize("lock", ["queue", "published", "progress"])
+def test_a_repair_that_lost_a_lock_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str) -> None:
+    """Somebody removed its file, and may serve the queue by now."""
+    files = open_folder(tmp_path, create=True)
+    queue = Queue(files)
+    queue.publish("a")
+    queue.checkpoint()
+    queue.close()
+    files.shut()
+    (tmp_path / QUEUE).write_bytes(b"")
+
+    def without_its_lock(files: Files, *, accept_loss: bool, accept_edit: bool, at_ms: int) -> Report:
+        (tmp_path / f"{lock}.lock").unlink()
+        return mend(files, accept_loss=accept_loss, accept_edit=accept_edit, at_ms=at_ms)
+
+    monkeypatch.setattr(repair_module, "mend", without_its_lock)
+    for accept_loss in (False, True):
+        with pytest.raises(LockLost):
+            repair(tmp_path, accept_loss=accept_loss)
+        assert (tmp_path / QUEUE).read_bytes() == b""
+        assert not [*tmp_path.glob("*.draft")]
 
 
 def test_an_archive_that_was_moved_with_a_link_in_its_place_is_no_obstacle(tmp_path: Path) -> None:

@@ -241,13 +241,12 @@ def _checkpoint_unless_held(queue_dir: Path, unavailable: BrokerUnavailable) -> 
 def _checkpoint_alone(queue_dir: Path) -> int:
     from jsonqueue.storage.checkpoint import final_checkpoint
     from jsonqueue.storage.folder import load_config, open_folder
-    from jsonqueue.storage.locks import hold
+    from jsonqueue.storage.locks import hold_all
 
     files = open_folder(queue_dir, create=False)
-    with ExitStack() as locks:
-        locks.callback(files.shut)
-        for name in ("queue", "published", "progress"):
-            locks.enter_context(hold(queue_dir, name, timeout=5.0, what="jsonqueue checkpoint"))
+    with ExitStack() as stack:
+        stack.callback(files.shut)
+        files.guard(stack.enter_context(hold_all(queue_dir, timeout=5.0, what="jsonqueue checkpoint")))
         return final_checkpoint(files, config=load_config(files), at_ms=time.time_ns() // 1_000_000).tasks
 
 

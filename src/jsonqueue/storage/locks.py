@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, get_args
 
 from filelock import Timeout, UnixFileLock
 from msgspec import DecodeError, Struct, json
@@ -20,7 +21,7 @@ from msgspec import DecodeError, Struct, json
 from jsonqueue.errors import FolderRefused, LockLost, ManagerRunning
 from jsonqueue.storage.files import NO_ROOM
 
-__all__ = ["FolderLock", "LockName", "hold", "holder"]
+__all__ = ["FolderLock", "LockName", "hold", "hold_all", "holder"]
 
 LockName = Literal["queue", "published", "progress"]
 
@@ -119,6 +120,19 @@ def hold(queue_dir: str | Path, name: LockName, *, timeout: float = 0.0, what: s
     except OSError as error:
         raise FolderRefused(f"{_path_of(queue_dir, name)} cannot be locked: {error.strerror or error}") from error
     return lock
+
+
+@contextmanager
+def hold_all(queue_dir: str | Path, *, timeout: float, what: str) -> Iterator[Callable[[], None]]:
+    """All three, for what needs the folder alone, as :func:`hold` takes one; with what raises :class:`LockLost` unless all are intact."""
+    with ExitStack() as stack:
+        locks = [stack.enter_context(hold(queue_dir, name, timeout=timeout, what=what)) for name in get_args(LockName)]
+
+        def check() -> None:
+            for lock in locks:
+                lock.check()
+
+        yield check
 
 
 def holder(queue_dir: str | Path, name: LockName) -> str:

@@ -18,13 +18,13 @@ from msgspec.structs import replace
 
 from jsonqueue.clock import Clock, SystemClock
 from jsonqueue.core.state import QueueState
-from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, UnreadableFile, UnsupportedFormat
+from jsonqueue.errors import CorruptQueue, DiskFull, LockLost, StorageError, UnreadableFile, UnsupportedFormat
 from jsonqueue.storage.archive import Archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, rebuild
 from jsonqueue.storage.codec import UNREADABLE, Position
 from jsonqueue.storage.files import Files, read_around, write_all
 from jsonqueue.storage.folder import ARCHIVE, load_config, open_folder
-from jsonqueue.storage.locks import LockName, hold
+from jsonqueue.storage.locks import hold_all
 from jsonqueue.storage.looking import view_of
 from jsonqueue.storage.mending import Flaw, flaw_of, mended
 from jsonqueue.storage.queue_file import (
@@ -100,12 +100,10 @@ def repair(queue_dir: str | Path, *, accept_loss: bool = False, accept_edit: boo
     ``accept_edit``: a queue.json that was edited by hand is taken as it stands now. ``accept_loss``: what cannot be mended is given up.
     Without them nothing is lost: the report then says what is left to do.
     """
-    names: tuple[LockName, ...] = ("queue", "published", "progress")
     files = open_folder(queue_dir, create=False)
     with ExitStack() as stack:
         stack.callback(files.shut)
-        for name in names:
-            stack.enter_context(hold(queue_dir, name, timeout=1.0, what="jsonqueue repair"))
+        files.guard(stack.enter_context(hold_all(queue_dir, timeout=1.0, what="jsonqueue repair")))
         return mend(files, accept_loss=accept_loss, accept_edit=accept_edit, at_ms=(clock or SystemClock()).wall_ms())
 
 
@@ -329,6 +327,8 @@ def _mend_queue(files: Files, aside: _Aside, done: list[str], *, accept_edit: bo
 
 
 def _not_mended(report: Report, error: StorageError) -> Report:
+    if isinstance(error, LockLost):
+        raise error  # That is no finding: whoever has the queue by now finds it as it is.
     second = _finding(error)
     return report._replace(findings=[*report.findings, second._replace(what=f"while mending {QUEUE}: {second.what}")])
 
