@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -156,6 +157,22 @@ def test_where_the_system_does_not_list_its_mounts_nothing_is_refused(tmp_path: 
     """macOS has no such list."""
     monkeypatch.setattr(folder, "MOUNTS", tmp_path / "none")
     open_folder(tmp_path, create=True).shut()
+
+
+def test_settings_may_be_protected_from_being_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their mode, or as a file of root that all may read: they are only ever read. Nobody could serve such a queue, nor publish to it."""
+    (tmp_path / CONFIG_FILE).write_text("attempts_max = 7\n")
+    files = open_folder(tmp_path, create=True)
+    really = os.open
+
+    def protected(name: str, flags: int, *mode: int, **where: int) -> int:
+        if name == CONFIG_FILE and flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return really(name, flags, *mode, **where)
+
+    monkeypatch.setattr(os, "open", protected)
+    assert load_config(files).attempts_max == 7
+    files.shut()
 
 
 def test_settings_come_from_the_folder() -> None:

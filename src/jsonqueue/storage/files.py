@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+from jsonqueue.config import CONFIG_FILE
 from jsonqueue.errors import DiskFull, FolderRefused, StorageError, SyncFailed, UnreadableFile
 
 __all__ = ["NO_ROOM", "Files", "Identity", "RealFiles", "read_around", "write_all"]
@@ -171,7 +172,8 @@ class RealFiles:
 
     def open(self, name: str, *, create: bool = False) -> int:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # NONBLOCK: a planted FIFO must not hang the broker
-        flags |= os.O_RDONLY if self.read_only else os.O_RDWR  # Not O_APPEND: on Linux pwrite would append, too.
+        # Not O_APPEND: on Linux pwrite would append, too.
+        flags |= os.O_RDONLY if self.read_only or name == CONFIG_FILE else os.O_RDWR
         if create:
             self._check()
             flags |= os.O_CREAT | os.O_EXCL
