@@ -455,6 +455,24 @@ def test_a_handler_that_does_not_end_is_left_behind(broker: FakeBroker) -> None:
     assert side.result() is False
 
 
+def test_what_is_left_running_is_told_but_for_what_was_cancelled(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a task that was cancelled nothing is lost."""
+    gate = Gate()
+    with at_work(broker, gate, concurrency=3) as consumer:
+        peer, _ = welcome(broker, lease_ms=100)
+        peer.say(assign(1, 2, 3))
+        for _ in range(3):
+            gate.await_start()
+        peer.say(Revoke(["t1"], [101]))
+        while sorted(peer.hear(Heartbeat).ids) != ["t2", "t3"]:  # in whichever slots they are
+            pass
+        assert consumer.stop(0) is False
+        gate.let_on(3)
+    assert [record.message for record in caplog.records] == [
+        "stopped while 2 tasks were still running: their outcomes count no more, and these attempts are lost"
+    ]
+
+
 def test_a_consumer_without_a_broker_stops_at_once(broker: FakeBroker) -> None:
     broker.up = False
     with Consumer("queue_data", double, connect=broker.connect):
@@ -515,8 +533,8 @@ def test_a_process_that_a_handler_forks_has_signals_of_its_own() -> None:
     assert not rung
 
 
-def test_a_second_signal_ends_at_once(broker: FakeBroker) -> None:
-    """Whatever the handler is doing."""
+def test_a_second_signal_ends_at_once(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the handler is doing; and the log says that it was cut off."""
     gate = Gate()
 
     def play() -> None:
@@ -530,6 +548,9 @@ def test_a_second_signal_ends_at_once(broker: FakeBroker) -> None:
     side = Side(play)
     Consumer("queue_data", gate, connect=broker.connect).run()
     assert gate.cancelled == []  # it has not ended
+    assert [record.message for record in caplog.records] == [
+        "stopped while 1 task was still running: its outcome counts no more, and this attempt is lost"
+    ]
     side.result()
     gate.let_on()
 

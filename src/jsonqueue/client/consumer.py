@@ -136,6 +136,7 @@ class Consumer:
         while stopper.is_alive() and self._bell.rings < 2:
             stopper.join(0.1)
         if stopper.is_alive():
+            self._tell_of_what_runs()
             self._session.close()
             self._crew.end()  # A program has a process group of its own, and would run on when this process has ended.
 
@@ -196,12 +197,21 @@ class Consumer:
                 self._bell.ring()
             return False
         drained = self._session.drain(timeout)
+        self._tell_of_what_runs()
         self._session.close()
         self._crew.stop()
         self._state, self._drained = "stopped", drained
         self._give_name_back()
         self._bell.ring()
         return drained
+
+    def _tell_of_what_runs(self) -> None:
+        """Where a consumer leaves it: to those who had no patience, or have not asked what :meth:`stop` says."""
+        running = sum(1 for slot in self._holdings.slots if slot.task is not None and not slot.cancelled)
+        if running == 1:
+            _log.warning("stopped while 1 task was still running: its outcome counts no more, and this attempt is lost")
+        elif running:
+            _log.warning("stopped while %d tasks were still running: their outcomes count no more, and these attempts are lost", running)
 
     def __enter__(self) -> Consumer:
         self.start()
