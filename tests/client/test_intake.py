@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -122,11 +124,25 @@ def test_a_field_that_the_broker_would_not_read_never_leaves(fields: dict[str, A
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("task_id", ["", "-a", "a b", "a/b", "a\n", "ä", "a" * 129, 7, None])
+@pytest.mark.parametrize("task_id", ["", "-a", "a b", "a/b", "a\n", "ä", "a" * 129])
 def test_an_id_that_is_none(task_id: Any) -> None:
     """Ids are readable, never paths, and end where they seem to."""
     with pytest.raises(InvalidTask, match="invalid id"):
         check_id(task_id)
+
+
+@pytest.mark.parametrize(("task_id", "type_"), [(7, "int"), (UUID(int=7), "UUID"), (b"a", "bytes"), (None, "NoneType")])
+def test_an_id_of_another_type_is_told_so(task_id: Any, type_: str) -> None:
+    """Of a UUID each sign is one that an id may have: to name these would only puzzle."""
+    with pytest.raises(InvalidTask, match=f"^{re.escape(f'invalid id {task_id!r}: an id is a str, and this is of type {type_}')}"):
+        check_id(task_id)
+
+
+@pytest.mark.parametrize("task_id", [0, False, b"", 7])
+def test_a_task_is_given_no_other_id_than_was_meant(task_id: Any) -> None:
+    """A row's number may be nought: under an id that is made up for it, publishing it again would make a second task."""
+    with pytest.raises(InvalidTask, match="an id is a str"):
+        prepared(id=task_id)
 
 
 @pytest.mark.parametrize("task_id", ["a", "0", "report-2026-11", "user@host:1.5_x", "a" * 128])

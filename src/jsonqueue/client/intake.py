@@ -63,8 +63,8 @@ def describe(
 def prepare(task: TaskIn[Any], *, task_id: str, config: Config) -> StoredTaskIn:
     """The task as it travels, under ``task_id``; every field checked, since the broker drops who sends it nonsense."""
     after = _ids(task.after) if task.after else ()
-    if task.id:  # What is made up here is an id.
-        check_id(task_id)
+    if task.id not in ("", None):  # What is made up here is an id.
+        check_id(task.id)
     _check_fields(task, task_id, after)
     data = encode_value(task.data, what="payload", config=config)
     return TaskIn(
@@ -77,8 +77,12 @@ def check_id(task_id: object) -> str:
     """The id, if it is one."""
     if isinstance(task_id, str) and _is_id(task_id):
         return task_id
+    if not isinstance(task_id, str):
+        raise InvalidTask(
+            f"invalid id {repr(task_id)[:200]}: an id is a str, and this is of type {type(task_id).__name__}", hint="give it as a str"
+        )
     raise InvalidTask(
-        f"invalid id {str(task_id)[:200]!r}",
+        f"invalid id {task_id[:200]!r}",
         hint="an id is 1 to 128 letters, digits and . _ : @ -, and begins with a letter or a digit",
     )
 
