@@ -376,6 +376,15 @@ def test_hints_can_be_typed_whatever_the_folder_is_called(tmp_path: Path) -> Non
     assert call("publish", "1", "--queue", str(queue_dir)).err.endswith(f"chmod go-w '{queue_dir}'\n")
 
 
+def test_a_hint_names_the_default_folder_where_another_one_would_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSONQUEUE_DIR names another: what is typed without --queue would look there."""
+    monkeypatch.chdir(tmp_path)
+    call("publish", "1", "--queue", "queue_data")
+    for other, option in (("", ""), ("queue_data", ""), ("other", " --queue queue_data")):
+        called = call("show", "t", "--queue", "queue_data", environment={"JSONQUEUE_DIR": other})
+        assert called.err.endswith(f"jsonqueue list{option}\n")
+
+
 def test_verify_finds_nothing_in_a_whole_queue(tmp_path: Path) -> None:
     call("publish", "1", "--queue", str(tmp_path))
     called = call("verify", "--queue", str(tmp_path))
