@@ -171,6 +171,14 @@ def test_a_second_serve_is_told_who_serves(tmp_path: Path) -> None:
     assert f"process {os.getpid()} (the first one)" in called.err
 
 
+def test_who_finds_a_queue_served_is_told_by_which_command(tmp_path: Path) -> None:
+    """And not by which class of ours: a program that serves it by itself says so in that way."""
+    with mock.patch("jsonqueue.broker.manager.hold", side_effect=ManagerRunning("q", holder="somebody")) as taken:
+        for command in ("serve", "demo"):
+            assert call(command, "--queue", str(tmp_path)).status == ManagerRunning.exit_status
+    assert [taking.kwargs["what"] for taking in taken.call_args_list] == ["jsonqueue serve", "jsonqueue demo"]
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_status_tells_of_the_brokers(tmp_path: Path, terminal: bool) -> None:
     """What a broker waits for, restarts, relaxed durability and a checkpoint that failed are what an operator has to see."""

@@ -43,7 +43,7 @@ def serve(settings: Settings, assignments: tuple[str, ...], grace: float) -> Non
     from jsonqueue.broker.manager import BrokerManager
 
     config = settings_of(settings.queue_dir, assignments) if assignments else None
-    manager = BrokerManager(settings.queue_dir, config, grace=grace)
+    manager = BrokerManager(settings.queue_dir, config, grace=grace, what="jsonqueue serve")
     console = settings.console
     with ExitStack() as shown:
 

@@ -65,7 +65,7 @@ class Performance:
         if not self._console.as_json and not self._console.person:
             self._console.line(f"jsonqueue demo: {count(len(source.tasks))} {source.things} of {source.title}")
         self._queue_dir.parent.mkdir(parents=True, exist_ok=True)
-        with View(self._console) as view, BrokerManager(self._queue_dir, _CONFIG) as manager:
+        with View(self._console) as view, BrokerManager(self._queue_dir, _CONFIG, what="jsonqueue demo") as manager:
             if leftovers:
                 caller_of(self._queue_dir).cancel(leftovers, reason="left by a demo that was interrupted")
             played = self._play(source, view, manager)
