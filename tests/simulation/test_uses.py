@@ -282,6 +282,17 @@ def test_a_workload_of_months_takes_no_longer_than_its_tasks() -> None:
     assert done.verdict.events < 100_000
 
 
+def test_a_workload_that_waits_for_days_before_it_tries_again_takes_no_longer_than_its_tasks() -> None:
+    """All that time its consumers were simulated with a heartbeat every ten seconds."""
+    text = 'tasks = 10\nconsumers = 2\nfailure_rate = 0.9\nattempts_max = 2\nretry = {kind="linear", step_ms=%d, cap_ms=%d}\n'
+    day_ms = 86_400_000
+    minutes, days = (answer(parse_workload(text % (step_ms, step_ms))) for step_ms in (60_000, 3 * day_ms))
+    assert days.drained_s > 3 * 86_400
+    assert (days.attempts, days.dead) == (minutes.attempts, minutes.dead)
+    assert days.verdict.ok
+    assert days.verdict.events < 50_000
+
+
 def test_a_failure_shrinks_to_the_faults_that_matter() -> None:
     """Of all that a seed draws, what is needed to fail is left, and one line repeats it."""
     bug = BUGS["numbers kept after a failed batch"]

@@ -16,7 +16,7 @@ from jsonqueue.config import Config
 from jsonqueue.retry import Exponential, Linear, Never, RetryPolicy
 from jsonqueue.simulation.wire import Share, Weather, require_order
 
-__all__ = ["FAULTS", "Fault", "Habits", "Scenario", "draw"]
+__all__ = ["FAULTS", "Fault", "Habits", "Scenario", "draw", "longest_wait_ms"]
 
 SECOND_US = 1_000_000
 _MINUTE_US, _HOUR_US = 60 * SECOND_US, 3_600 * SECOND_US
@@ -135,13 +135,14 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     def drain_us(self, attempts: int, asked_ms: int = 0) -> int:
         """How long after that everything must have ended: ten minutes, and what the work itself may take, each task with so many
         attempts. ``asked_ms``: the longest wait that a handler asked for."""
-        waits_us = 1_000 * (max(_longest_wait_ms(self.config.retry), asked_ms) + 2 * self.config.lease_ms)
+        waits_us = 1_000 * (max(longest_wait_ms(self.config.retry), asked_ms) + 2 * self.config.lease_ms)
         asked_us = 6 * self.habits.asked_us  # the last question is asked by then
         asked_us += self.habits.again_us
         return 600 * SECOND_US + asked_us + 1_000 * self.habits.delay_ms + attempts * (self.tasks * self.habits.work_us[1] + waits_us)
 
 
-def _longest_wait_ms(retry: RetryPolicy) -> int:
+def longest_wait_ms(retry: RetryPolicy) -> int:
+    """The longest that this policy lets a task wait."""
     return 0 if isinstance(retry, Never) else retry.cap_ms
 
 

@@ -38,7 +38,7 @@ from jsonqueue.config import Config
 from jsonqueue.errors import InvalidConfig
 from jsonqueue.retry import Exponential, RetryPolicy
 from jsonqueue.simulation.meter import percentile
-from jsonqueue.simulation.scenario import Habits, Scenario
+from jsonqueue.simulation.scenario import Habits, Scenario, longest_wait_ms
 from jsonqueue.simulation.verdict import Verdict
 from jsonqueue.simulation.work import Arrival
 from jsonqueue.simulation.world import World
@@ -136,8 +136,9 @@ def answer(workload: Workload, *, seed: int = 1, more_consumers: int = 0, outage
 
 
 def unhurried(config: Config, spread_us: int) -> Config:
-    """Checkpoints and heartbeats are not what a workload asks about: of one that takes weeks there are a thousand, and a few thousand."""
-    thousandth_ms = min(spread_us // 1_000_000, WAIT_MAX_MS)
+    """Checkpoints and heartbeats are not what a workload asks about: of one that takes weeks, or waits for days before it tries again,
+    there are some thousands."""
+    thousandth_ms = min(max(spread_us // 1_000, longest_wait_ms(config.retry)) // 1_000, WAIT_MAX_MS)
     return replace(config, flush_interval_ms=max(config.flush_interval_ms, thousandth_ms), lease_ms=max(config.lease_ms, thousandth_ms))
 
 
