@@ -65,7 +65,8 @@ class Consumer:
     after which the handler is killed with all it started, and the attempt has failed) or with ``isolate=True`` (no limit, but what crashes
     or hogs the interpreter there hurts nobody here). Child processes find the handler by its name, so it must be a top-level function.
     ``limits`` bound what such a process may use of the machine; at its ``timeout``, or when its task was cancelled, it gets SIGTERM, and a
-    second later SIGKILL.
+    second later SIGKILL. What a handler there, or a program, has left running in the background is killed with it; it lives on where
+    that ends by itself, as a child process does at a :meth:`stop` between two tasks.
 
     ``name``: what people see of it in the queue, by default the handler's. A second one of a name, in one process on one queue, becomes
     ``name-2``.
