@@ -160,7 +160,7 @@ def test_where_the_system_does_not_list_its_mounts_nothing_is_refused(tmp_path: 
 
 
 def test_settings_may_be_protected_from_being_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their mode, or as a file of root that all may read: they are only ever read. Nobody could serve such a queue, nor publish to it."""
+    """By their mode, or as a file of root that all may read: they are only read. Nobody could serve such a queue or publish to it."""
     (tmp_path / CONFIG_FILE).write_text("attempts_max = 7\n")
     files = open_folder(tmp_path, create=True)
     really = os.open
