@@ -13,7 +13,6 @@ Who is to blame decides the branch:
 from __future__ import annotations
 
 import errno
-import os
 import shlex
 from typing import ClassVar
 
@@ -47,10 +46,8 @@ __all__ = [
 
 
 def command_for(queue_dir: str, *words: str) -> str:
-    """A command line as it can be typed, for this queue: ``jsonqueue show t --queue orders``. The default folder goes unsaid, unless
-    ``JSONQUEUE_DIR`` names another."""
-    unsaid = queue_dir == "" or queue_dir == (os.environ.get("JSONQUEUE_DIR") or "queue_data") == "queue_data"
-    return shlex.join(["jsonqueue", *words, *([] if unsaid else ["--queue", queue_dir])])
+    """A command line as it can be typed, for this queue: ``jsonqueue show t --queue orders``. The default folder goes unsaid."""
+    return shlex.join(["jsonqueue", *words, *(["--queue", queue_dir] if queue_dir not in {"", "queue_data"} else [])])
 
 
 _WANT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})

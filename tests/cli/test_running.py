@@ -388,7 +388,7 @@ def test_a_hint_names_the_default_folder_where_another_one_would_be_meant(tmp_pa
     """JSONQUEUE_DIR names another: what is typed without --queue would look there."""
     monkeypatch.chdir(tmp_path)
     call("publish", "1", "--queue", "queue_data")
-    for other, option in (("", ""), ("queue_data", ""), ("other", " --queue queue_data")):
+    for other, option in (("", ""), ("queue_data", ""), ("other", f" --queue {tmp_path}/queue_data")):
         called = call("show", "t", "--queue", "queue_data", environment={"JSONQUEUE_DIR": other})
         assert called.err.endswith(f"jsonqueue list{option}\n")
 

@@ -23,7 +23,7 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-from jsonqueue.cli.console import Console, Settings
+from jsonqueue.cli.console import DEFAULT_DIR, Console, Settings
 from jsonqueue.cli.text import ESCAPES, printable, printable_lines
 from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError, is_want, words_of
 
@@ -261,7 +261,9 @@ class _Folder(click.Path):
 def _set_queue(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
     settings = ctx.ensure_object(Settings)
     if value is not None:
-        settings.queue_dir, settings.queue_given = value, True
+        # A hint leaves the default's name out: typed like that where JSONQUEUE_DIR names another folder, it would be meant of that one.
+        hidden = value == DEFAULT_DIR != Path(os.environ.get("JSONQUEUE_DIR") or DEFAULT_DIR)
+        settings.queue_dir, settings.queue_given = value.absolute() if hidden else value, True
     elif ctx.parent is None and os.environ.get("JSONQUEUE_DIR"):
         settings.queue_dir = Path(os.environ["JSONQUEUE_DIR"])
 

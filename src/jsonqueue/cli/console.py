@@ -22,7 +22,10 @@ from jsonqueue.errors import JsonQueueError
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
-__all__ = ["Console", "OutputFailed", "Settings"]
+__all__ = ["DEFAULT_DIR", "Console", "OutputFailed", "Settings"]
+
+DEFAULT_DIR = Path("queue_data")
+"""The queue's folder where nothing names another."""
 
 ACCENT = "cyan"
 """The one colour that is ours; green, yellow and red keep their meaning."""
@@ -196,7 +199,7 @@ def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: S
 class Settings:
     """What the global options said."""
 
-    queue_dir: Path = Path("queue_data")
+    queue_dir: Path = DEFAULT_DIR
     queue_given: bool = False
     """Whether ``--queue`` was typed, as against the default or the environment."""
     as_json: bool = False
