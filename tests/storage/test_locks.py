@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,17 @@ def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
         assert caught.value.hint.endswith(f": jsonqueue stop --queue {tmp_path}")
         assert (tmp_path / "queue.lock").read_bytes() == told
         hold(tmp_path, "published").release()
+
+
+def test_a_copy_of_a_lock_file_is_held_by_nobody(tmp_path: Path) -> None:
+    """Of a folder that was copied while it was in use. `status` named the manager of the other folder, and `stop` waited for its end."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    with hold(here, "queue", what="the one"):
+        shutil.copytree(here, there)
+        assert (holder(here, "queue"), holder(there, "queue")) == (f"process {os.getpid()} (the one)", "")
+        with hold(there, "queue", what="the other"):
+            assert holder(there, "queue") == f"process {os.getpid()} (the other)"
 
 
 def test_the_lock_of_a_log_names_the_log(tmp_path: Path) -> None:

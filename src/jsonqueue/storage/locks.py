@@ -33,6 +33,8 @@ class _Holder(Struct):
     started: str
     """What tells the process from a later one of the same pid; empty where the system does not say."""
     what: str
+    inode: int = 0
+    """Of the file: in a copy of it, made with the folder while that was in use, it is another's. 0: it does not say."""
 
 
 class _Replaced(Exception):
@@ -89,7 +91,7 @@ class FolderLock:
         if not self.intact():
             self._inode = None
             raise _Replaced
-        told = json.encode(_Holder(os.getpid(), _started(os.getpid()), self._what)) + b"\n"
+        told = json.encode(_Holder(os.getpid(), _started(os.getpid()), self._what, found.st_ino)) + b"\n"
         try:
             os.ftruncate(descriptor, os.pwrite(descriptor, told, 0))
         except OSError as error:
@@ -138,19 +140,20 @@ def hold_all(queue_dir: str | Path, *, timeout: float, what: str) -> Iterator[Ca
 def holder(queue_dir: str | Path, name: LockName) -> str:
     """Who holds a lock, by what its file says: ``process 812 (jsonqueue serve)``. Empty when nobody who lives claims to."""
     try:
-        told = json.decode(_read(_path_of(queue_dir, name)), type=_Holder)
+        text, inode = _read(_path_of(queue_dir, name))
+        told = json.decode(text, type=_Holder)
     except (OSError, DecodeError, UnicodeDecodeError):
         return ""
-    if not _is_alive(told):
+    if told.inode not in (0, inode) or not _is_alive(told):
         return ""
     return f"process {told.pid} ({told.what})" if told.what else f"process {told.pid}"
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, int]:
     # Neither through a planted link, nor for ever at a planted pipe.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return os.read(descriptor, 4096)
+        return os.read(descriptor, 4096), os.fstat(descriptor).st_ino
     finally:
         os.close(descriptor)
 
