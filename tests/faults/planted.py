@@ -266,7 +266,7 @@ BUGS = (
     Bug("salvage does not miss what a sealed segment held that is gone", "repair", "storage/salvage.py",
         "        last = max(last, _chain_before(data, segment).number)", "        last = max(last, 0)"),
     Bug("salvage does not miss the end of a log on which the other one rests", "repair", "storage/salvage.py",
-        "    last = max(through, there_was)", "    last = through"),
+        "    last = max(through, there_was.number)", "    last = through"),
     Bug("a gap in a log is called damage of the file before it", "repair", "storage/segments.py",
         "            if then and _ends_clean(", "            if not then and _ends_clean("),
     Bug("an older queue.json is not made anew", "repair", "storage/repair.py",

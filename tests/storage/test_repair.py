@@ -27,7 +27,7 @@ from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, read_head
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.repair import Report, examine, mend, repair, verify
 from jsonqueue.task import Outcome, TaskStatus
-from storage.history import AT_MS, CONFIG, Queue, archived, contents
+from storage.history import AT_MS, CONFIG, Queue, archived, contents, tasks_in
 
 
 def lived(*, closed: bool = False) -> tuple[MemoryFiles, dict[str, bytes]]:
@@ -401,6 +401,28 @@ def test_an_end_of_the_published_log_on_which_progress_rests_is_listed(left: int
     report = mended(files, accept_loss=True)
     assert (report.ok, report.lost) == (True, [lost])
     assert {*load_state(files).state.tasks} == {*"abcde"[: max(2, left + 1)]}
+
+
+def test_what_was_published_in_the_place_of_a_lost_end_does_not_hide_the_loss() -> None:
+    """A publisher that appends by itself, or a broker before its sibling has read the queue, knows nothing of what progress rests on."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in "abc":
+        queue.publish(task_id)
+    queue.lease("a")
+    queue.close()
+    name = segment_of(files, "published")
+    files.put(name, b"".join(files.get(name).splitlines(keepends=True)[:2]))
+    log = LogWriter.open(files, LogKind.PUBLISHED)
+    log.append(encode_records(tasks_in("x")), at_ms=AT_MS, first_task=2)
+    log.append(encode_records(tasks_in("y")), at_ms=AT_MS, first_task=3)
+    log.append(encode_records(tasks_in("z")), at_ms=AT_MS, first_task=4)
+    log.sync()
+    log.close()
+    assert not mended(files).ok
+    report = mended(files, accept_loss=True)
+    assert (report.ok, report.lost) == (True, ["published batches 2 to 3"])
+    assert {*load_state(files).state.tasks} == {*"axyz"}
 
 
 def test_lost_progress_is_made_up_for_by_what_came_after_it() -> None:

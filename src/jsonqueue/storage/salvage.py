@@ -68,7 +68,7 @@ def salvage(files: Files) -> Salvage:
             lost.append(f"{error.file}: {error.why}")
     of_progress: list[str] = []
     progress = _whole_batches(files, LogKind.PROGRESS, header.progress_through.number, of_progress)
-    rests_on = max([batch.after.number for batch in progress], default=0)
+    rests_on = max([batch.after for batch in progress], default=START)
     published = _whole_batches(files, LogKind.PUBLISHED, header.published_through.number, lost, there_was=rests_on)
     lost += of_progress
     told = dict.fromkeys(state.tasks, _told_by(state, progress)) if of_lines else {}
@@ -168,18 +168,19 @@ def _shown(line: bytes) -> str:
 # ── the logs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _whole_batches(files: Files, kind: LogKind, through: int, lost: list[str], *, there_was: int = 0) -> list[Batch]:
+def _whole_batches(files: Files, kind: LogKind, through: int, lost: list[str], *, there_was: Position = START) -> list[Batch]:
     """Every batch after ``through`` that is whole by itself, of the highest epoch where there are several, in order. ``there_was``: a batch
-    of which the other log says that it was there."""
+    of which the other log says that it was there. One up to it of a higher epoch was written in the place of one that was lost."""
     found: dict[int, Batch] = {}
-    last = max(through, there_was)
+    last = max(through, there_was.number)
     for segment in segments_of(files, kind, ("", PREVIOUS)):
         data = _read(files, segment.name, lost)
         last = max(last, _chain_before(data, segment).number)  # Those before it were there, be it empty itself.
         for batch in _batches_in(data, segment, lost):
             if batch.number > through and (batch.number not in found or found[batch.number].epoch <= batch.epoch):
                 found[batch.number] = batch
-    lost += _gaps(kind, through, [*sorted(found), last + 1])
+    in_place = [number for number in sorted(found) if number > there_was.number or found[number].epoch <= there_was.epoch]
+    lost += _gaps(kind, through, [*in_place, last + 1])
     return [found[number] for number in sorted(found)]
 
 
