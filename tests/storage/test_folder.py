@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -88,6 +89,18 @@ def test_a_checkout_under_a_generous_umask_is_mended(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(FolderRefused):
         open_folder(tmp_path, create=True)
+
+
+def test_a_folder_that_is_refused_keeps_what_its_group_may(tmp_path: Path) -> None:
+    """A project that several work on, say, for which somebody takes a wrong path: it is no queue, and not ours to mend."""
+    tmp_path.chmod(0o775)
+    far_away = mock.patch.object(folder, "_check_local", side_effect=FolderRefused("far away"))
+    with far_away, pytest.raises(FolderRefused, match="far away"):
+        open_folder(tmp_path, create=True)
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(FolderRefused, match="among somebody's files"):
+        open_folder(tmp_path, create=True)
+    assert tmp_path.stat().st_mode & 0o777 == 0o775
 
 
 def test_somebody_elses_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def open_folder(path: str | Path, *, create: bool, force: bool = False, read_onl
     root = Path(path).resolve()
     if create:
         _make(root)
-    _check(root)
+    _check(root, create=create)
     if not force:
         _check_local(root)
     try:
@@ -119,6 +119,7 @@ def _settle_in(files: RealFiles, *, create: bool) -> None:
             files.check_folder(name)
         return
     _check_unlittered(files)
+    _take_from_its_group(files.root)
     for name in _FOLDERS:
         files.make_folder(name)
     files.sync_folder()
@@ -167,12 +168,16 @@ def _make(root: Path) -> None:
         part = next((part for part in root.parents if os.path.exists(part)), root)
         hint = f"it would be made in {part}" if part.is_dir() else f"{part} is a file"
         raise FolderRefused(f"the queue folder {root} cannot be made: {error.strerror}", hint=hint) from error
-    found = root.stat()
-    if found.st_uid == os.geteuid() and found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_IWOTH:
-        root.chmod(stat.S_IMODE(found.st_mode) & ~stat.S_IWGRP)  # A checkout under umask 002 looks like this; it is ours to mend.
 
 
-def _check(root: Path) -> None:
+def _take_from_its_group(root: Path) -> None:
+    """A checkout under umask 002 may be written to by its group; where nothing else speaks against a queue in it, that is ours to mend."""
+    mode = stat.S_IMODE(root.stat().st_mode)
+    if mode & stat.S_IWGRP:
+        root.chmod(mode & ~stat.S_IWGRP)
+
+
+def _check(root: Path, *, create: bool) -> None:
     try:
         found = root.stat()
     except FileNotFoundError:
@@ -182,7 +187,7 @@ def _check(root: Path) -> None:
     require_folder(root)
     if found.st_uid != os.geteuid():
         raise _of_another(root, found.st_uid)
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if found.st_mode & (stat.S_IWOTH if create else stat.S_IWGRP | stat.S_IWOTH):
         who = "everybody" if found.st_mode & stat.S_IWOTH else "its group"
         raise FolderRefused(
             f"{root} can be written to by {who}", hint=f"whoever can write to it can change what runs: chmod go-w {shlex.quote(str(root))}"
