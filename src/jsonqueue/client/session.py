@@ -194,7 +194,9 @@ class Session:
                 self._tell_of_tasks(len(event.tasks))
             if membership.stopping:
                 self._changed.notify_all()
-        if isinstance(event, Settled) and event.stale:
+        if isinstance(event, Settled) and len(event.stale) == 1:
+            _log.warning("an outcome came too late and counts no more: its task was cancelled, or handed on")
+        elif isinstance(event, Settled) and event.stale:
             _log.warning("%d outcomes came too late and count no more: their tasks were cancelled, or handed on", len(event.stale))
         for slot, token in hit:
             if slot.kill is not None:
