@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,10 @@ import orjson
 import pytest
 
 from client.fakes import FakeBroker, Peer, Side
+from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.channel.pipe import Pipe
+from jsonqueue.client.consumer import Consumer
+from jsonqueue.client.handle import TaskHandle
 from jsonqueue.client.publisher import Publisher, PublishSummary
 from jsonqueue.client.window import WINDOW
 from jsonqueue.clock import SystemClock
@@ -159,6 +162,13 @@ def test_a_tilde_is_a_folder_as_any_other(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_no_folder_is_refused_by_name(queue: Any) -> None:
     with pytest.raises(TypeError, match=f"{queue!r} is no queue folder: give its path"):
         Publisher(queue)
+
+
+@pytest.mark.parametrize("made", [Publisher, BrokerManager, lambda queue: Consumer(queue, len), lambda queue: TaskHandle(queue, "a")])
+def test_an_empty_name_is_no_folder(made: Callable[[str], Any]) -> None:
+    """A variable without a value: as a path it would be the current folder, which the command line does not take it for either."""
+    with pytest.raises(ValueError, match=r"^an empty name is no queue folder \(the current one is '\.'\)"):
+        made("")
 
 
 def test_a_lost_connection_is_bridged_under_the_same_id(broker: FakeBroker, publisher: Publisher) -> None:

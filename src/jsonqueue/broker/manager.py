@@ -21,7 +21,7 @@ from jsonqueue.errors import BrokerUnavailable, InvalidConfig, StorageError
 from jsonqueue.signals import heeded
 from jsonqueue.storage.checkpoint import clear_draft
 from jsonqueue.storage.files import RealFiles
-from jsonqueue.storage.folder import load_config, open_folder, renamable_in
+from jsonqueue.storage.folder import absolute, load_config, open_folder, renamable_in
 from jsonqueue.storage.locks import FolderLock, hold
 from jsonqueue.waits import WAIT_MAX_MS
 
@@ -47,7 +47,7 @@ class BrokerManager:
         ``what``: how this manager is called in the message that a second one gets (``jsonqueue serve``, say). Raises
         :class:`InvalidConfig`.
         """
-        self.queue_dir = os.path.abspath(queue_dir)
+        self.queue_dir = absolute(queue_dir)
         self._config = config if config is None else checked(config)
         self._grace_ms = round(min(grace * 1000, WAIT_MAX_MS))
         self._what = what

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from jsonqueue.storage.folder import absolute
+
 __all__ = ["ServesFolder", "folder_of"]
 
 
@@ -22,4 +24,4 @@ def folder_of(queue: str | os.PathLike[str] | ServesFolder) -> Path:
     path = queue if isinstance(queue, (str, os.PathLike)) else getattr(queue, "queue_dir", None)
     if path is None:
         raise TypeError(f"{queue!r} is no queue folder: give its path (a str or a Path), or a BrokerManager")
-    return Path(os.path.abspath(path))
+    return Path(absolute(path))

@@ -20,7 +20,7 @@ from jsonqueue.config import CONFIG_FILE, Config, parse_config
 from jsonqueue.errors import FolderRefused, InvalidConfig, StorageError
 from jsonqueue.storage.files import Files, RealFiles
 
-__all__ = ["ARCHIVE", "MOUNTS", "denied_by", "load_config", "open_folder", "renamable_in", "require_folder"]
+__all__ = ["ARCHIVE", "MOUNTS", "absolute", "denied_by", "load_config", "open_folder", "renamable_in", "require_folder"]
 
 ARCHIVE = "archive"
 _FOLDERS = (ARCHIVE, "previous")
@@ -37,6 +37,13 @@ _NETWORK = frozenset((
     "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf",
 ))
 # fmt: on
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The path from the root, ``~`` in it a name as any other. Raises ``ValueError`` for an empty one."""
+    if not os.fspath(path):  # a variable without a value, which would be the current folder
+        raise ValueError("an empty name is no queue folder (the current one is '.')")
+    return os.path.abspath(path)
 
 
 def open_folder(path: str | Path, *, create: bool, force: bool = False, read_only: bool = False) -> RealFiles:
