@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -266,6 +267,19 @@ def test_a_forked_child_makes_other_ids_on_a_connection_of_its_own(broker: FakeB
     assert mine.partition("-")[0] != theirs.partition("-")[0]
     publisher._inherited.close()
     publisher.close()
+
+
+def test_it_can_be_handed_to_another_process(tmp_path: Path) -> None:
+    """As ``multiprocessing`` hands over an argument: the copy has ids and a connection of its own, however busy the first one is."""
+    with Publisher(tmp_path, timeout=7) as publisher:
+        publisher.publish(1)
+        copied = copy.copy(publisher)  # by __reduce__, as pickling does
+        with copied:
+            assert copied.publish(2).queue_dir == tmp_path
+        publisher.publish(3)
+    assert (copied.queue_dir, copied.timeout) == (tmp_path, 7)
+    assert copied._exchange is not publisher._exchange
+    assert [bytes(task.data) for task in inspect(tmp_path).state.tasks.values()] == [b"1", b"2", b"3"]
 
 
 def test_a_forked_child_that_closes_does_not_hang_up_on_its_parent(broker: FakeBroker, tmp_path: Path) -> None:

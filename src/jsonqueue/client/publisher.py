@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, NamedTuple, overload
@@ -62,7 +63,8 @@ class PublishSummary(NamedTuple):
 
 
 class Publisher:
-    """Publishes to the queue in ``queue_dir`` (a path, or a BrokerManager). Safe to use from several threads, and after a fork.
+    """Publishes to the queue in ``queue_dir`` (a path, or a BrokerManager). Safe to use from several threads, after a fork, and as an
+    argument of another process.
 
     It connects when it has something to say, and again whenever the connection breaks. With no broker running it appends to the queue's log
     by itself; the tasks run when brokers start. ``timeout``: seconds without any answer after which it gives up (None: never).
@@ -216,6 +218,10 @@ class Publisher:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process it is its folder and its timeout: there it makes a connection of its own."""
+        return partial(type(self), timeout=self.timeout), (self.queue_dir,)
 
     def _flow(self, answered: Callable[[Batch, Written], None], patience: Patience) -> Flow:
         return Flow(self.queue_dir, self._exchange, answered, patience=patience, clock=self._clock, pause=time.sleep)
