@@ -66,10 +66,8 @@ class Seating:
 
     def take_over(self, seat: Seat, token: int) -> StoredTask | None:
         """What the same consumer holds under this token on an earlier Pipe, which lets go of it."""
-        for other in self.earlier_of(seat):
-            if token in other.held:
-                return other.held.pop(token)
-        return None
+        taken = [other.held.pop(token) for other in self.earlier_of(seat) if token in other.held]
+        return taken[0] if taken else None
 
     def take_away(self, token: int) -> Seat | None:
         """Whoever holds a task under this token does so no more; None: nobody did."""
