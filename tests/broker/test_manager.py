@@ -18,6 +18,7 @@ import pytest
 from msgspec import Raw
 
 from broker.booting import boot_by
+from forking import signal_to_a_fork
 from jsonqueue.broker.child import Child
 from jsonqueue.broker.manager import BrokerManager, _signals_to_heed
 from jsonqueue.channel.pipe import Pipe
@@ -474,20 +475,11 @@ def test_a_signal_to_the_whole_group_stops_everything_in_order(queue_dir, number
 def test_a_process_that_its_program_forks_has_signals_of_its_own():
     """``Process.terminate()`` of multiprocessing ends it, and not the queue; what a terminal sends to it too is not counted twice."""
 
-    def end_a_fork(number: int) -> int:
-        forked = os.fork()
-        if not forked:
-            try:
-                signal.raise_signal(number)
-            finally:
-                os._exit(7)
-        return os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
-
     woken, waker = socket.socketpair()
     waker.setblocking(False)
     with woken, waker:
         with heeded(_signals_to_heed(), waker):
-            ended = [end_a_fork(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+            ended = [signal_to_a_fork(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
         assert ended == [-signal.SIGTERM, 7, 7]
         assert not select.select([woken], [], [], 0)[0], "the manager would take it for a signal of its own"
 

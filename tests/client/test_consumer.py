@@ -19,6 +19,7 @@ import pytest
 
 import jsonqueue
 from client.fakes import PATIENCE_S, FakeBroker, Peer, Side, assign, delivered, settle, welcome
+from forking import signal_to_a_fork
 from jsonqueue.client.consumer import Consumer, _Bell
 from jsonqueue.client.intake import check_id
 from jsonqueue.client.outcome import Cancel, Retry, forks
@@ -516,18 +517,8 @@ def test_a_process_that_a_handler_forks_has_signals_of_its_own() -> None:
     """``Process.terminate()`` of multiprocessing ends it, and not the consumer; Ctrl-C, which the terminal sends to it too, is left to the
     consumer."""
     bell = _Bell()
-
-    def end_a_fork(number: int) -> int:
-        forked = os.fork()
-        if not forked:
-            try:
-                signal.raise_signal(number)
-            finally:
-                os._exit(7)
-        return os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
-
     with bell.hung() as ear, bell.rung_by_signals():
-        ended = [Side(lambda number=number: end_a_fork(number)).result() for number in (signal.SIGTERM, signal.SIGINT)]
+        ended = [Side(lambda number=number: signal_to_a_fork(number)).result() for number in (signal.SIGTERM, signal.SIGINT)]
         rung = select.select([ear], [], [], 0)[0]
     assert ended == [-signal.SIGTERM, 7]
     assert not rung
