@@ -273,14 +273,14 @@ class Dispatcher:
         """The next moment of the monotonic clock at which something is due."""
         return earliest(self._orphans.until_ms if self._orphans else None, self._seats.next_expiry_ms())
 
-    def pushed_late(self, turn: Turn, overdue: list[tuple[int, StoredTask]], now: Now) -> None:
-        """What this turn pushes has waited for room on the disk until now, and nothing was decided since: its leases begin now.
+    def pushed_late(self, turn: Turn, overdue: list[StoredTask], now: Now) -> None:
+        """What this turn pushes has waited for the disk until now, and nothing was decided since: its leases begin now.
 
         What was held back of it, ``overdue``, is leased by the log and was never sent: it comes back, and the next tick ends it.
         """
-        for _, task in overdue:
+        for task in overdue:
             self._seats.take_away(task.token)
-        for record in decide_return([task for _, task in overdue]):
+        for record in decide_return(overdue):
             self._commit(record, now)
         for peer in dict.fromkeys(peer for peer, _ in turn.pushes):
             if seat := self._seats.get(peer):  # else it joined and left in that turn

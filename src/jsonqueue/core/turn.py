@@ -28,13 +28,13 @@ class Turn:
         self.pushes: list[tuple[int, Event]] = []
         self.answers: list[tuple[int, Event]] = []
 
-    def hold_back_overdue(self, now_ms: int) -> list[tuple[int, StoredTask]]:
-        """Leave out of the pushes what has a deadline that is over by now (wall clock); what was left out, and who was to have it."""
-        overdue: list[tuple[int, StoredTask]] = []
+    def hold_back_overdue(self, now_ms: int) -> list[StoredTask]:
+        """Leave out of the pushes, and return, the tasks whose deadline is over by now (wall clock)."""
+        overdue: list[StoredTask] = []
         pushes: list[tuple[int, Event]] = []
         for peer, event in self.pushes:
             if isinstance(event, Assign) and (late := [task for task in event.tasks if 0 < task.deadline_ms <= now_ms]):
-                overdue += ((peer, task) for task in late)
+                overdue += late
                 in_time = [task for task in event.tasks if not 0 < task.deadline_ms <= now_ms]
                 pushes += [(peer, Assign(in_time))] if in_time else []
             else:
