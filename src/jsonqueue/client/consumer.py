@@ -38,6 +38,7 @@ from jsonqueue.client.intake import check_id
 from jsonqueue.client.limits import Limits
 from jsonqueue.client.naming import name_for, own_name
 from jsonqueue.client.outcome import forks, run_here
+from jsonqueue.client.patience import is_longer
 from jsonqueue.client.presence import register
 from jsonqueue.client.program import Program, ProgramRunner
 from jsonqueue.client.session import Session
@@ -305,11 +306,7 @@ def _check_options(concurrency: Any, timeout: Any, limits: object) -> None:
         raise TypeError(f"concurrency is {concurrency!r}: give a whole number") from None
     if concurrency < 1:
         raise ValueError(f"concurrency is {concurrency}, and must be at least 1")
-    try:
-        too_short = timeout is not None and not timeout > 0
-    except TypeError:
-        raise TypeError(f"timeout is {timeout!r}: give seconds, or None") from None
-    if too_short:
+    if not is_longer(timeout, 0):
         raise ValueError(f"timeout is {timeout!r}, and must be more than 0 seconds")
     if limits is not None and not isinstance(limits, Limits):
         raise TypeError(f"limits is {limits!r}: give Limits(...), or None")

@@ -6,16 +6,20 @@ from jsonqueue.clock import Clock
 from jsonqueue.errors import BrokerUnavailable
 from jsonqueue.waits import FOR_EVER_S
 
-__all__ = ["Patience", "require_timeout"]
+__all__ = ["Patience", "is_longer", "require_timeout"]
+
+
+def is_longer(timeout: float | None, seconds: float) -> bool:
+    """Whether a timeout (None: for ever) is longer than so many seconds. Raises ``TypeError`` for what is none."""
+    try:
+        return timeout is None or timeout > seconds
+    except TypeError:
+        raise TypeError(f"timeout is {timeout!r}: give seconds, or None") from None
 
 
 def require_timeout(seconds: float | None) -> float | None:
     """The timeout, if it is one: seconds, or None for ever. Raises ``TypeError`` or ``ValueError``."""
-    try:
-        is_one = seconds is None or seconds >= 0
-    except TypeError:
-        raise TypeError(f"timeout is {seconds!r}: give seconds, or None") from None
-    if not is_one:
+    if not (is_longer(seconds, 0) or seconds == 0):
         raise ValueError(f"timeout is {seconds!r}, and must be at least 0 seconds (or None: for ever)")
     return seconds
 
@@ -24,10 +28,7 @@ class Patience:
     """A timeout that runs through several waits. ``seconds`` None (or more than a machine lives): for ever."""
 
     def __init__(self, seconds: float | None, clock: Clock) -> None:
-        try:
-            self.seconds = None if seconds is not None and seconds > FOR_EVER_S else seconds
-        except TypeError:
-            raise TypeError(f"timeout is {seconds!r}: give seconds, or None") from None
+        self.seconds = None if is_longer(seconds, FOR_EVER_S) else seconds
         self._clock = clock
         self._until_ms: float | None = None
         self._told: BrokerUnavailable | None = None
