@@ -75,16 +75,16 @@ def prepare(task: TaskIn[Any], *, task_id: str, config: Config) -> StoredTaskIn:
 
 def check_id(task_id: object) -> str:
     """The id, if it is one."""
-    if isinstance(task_id, str) and _is_id(task_id):
-        return task_id
     if not isinstance(task_id, str):
         raise InvalidTask(
             f"invalid id {repr(task_id)[:200]}: an id is a str, and this is of type {type(task_id).__name__}", hint="give it as a str"
         )
-    raise InvalidTask(
-        f"invalid id {task_id[:200]!r}",
-        hint="an id is 1 to 128 letters, digits and . _ : @ -, and begins with a letter or a digit",
-    )
+    if not _is_id(task_id):
+        raise InvalidTask(
+            f"invalid id {task_id[:200]!r}",
+            hint="an id is 1 to 128 letters, digits and . _ : @ -, and begins with a letter or a digit",
+        )
+    return task_id
 
 
 def _check_fields(task: TaskIn[Any], task_id: str, after: tuple[str, ...]) -> None:
