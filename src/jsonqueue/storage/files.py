@@ -173,6 +173,7 @@ class RealFiles:
     def open(self, name: str, *, create: bool = False) -> int:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # NONBLOCK: a planted FIFO must not hang the broker
         # Not O_APPEND: on Linux pwrite would append, too.
+        # Of all files the settings alone are the user's, who may well have made them read-only.
         flags |= os.O_RDONLY if self.read_only or name == CONFIG_FILE else os.O_RDWR
         if create:
             self._check()
