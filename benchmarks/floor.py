@@ -8,7 +8,7 @@ python benchmarks/floor.py --publishers 1 8 --runs 5
 
 The processes stand as jsonqueue's do, say as much to each other, and write and sync as often; a turn takes in all that has come, so that
 batches grow here too. But nothing is looked at, kept or checked: a line is a line. So no queue in Python whose broker is a process of
-its own can be faster, one by one, and `jsonqueue bench publish both --no-batch` tells how near it comes.
+its own can be faster, one by one, and `jsonqueue bench publish both latency --no-batch` tells how near it comes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from itertools import chain
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 _LINE = b"x" * 241 + b"\n"
@@ -34,6 +34,9 @@ _ROOM_LINES = 8
 """Lines written at once, at most, for each publisher and worker."""
 _TASK = b"t" * 200
 _WORD = b"w" * 60
+_WARM = 100
+_PAUSE_S = 0.003
+"""As `jsonqueue bench latency` does it."""
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -50,33 +53,54 @@ def publish_rate(folder: Path, *, publishers: int, tasks: int) -> float:
 
 def both_rate(folder: Path, *, publishers: int, workers: int, tasks: int) -> float:
     """The same while workers are given each line, and what they say of it is made durable as well."""
-    with _cast() as start, _files(folder) as (log, other_log):
-        ours, theirs = _pipes(publishers)
-        bosses, hands = _pipes(workers)
-        (out,), (marks,) = _pipes(1)
-        told, tells = _pipes(2 + workers)
-        start(_first, theirs, out, tells[0], log, publishers * tasks)
-        start(_second, marks, bosses, tells[1], other_log, publishers * tasks)
-        for hand, tell in zip(hands, tells[2:], strict=True):
-            start(_worker, hand, tell)
-        for one in told:
-            one.recv_bytes()  # all are there
+    with _cast() as start, _files(folder) as logs:
+        ours, (_, second, *_) = _chain(start, logs, publishers=publishers, workers=workers, tasks=publishers * tasks)
         began, _ = _run_publishers(start, ours, tasks)
-        told[1].recv_bytes()
+        second.recv_bytes()
         return publishers * tasks / (time.monotonic() - began)
+
+
+def latencies_ms(folder: Path, *, tasks: int) -> list[float]:
+    """How long each line of one publisher, a few milliseconds after the last, takes to a worker, synced once on its way."""
+    with _cast() as start, _files(folder) as logs:
+        ours, (_, _, worker) = _chain(start, logs, publishers=1, workers=1, tasks=_WARM + tasks)
+        report = _begin_publishers(start, ours, _WARM + tasks, _PAUSE_S)[0]
+        *sent, _ = report.recv()
+        came: list[float] = worker.recv()
+        return [1000 * (there - here) for here, there in zip(sent, came, strict=True)][_WARM:]
+
+
+def _chain(
+    start: Callable[..., None], logs: tuple[str, str], *, publishers: int, workers: int, tasks: int
+) -> tuple[list[Connection], list[Connection]]:
+    """Start all but the publishers: their Pipes, and those on which the first, the second and each worker tell something in the end."""
+    ours, theirs = _pipes(publishers)
+    bosses, hands = _pipes(workers)
+    (out,), (marks,) = _pipes(1)
+    told, tells = _pipes(2 + workers)
+    start(_first, theirs, out, tells[0], logs[0], tasks)
+    start(_second, marks, bosses, tells[1], logs[1], tasks)
+    for hand, tell in zip(hands, tells[2:], strict=True):
+        start(_worker, hand, tell, tasks)
+    for one in told:
+        one.recv_bytes()  # all are there
+    return ours, told
 
 
 # ── who takes part ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _publisher(pipe: Connection, report: Connection, tasks: int) -> None:
+def _publisher(pipe: Connection, report: Connection, tasks: int, pause_s: float) -> None:
     report.send_bytes(_WORD)
     report.recv_bytes()
-    began = time.monotonic()
+    times = []
     for _ in range(tasks):
+        times.append(time.monotonic())
         pipe.send_bytes(_TASK)
         pipe.recv_bytes()
-    report.send((began, time.monotonic()))
+        if pause_s:
+            time.sleep(pause_s)
+    report.send([*times, time.monotonic()])
 
 
 def _first(clients: list[Connection], onward: Connection | None, tell: Connection, path: str, tasks: int) -> None:
@@ -115,12 +139,15 @@ def _second(marks: Connection, workers: list[Connection], tell: Connection, path
             tell.send_bytes(_WORD)
 
 
-def _worker(pipe: Connection, tell: Connection) -> None:
-    ready = _selector([pipe])
+def _worker(pipe: Connection, tell: Connection, tasks: int) -> None:
+    ready, came = _selector([pipe]), []
     tell.send_bytes(_WORD)
     while ready.get_map():
         for _ in _received(ready):
+            came.append(time.monotonic())
             pipe.send_bytes(_WORD)
+            if len(came) == tasks:  # all of them: it is the only one
+                tell.send(came)
 
 
 class _Log:
@@ -149,15 +176,20 @@ class _Log:
 
 def _run_publishers(start: Callable[..., None], pipes: list[Connection], tasks: int) -> tuple[float, float]:
     """Let all of them do their tasks; when the first began, and when the last ended: to start their processes is in neither."""
+    times: list[list[float]] = [report.recv() for report in _begin_publishers(start, pipes, tasks, pause_s=0)]
+    return min(began for began, *_ in times), max(ended for *_, ended in times)
+
+
+def _begin_publishers(start: Callable[..., None], pipes: list[Connection], tasks: int, pause_s: float) -> list[Connection]:
+    """Let them begin, once all are there. Each tells on one of these Pipes when it began each of its tasks, and when it ended."""
     reports, theirs = _pipes(len(pipes))
     for pipe, report in zip(pipes, theirs, strict=True):
-        start(_publisher, pipe, report, tasks)
+        start(_publisher, pipe, report, tasks, pause_s)
     for report in reports:
         report.recv_bytes()
     for report in reports:
         report.send_bytes(_WORD)
-    spans: list[tuple[float, float]] = [report.recv() for report in reports]
-    return min(began for began, _ in spans), max(ended for _, ended in spans)
+    return reports
 
 
 @contextmanager
@@ -221,14 +253,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to be measured (default: here)")
     given = parser.parse_args()
     rates: dict[str, list[float]] = defaultdict(list)
+    waited: dict[str, list[float]] = defaultdict(list)
     for _ in range(given.runs):
         for publishers in given.publishers:
             alone = publish_rate(given.folder, publishers=publishers, tasks=given.tasks)
             both = both_rate(given.folder, publishers=publishers, workers=given.workers, tasks=given.tasks)
             rates[f"publish one by one, {publishers} publishers"].append(alone)
             rates[f"both one by one, {publishers} publishers, {given.workers} workers"].append(both)
+        waits = quantiles(latencies_ms(given.folder, tasks=1000), n=100)
+        waited["p50"].append(waits[49])
+        waited["p99"].append(waits[98])
     for name, values in rates.items():
         print(f"{name:45} {median(values):8,.0f} /s   {min(values):,.0f} – {max(values):,.0f}")
+    for share, values in waited.items():
+        print(f"{'from a publisher to a worker, ' + share:45} {median(values):8.2f} ms   {min(values):.2f} – {max(values):.2f}")
 
 
 if __name__ == "__main__":

@@ -427,8 +427,8 @@ class Dispatcher:
         """Figures for whoever watches the broker."""
         return {
             "tasks": len(self.state.tasks),
-            "ready": len(self._ready) + len(self._suspects),
-            "scheduled": len(self._scheduled),
+            "ready": self._ready.count() + self._suspects.count(),
+            "scheduled": self._scheduled.count(),
             "in_progress": self.held + len(self._orphans),
             "consumers": len(self._seats),
             "waiting": len(self._seats.waiting),

@@ -12,6 +12,7 @@ import heapq
 from bisect import insort
 from collections import deque
 
+from jsonqueue.core.timetable import are_a_burden, are_miscounted
 from jsonqueue.task import StoredTask, TaskStatus
 
 __all__ = ["ReadyQueue", "weight_of"]
@@ -29,10 +30,6 @@ def weight_of(task: StoredTask) -> int:
     if task.history:
         weight += len(task.reason) + sum([len(attempt.error) + _ATTEMPT_BYTES for attempt in task.history])
     return weight
-
-
-_FEW = 1_024
-"""To hold so many tasks that have ended is no burden."""
 
 
 class _Lane:
@@ -76,8 +73,14 @@ class ReadyQueue:
     def ended(self, count: int) -> None:
         """So many tasks have ended, some of which may be queued here."""
         self._ended += count
-        if self._ended > _FEW and 2 * self._ended > self._entries:
+        if are_a_burden(self._ended, self._entries):
             self._clear_out()
+
+    def count(self) -> int:
+        """How many are ready: exactly, where they are not too many to look at; or else a 64th more at most."""
+        if are_miscounted(self._ended, self._entries):
+            self._clear_out()
+        return self._entries
 
     def _clear_out(self) -> None:
         for lane in self._lanes.values():

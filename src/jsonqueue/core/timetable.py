@@ -7,11 +7,24 @@ from collections.abc import Callable
 
 from jsonqueue.task import StoredTask
 
-__all__ = ["Timetable", "earliest"]
+__all__ = ["Timetable", "are_a_burden", "are_miscounted", "earliest"]
 
 
 _FEW = 1_024
 """To hold so many stale entries is no burden."""
+_SOON_LOOKED_THROUGH = 10_000
+_SHARE = 64
+"""Of more entries than that, one in so many may be counted too many."""
+
+
+def are_a_burden(ended: int, entries: int) -> bool:
+    """Whether of so many entries those that have ended, at most so many, are to be let go."""
+    return ended > _FEW and 2 * ended > entries
+
+
+def are_miscounted(ended: int, entries: int) -> bool:
+    """Whether whoever wants to know how many there are is to be told without those that have ended."""
+    return ended > 0 and (entries <= _SOON_LOOKED_THROUGH or _SHARE * ended > entries)
 
 
 def earliest(*moments: int | None) -> int | None:
@@ -46,8 +59,14 @@ class Timetable:
     def ended(self, count: int) -> None:
         """So many tasks have ended, some of which may be noted here."""
         self._ended += count
-        if self._ended > _FEW and 2 * self._ended > len(self._heap):
+        if are_a_burden(self._ended, len(self._heap)):
             self._clear_out()
+
+    def count(self) -> int:
+        """How many are meant: exactly, where they are not too many to look at; or else a 64th more at most."""
+        if are_miscounted(self._ended, len(self._heap)):
+            self._clear_out()
+        return len(self._heap)
 
     def _clear_out(self) -> None:
         """Of a time that is far off, a task that ended long ago would be held until then, once for each time that it was noted."""
