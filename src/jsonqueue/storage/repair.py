@@ -7,13 +7,11 @@ same files. Only with ``accept_loss`` is anything given up, and then it is liste
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from msgspec import Raw, Struct, json
 from msgspec.structs import replace
 
 from jsonqueue.clock import Clock, SystemClock
@@ -21,7 +19,8 @@ from jsonqueue.core.state import QueueState
 from jsonqueue.errors import CorruptQueue, DiskFull, LockLost, StorageError, UnreadableFile, UnsupportedFormat
 from jsonqueue.storage.archive import Archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, rebuild
-from jsonqueue.storage.codec import UNREADABLE, Position
+from jsonqueue.storage.codec import UNREADABLE
+from jsonqueue.storage.editing import read_edit
 from jsonqueue.storage.files import Files, read_around, write_all
 from jsonqueue.storage.folder import ARCHIVE, load_config, open_folder
 from jsonqueue.storage.locks import hold_all
@@ -30,7 +29,6 @@ from jsonqueue.storage.mending import Flaw, flaw_of, mended
 from jsonqueue.storage.queue_file import (
     PREVIOUS,
     QUEUE,
-    UTF8_MARK,
     ArchiveMark,
     EditedQueue,
     QueueHeader,
@@ -44,11 +42,10 @@ from jsonqueue.storage.queue_file import (
 from jsonqueue.storage.recovery import fold_logs, load_state
 from jsonqueue.storage.salvage import Salvage, salvage
 from jsonqueue.storage.segments import LogKind, MissingBatches, Segment, chain_of, segments_of
-from jsonqueue.task import ID_PATTERN, StoredTask
+from jsonqueue.task import StoredTask
 
 __all__ = ["Finding", "Report", "examine", "mend", "repair", "verify"]
 
-_is_id = re.compile(ID_PATTERN).fullmatch
 _MEND = (
     "`jsonqueue repair` mends what can be mended without loss; "
     "`jsonqueue repair --accept-loss` puts the files as they are aside, and keeps what is whole"
@@ -359,61 +356,16 @@ def _told_through(files: Files) -> Cut | None:
     return Cut(header.progress_through, header.published_through) if header else None
 
 
-class _Document(Struct, kw_only=True):
-    """A queue.json that a person edited: its members in any form, and none that others rest on left out."""
-
-    format: Literal["jsonqueue"]
-    version: Literal[1]
-    published_through: Position
-    progress_through: Position
-    chains: tuple[str, str]
-    last_task: int
-    epochs: tuple[int, int]
-    tasks: list[StoredTask]
-
-
 def _accept_edit(files: Files, aside: _Aside, done: list[str]) -> None:
-    data = _bytes_of(files, QUEUE).removeprefix(UTF8_MARK)
-    try:
-        header, tasks = json.decode(data, type=QueueHeader), json.decode(data, type=_Document).tasks
-    except UNREADABLE as error:
-        raise CorruptQueue(QUEUE, offset=0, why=f"the edit cannot be taken: {error}") from None
-    _check_edit(tasks, header)
-    for task in tasks:  # One task, one line, however the editor laid it out.
-        task.data = Raw(json.format(bytes(task.data), indent=-1))
-        task.result = task.result and Raw(json.format(bytes(task.result), indent=-1))
-    tasks.sort(key=lambda task: task.number)
-    fold_logs(files, header, QueueState(json.decode(data, type=_Document).tasks))
+    data = _bytes_of(files, QUEUE)
+    header, tasks = read_edit(data)
+    fold_logs(files, header, QueueState(read_edit(data)[1]))  # Whether the logs go on from there; it changes the tasks.
     aside.keep(QUEUE)
     for name in files.list(PREVIOUS):  # It leads to the queue.json as it was before the edit.
         aside.keep(f"{PREVIOUS}/{name}")
     _write_queue(files, header, tasks)
     _remove(files, [f"{PREVIOUS}/{name}" for name in files.list(PREVIOUS)])
     done.append(f"{QUEUE} was taken as it was edited ({len(tasks)} tasks); the files as they were are in {aside.folder}/")
-
-
-def _check_edit(tasks: list[StoredTask], header: QueueHeader) -> None:
-    ids: set[str] = set()
-    numbers: set[int] = set()
-    for task in tasks:
-        wrong = (
-            "that is no id: 1 to 128 letters, digits and . _ : @ -, beginning with a letter or a digit" if not _is_id(task.id)
-            else "there are two tasks of this id" if task.id in ids
-            else f"there are two tasks of number {task.number}" if task.number in numbers
-            else f"its number {task.number} is not between 1 and last_task, {header.last_task}" if not 0 < task.number <= header.last_task
-            else "a time of it is none: milliseconds since 1970, 13 digits at most" if not all(0 <= ms < 10**13 for ms in _times_of(task))
-            else ""
-        )  # fmt: skip
-        if wrong:
-            raise CorruptQueue(QUEUE, offset=0, why=f"the edit cannot be taken: task {task.id}: {wrong}; new tasks are to be published")
-        ids.add(task.id)
-        numbers.add(task.number)
-
-
-def _times_of(task: StoredTask) -> Iterator[int]:
-    yield from (task.published_ms, task.run_at_ms, task.deadline_ms, task.started_ms, task.finished_ms)
-    for attempt in task.history:
-        yield from (attempt.started_ms, attempt.ended_ms)
 
 
 def _write_queue(files: Files, header: QueueHeader, tasks: list[StoredTask]) -> None:
