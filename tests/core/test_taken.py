@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tracemalloc
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jsonqueue.core.shelves import Shelves
 from jsonqueue.core.taken import TakenIds
 
 _PREFIXES = st.sampled_from(["a", "b", "a-b", "order"])
@@ -26,10 +28,10 @@ _STEPS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(_STEPS)
-def test_taken_ids_are_a_dict_that_takes_less_room(steps: list[tuple[str, list[str]]]) -> None:
+@given(_STEPS, st.sampled_from([0, 3, 4096]))
+def test_taken_ids_are_a_dict_that_takes_less_room(steps: list[tuple[str, list[str]]], young_max: int) -> None:
     """Published in batches that count on or do not, forgotten in any order, published again: the same ids with the same numbers."""
-    taken, model, number = TakenIds(), dict[str, int](), 1
+    taken, model, number = TakenIds(young_max=young_max), dict[str, int](), 1
     for what, ids in steps:
         if what == "publish":
             free = len(set(ids)) == len(ids) and model.keys().isdisjoint(ids)
@@ -42,7 +44,7 @@ def test_taken_ids_are_a_dict_that_takes_less_room(steps: list[tuple[str, list[s
         else:
             assert [taken.get(task_id) for task_id in ids] == [model.get(task_id) for task_id in ids]
             # Of every seventh there is an old story only: that was another task of the same id.
-            gone = {task_id: model.get(task_id, 1) - (place % 7 == 6) for place, task_id in enumerate(ids)}
+            gone = {task_id: max(1, model.get(task_id, 1) - (place % 7 == 6)) for place, task_id in enumerate(ids)}
             taken.discard(gone)
             model = {task_id: number for task_id, number in model.items() if gone.get(task_id) != number}
         assert len(taken) == len(model)
@@ -77,6 +79,35 @@ def test_ids_that_count_on_take_next_to_no_room() -> None:
     finally:
         tracemalloc.stop()
     assert not taken
+
+
+def test_ids_of_ones_own_take_a_quarter_of_what_a_dict_takes() -> None:
+    """Forty bytes each, the last few thousand of them being in a dict; and next to none once they are forgotten."""
+    chance = Random(1)
+    ids = [f"order-{chance.getrandbits(40):010x}" for _ in range(100_000)]
+    numbers = list(range(1, 100_001))
+    tracemalloc.start()
+    try:
+        taken, before = TakenIds(), tracemalloc.get_traced_memory()[0]
+        for first in range(0, 100_000, 1_000):
+            taken.add(ids[first : first + 1_000], first + 1)
+        assert tracemalloc.get_traced_memory()[0] - before < 40 * 100_000
+        assert [taken[task_id] for task_id in ids] == numbers
+        taken.discard(dict(zip(ids, numbers, strict=True)))
+        assert tracemalloc.get_traced_memory()[0] - before < 1 * 100_000
+    finally:
+        tracemalloc.stop()
+    assert not taken
+
+
+def test_shelves_divide_evenly() -> None:
+    """However many there are: none is searched for long."""
+    shelves = Shelves()
+    for number in range(1, 5_001):
+        shelves.add([(f"id{number}", number)])
+        if number % 97 == 0:
+            assert max(text.count(" ") for text in shelves._texts) < 80
+    assert sorted(shelves) == sorted(f"id{number}" for number in range(1, 5_001))
 
 
 def test_so_do_ids_that_count_on_and_come_one_by_one() -> None:

@@ -326,6 +326,9 @@ BUGS = (
     Bug("an id that was forgotten in a run stays taken", "core", "core/taken.py",
         "            run.numbers[offset] = 0\n", ""),
     Bug("a second run of the same ids is taken for new ones", "core", "core/taken.py", "run.first + len(run.numbers) > counter", "False"),
+    Bug("an id that has moved to another shelf is free again", "core", "core/shelves.py", " & bit > 0", " & 1 > 0"),
+    Bug("a forget message about an earlier task drops a new one's id from its shelf", "core", "core/taken.py",
+        "shelved.get(task_id) == number", "shelved.get(task_id)"),
     # whose the folder is, and what is waited for
     Bug("a lock is taken for held without the kernel's word", "race", "storage/locks.py",
         "        lock._acquire(timeout)\n", "        pass\n"),

@@ -71,6 +71,10 @@ UNSEEN: dict[str, tuple[str, ...]] = {
         "an id that was forgotten in a run stays taken",
         "a second run of the same ids is taken for new ones",
     ),
+    "the ids of these worlds are too few for shelves": (
+        "an id that has moved to another shelf is free again",
+        "a forget message about an earlier task drops a new one's id from its shelf",
+    ),
     "it costs room, a file or a false report, and breaks no promise": (
         "a batch is refused because its padding does not fit",
         "a segment with padding is not known to be in its copy",

@@ -1,15 +1,17 @@
 """The ids that are taken, each with the number of its task, in as little memory as it goes.
 
 Most ids count on: ``k3jqd7m2xw5abc-1001``, ``…-1002``, and so on, as publishers make them, in batches or one by one. They are kept as runs:
-the first counter, and the number of each task. So a million ids take eight megabytes instead of a hundred and forty. Every other id has its
-own entry in a dict.
+the first counter, and the number of each task. So a million ids take eight megabytes instead of a hundred and forty. Every other id has an
+entry in a dict at first, where it is dealt with quickest; when there are many of these, they go on shelves, where they take some thirty.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from jsonqueue.core.shelves import Shelves, can_be_shelved
 
 __all__ = ["TakenIds"]
 
@@ -17,6 +19,8 @@ _RUN_MIN, _RUN_MAX = 16, 4096
 """Fewer ids take less as entries of their own; more would keep the memory of those that are gone for too long."""
 
 _DIGITS_MAX = 18
+_YOUNG_MAX = 4096
+"""So many ids may have entries of their own: few enough that to shelve them all takes no longer than to sync once or twice."""
 
 
 class _Run:
@@ -66,27 +70,34 @@ class _Series:
 class TakenIds(Mapping[str, int]):
     """Id → task number."""
 
-    __slots__ = ("_in_runs", "_series", "_single")
+    __slots__ = ("_in_runs", "_series", "_shelved", "_single", "_young_max")
 
-    def __init__(self, numbers: Mapping[str, int] | None = None) -> None:
+    def __init__(self, numbers: Mapping[str, int] | None = None, *, young_max: int = _YOUNG_MAX) -> None:
         self._single: dict[str, int] = dict(numbers or {})
+        self._shelved = Shelves()
+        self._young_max = young_max
         self._series: dict[str, _Series] = {}
         self._in_runs = 0
 
     def __len__(self) -> int:
-        return len(self._single) + self._in_runs
+        return len(self._single) + len(self._shelved) + self._in_runs
 
     def __iter__(self) -> Iterator[str]:
         yield from self._single
+        yield from self._shelved
         for prefix, series in self._series.items():
             for run in series.runs:
                 yield from (f"{prefix}-{counter}" for counter, there in enumerate(run.numbers, run.first) if there)
 
     def __contains__(self, task_id: object) -> bool:
-        return isinstance(task_id, str) and (task_id in self._single or self._in_run(task_id) is not None)
+        return isinstance(task_id, str) and (
+            task_id in self._single or self._shelved.get(task_id) is not None or self._in_run(task_id) is not None
+        )
 
     def __getitem__(self, task_id: str) -> int:
         if (number := self._single.get(task_id)) is not None:
+            return number
+        if (number := self._shelved.get(task_id)) is not None:
             return number
         if (found := self._in_run(task_id)) is None:
             raise KeyError(task_id)
@@ -95,10 +106,13 @@ class TakenIds(Mapping[str, int]):
 
     def discard(self, gone: Mapping[str, int]) -> None:
         """Forget these, each only if it still stands for the task of that number."""
-        single, run, stem, offset = self._single, _NO_RUN, "", 0
+        single, shelved, run, stem, offset = self._single, self._shelved, _NO_RUN, "", 0
         for task_id, number in gone.items():
             if single.get(task_id) == number:
                 del single[task_id]
+                continue
+            if shelved and shelved.get(task_id) == number:
+                shelved.remove(task_id, number)
                 continue
             offset += 1  # neighbours leave together: most often it is the one after the one before
             if offset >= len(run.numbers) or run.numbers[offset] != number or task_id != f"{stem}{run.first + offset}":
@@ -114,6 +128,11 @@ class TakenIds(Mapping[str, int]):
 
     def add(self, ids: list[str], first: int) -> None:
         """These are taken from now on, by tasks with the numbers from ``first`` on. None of them was."""
+        self._add(ids, first)
+        if len(self._single) > self._young_max:
+            self._shelve()
+
+    def _add(self, ids: list[str], first: int) -> None:
         if len(ids) == 1:
             self._add_one(ids[0], first)
             return
@@ -140,6 +159,13 @@ class TakenIds(Mapping[str, int]):
         else:
             self._single[task_id] = number
 
+    def _shelve(self) -> None:
+        """All that can be: mostly that is all there are."""
+        odd = () if can_be_shelved("".join(self._single)) else [task_id for task_id in self._single if not can_be_shelved(task_id)]
+        left = {task_id: self._single.pop(task_id) for task_id in odd}
+        self._shelved.add(self._single.items())
+        self._single = left
+
     def _begin(self, prefix: str, counter: int, numbers: Sequence[int]) -> None:
         self._series.setdefault(prefix, _Series()).add(_Run(counter, numbers))
         self._in_runs += len(numbers)
@@ -155,11 +181,15 @@ class TakenIds(Mapping[str, int]):
         """Whether none of these is taken and none comes twice. Of many it may say no where a look at each would have found them free."""
         counting = _counting(ids)
         if counting is not None:
-            return not self._overlaps(*counting, len(ids)) and (not self._single or self._single.keys().isdisjoint(ids))
+            return not self._overlaps(*counting, len(ids)) and self._none_by_itself(ids)
         fresh = set(ids)
-        if len(fresh) < len(ids) or not self._single.keys().isdisjoint(fresh):
+        if len(fresh) < len(ids) or not self._none_by_itself(fresh):
             return False
         return not self._series or all(self._in_run(task_id) is None for task_id in fresh)
+
+    def _none_by_itself(self, ids: Collection[str]) -> bool:
+        """Whether none of these is taken outside of the runs."""
+        return (not self._single or self._single.keys().isdisjoint(ids)) and (not self._shelved or self._shelved.are_free(ids))
 
     def _overlaps(self, prefix: str, counter: int, count: int) -> bool:
         series = self._series.get(prefix)
