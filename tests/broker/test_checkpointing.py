@@ -142,11 +142,14 @@ def test_nothing_happens_before_the_interval_nor_without_news(stage):
 
 
 def test_a_large_queue_waits_until_the_logs_are_worth_it(stage):
-    """A checkpoint is due when the logs are as long as queue.json, or as a segment may be: else most of it would be copying."""
+    """A checkpoint is due when the logs are twice as long as queue.json, or as a segment may be: else too much of it would be copying."""
     stage.files.sizes["queue.json"] = 8 << 20
     stage.after(100)
     assert stage.posted == []
-    stage.files.sizes["published-1-1.jsonl"] = 8 << 20
+    stage.files.sizes["published-1-1.jsonl"] = (16 << 20) - 501  # the other log has 500
+    stage.after(100)
+    assert stage.posted == []
+    stage.files.sizes["published-1-1.jsonl"] += 1
     stage.after(100)
     assert stage.posted == [(PUBLISHER, Rotate(1))]
 

@@ -6,9 +6,9 @@
 3. The PublisherBroker hears which ids have left: those of earlier attempts too, which may have failed behind the very moment of it.
 
 A broker that dies during 1 ends the attempt. At any later step the files alone say how to go on. Small queues are checkpointed at each
-flush interval in which something happened. For a large one that would be mostly copying: there the logs grow as large as queue.json is, or
-to the limit of a segment, first, or so much time passes that the copy comes to 256 KiB a second; and it takes no more than a tenth of the
-time. So what checkpoints write is at most in proportion to what the logs do, or next to nothing.
+flush interval in which something happened. For a large one that would be mostly copying: there the logs grow twice as large as queue.json
+is, or to the limit of a segment, first, or so much time passes that the copy comes to 256 KiB a second; and it takes no more than a tenth
+of the time. So what checkpoints write is at most in proportion to what the logs do, or next to nothing.
 
 A checkpoint that finds no room has filled the disk with its draft before it knows. So the next tries become rarer, down to one a minute,
 until one succeeds; one that somebody asks for is made at once.
@@ -36,6 +36,8 @@ from jsonqueue.storage.queue_file import ChangedQueue
 __all__ = ["Checkpointing"]
 
 _COPIED_BYTES_A_MS = 256
+_TIMES = 2
+"""So much larger than queue.json the logs grow before it is copied. More would save less, and be read again by whoever starts."""
 _IDS_AT_ONCE = 50_000
 _SHARE = 10
 """A checkpoint that took 1 s is followed by 9 s without one."""
@@ -148,7 +150,7 @@ class Checkpointing:
             queue_bytes, logs_bytes = queue[1] if queue else 0, log_bytes(self._files)
         except OSError:
             return True  # No file may be opened now, not even the folder: the attempt will say so.
-        if logs_bytes >= min(queue_bytes, self._config.segment_max_bytes):
+        if logs_bytes >= min(_TIMES * queue_bytes, self._config.segment_max_bytes):
             return True
         waited_ms = self._clock.monotonic_ms() - self._copied_ms
         return queue_bytes <= _COPIED_BYTES_A_MS * max(waited_ms, self._config.flush_interval_ms)
