@@ -19,8 +19,8 @@ _RUN_MIN, _RUN_MAX = 16, 4096
 """Fewer ids take less as entries of their own; more would keep the memory of those that are gone for too long."""
 
 _DIGITS_MAX = 18
-_YOUNG_MAX = 4096
-"""So many ids may have entries of their own: few enough that to shelve them all takes no longer than to sync once or twice."""
+_YOUNG_MAX = 1024
+"""So many ids may have entries of their own: to shelve them all takes 1 or 2 ms, which somebody waits for."""
 
 
 class _Run:
