@@ -12,7 +12,7 @@ import pytest
 
 from jsonqueue.config import CONFIG_FILE, Config
 from jsonqueue.core.records import Cancelled, encode_records
-from jsonqueue.errors import CorruptQueue, DiskFull, StorageError
+from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, UnreadableFile
 from jsonqueue.storage.archive import committed_archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, checkpoint, clear_draft, final_checkpoint
 from jsonqueue.storage.codec import START, Position
@@ -326,17 +326,37 @@ def test_an_archive_that_cannot_be_cut_is_closed(queue: Queue) -> None:
 
 
 def test_an_archive_that_was_taken_away_begins_anew(queue: Queue) -> None:
-    """The files are the user's to move, as a whole or in part: what is left is gone on from, in a line of its own."""
+    """The files are the user's to move, as a whole or in part, and to write to: what is left is gone on from, in a line of its own, but for
+    half a line."""
     assert committed_archive(queue.files) == ArchiveMark()
     _retire_one(queue, "a", AT_MS)
     queue.files.unlink("archive/2025-11.jsonl")
     _retire_one(queue, "b", AT_MS)
     assert archived(queue.files, queue.load()) == ["b"]  # type: ignore[arg-type]
-    for left, lines in ((b"", ["c"]), (b"{}\nhalf", ["{}", "half", "d"])):
+    noted = b'{"note":"%b"}\n' % (b"x" * read_header(queue.files).archive.length)
+    for left, lines in ((b"", ["c"]), (b"{}\nhalf", ["{}", "d"]), (noted + b"{}\n", [noted.decode().strip(), "{}", "e"])):
         queue.files.put("archive/2025-11.jsonl", left)  # type: ignore[attr-defined]
         _retire_one(queue, lines[-1], AT_MS)
         *before, last = queue.files.get("archive/2025-11.jsonl").decode().splitlines()  # type: ignore[attr-defined]
         assert (before, json.loads(last)["id"]) == (lines[:-1], lines[-1])
+
+
+def test_an_archive_that_was_changed_and_cannot_be_read_is_gone_on_from(queue: Queue) -> None:
+    """Nobody knows what is in it, so nothing is cut off."""
+    files, name = queue.files, "archive/2025-11.jsonl"
+    assert isinstance(files, MemoryFiles)
+    _retire_one(queue, "a", AT_MS)
+    files.put(name, b"lost\nhalf")
+    files.spoil(name, range(4))
+    _retire_one(queue, "b", AT_MS)
+    files.spoil(name)
+    assert files.get(name).startswith(b'lost\nhalf\n{"id":"b"')
+    files.spoil(name, range(read_header(files).archive.length - 1, 1 << 20))
+    with pytest.raises(UnreadableFile, match=name):
+        _retire_one(queue, "c", AT_MS)
+    files.spoil(name)
+    checkpoint(files, queue.rotate(), config=CONFIG, at_ms=AT_MS)
+    assert files.get(name).count(b"\n") == 4
 
 
 def test_an_archive_that_was_taken_away_for_room_is_no_damage(queue: Queue) -> None:
@@ -373,6 +393,94 @@ def test_a_checkpoint_cut_short_before_a_new_month_leaves_nothing_in_the_old_one
     assert files.get("archive/2025-12.jsonl") == b""
     assert files.get("archive/notes.txt") == b"mine"
     assert archived(files, queue.load()) == ["b"]
+
+
+@pytest.mark.parametrize("months", [0, 1, -1, 2])
+def test_a_first_archiving_that_was_cut_short_leaves_nothing_twice(queue: Queue, months: int) -> None:
+    """No queue.json names an archive yet. Tried again in another month, by whatever clock, it left what it had archived in both."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    _end(queue, "a", "b")
+    _die_at(files, f"create {DRAFT}", queue.rotate(), AT_MS)
+    assert files.get("archive/2025-11.jsonl").count(b"\n") == 2
+    files.put("archive/2025-11.jsonl", files.get("archive/2025-11.jsonl") + b'{"id":"c","num')
+    _end(queue, "c")
+    checkpoint(files, queue.rotate(), config=CONFIG, at_ms=AT_MS + months * 31 * 86_400_000)
+    assert [task_id for _, task_id in _in_the_archive(files)] == ["a", "b", "c"]
+    assert archived(files, queue.check()) == ["a", "b", "c"]
+
+
+def test_what_an_earlier_queue_archived_in_the_folder_is_gone_on_from(queue: Queue) -> None:
+    """Somebody began anew, and kept the archive. The first task that left cut off all that the other queue had archived in that month."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    other = MemoryFiles()
+    _retire_one(Queue(other), "x", AT_MS - 1)
+    before, month = other.get("archive/2025-11.jsonl").replace(b'"published_ms":1763', b'"published_ms":1762'), "archive/2025-11.jsonl"
+    files.put("archive/2025-10.jsonl", before)
+    files.put(month, before)
+    _end(queue, "a")
+    _die_at(files, f"create {DRAFT}", queue.rotate(), AT_MS)
+    checkpoint(files, queue.rotate(), config=CONFIG, at_ms=AT_MS)
+    assert _in_the_archive(files) == [("2025-10", "x"), ("2025-11", "x"), ("2025-11", "a")]
+    assert files.get("archive/2025-10.jsonl") == before
+
+
+def test_an_archive_that_was_shortened_is_gone_on_from_once(queue: Queue) -> None:
+    """What a checkpoint appended that never ended counted as what the user had left, and was archived again."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    for name in ("a", "b", "c"):
+        _retire_one(queue, name, AT_MS)
+    for left, stays in ((None, []), (b'{"id":"z"}\n', [("2025-11", "z")])):
+        files.unlink("archive/2025-11.jsonl")
+        if left is not None:
+            files.put("archive/2025-11.jsonl", left)
+        for name in ("b", "c"):
+            _end(queue, name)
+            _die_at(files, f"create {DRAFT}", queue.rotate(), AT_MS)
+        checkpoint(files, queue.rotate(), config=CONFIG, at_ms=AT_MS)
+        assert _in_the_archive(files) == [*stays, ("2025-11", "b"), ("2025-11", "c")]
+
+
+def test_who_archives_nothing_does_not_look_at_the_archive(tmp_path: Path) -> None:
+    """Somebody put a link in its place. That is refused where it would be used."""
+    files = open_folder(tmp_path / "queue", create=True)
+    queue = Queue(files)
+    (tmp_path / "queue" / "archive").rename(tmp_path / "archive")
+    (tmp_path / "queue" / "archive").symlink_to(tmp_path / "archive")
+    queue.publish("a")
+    queue.checkpoint()
+    with pytest.raises(FolderRefused, match="archive is not a folder of ours"):
+        _retire_one(queue, "b", AT_MS)
+    queue.close()
+    files.shut()
+
+
+def _end(queue: Queue, *ids: str) -> None:
+    queue.publish(*ids)
+    queue.lease(*ids)
+    queue.complete(*ids)
+    queue.retire(*ids)
+
+
+def _die_at(files: MemoryFiles, operation: str, cut: Cut, at_ms: int) -> None:
+    """A checkpoint whose manager is killed there."""
+
+    def kill(number: int, name: str) -> None:
+        if name.startswith(operation):
+            raise PowerCut(name)
+
+    files.fail = kill
+    with pytest.raises(PowerCut):
+        checkpoint(files, cut, config=CONFIG, at_ms=at_ms)
+    files.fail = lambda number, name: None
+
+
+def _in_the_archive(files: MemoryFiles) -> list[tuple[str, str]]:
+    """Month and id of each line that is there, counted or not."""
+    names = files.list("archive")
+    return [(name[:7], json.loads(line)["id"]) for name in names for line in files.get(f"archive/{name}").splitlines()]
 
 
 def test_without_an_archive_retired_tasks_are_dropped(queue: Queue) -> None:

@@ -16,7 +16,7 @@ from jsonqueue.config import CONFIG_FILE
 from jsonqueue.core.records import Cancelled, Died, Due, Failed, Progress, Replayed, Retired, Unleased, encode_records
 from jsonqueue.errors import CorruptQueue, DiskFull, LockLost, ManagerRunning, StorageError, UnreadableFile
 from jsonqueue.storage import repair as repair_module
-from jsonqueue.storage.archive import archive_files, archived_since
+from jsonqueue.storage.archive import Archived, archive_files, archived_since
 from jsonqueue.storage.checkpoint import final_checkpoint
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.folder import open_folder
@@ -1043,11 +1043,37 @@ def test_an_archive_that_cannot_be_read_is_not_taken_for_an_empty_one() -> None:
     """What stands in it would be archived again. It is the user's to move away; then a repair goes on without it."""
     files = MemoryFiles()
     files.put("archive/2025-11.jsonl", b'{"number":1}\n' * 100)
-    assert archived_since(files, ArchiveMark()) == {1}
+    assert archived_since(files, ArchiveMark()) == {Archived(number=1)}
     files.spoil("archive/2025-11.jsonl", range(600, 700))
     with pytest.raises(UnreadableFile, match=r"archive/2025-11\.jsonl cannot be read") as caught:
         archived_since(files, ArchiveMark())
     assert "move it away" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("left", [b"", b'{"id":"other","number":4,"published_ms":1}\n'])
+def test_a_repair_behind_an_archive_that_was_moved_archives_each_task_once(left: bytes) -> None:
+    """Of a file that is shorter than the generation before says, all was appended since; and who had the number in an earlier queue is
+    another task."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in ("a", "b"):
+        _past(queue, task_id)
+    files.put("archive/2025-11.jsonl", left)
+    for task_id in ("c", "d"):
+        _past(queue, task_id, fold=task_id == "c")
+    queue.close()
+    files.put(QUEUE, files.get(QUEUE).replace(b'"last_task"', b'"last.task"'))
+    assert mended(files).ok
+    assert [json.loads(line)["id"] for line in files.get("archive/2025-11.jsonl").splitlines()] == [*(["other"] if left else []), "c", "d"]
+
+
+def _past(queue: Queue, task_id: str, *, fold: bool = True) -> None:
+    queue.publish(task_id)
+    queue.lease(task_id)
+    queue.complete(task_id)
+    queue.retire(task_id)
+    if fold:
+        queue.checkpoint()
 
 
 def test_what_was_retired_is_dropped_by_a_repair_too_where_no_archive_is_kept() -> None:

@@ -19,7 +19,7 @@ from jsonqueue.simulation.trace import precedes
 from jsonqueue.simulation.verdict import Totals, Violation
 from jsonqueue.simulation.wasted import Waste
 from jsonqueue.storage.checkpoint import DRAFT, final_checkpoint
-from jsonqueue.storage.codec import Batch, Position
+from jsonqueue.storage.codec import UNREADABLE, Batch, Position
 from jsonqueue.storage.following import LogReader
 from jsonqueue.storage.log import LogKind
 from jsonqueue.storage.memory import MemoryFiles
@@ -338,7 +338,10 @@ class Judge:
     def _check_archive(self, files: MemoryFiles, loaded: Loaded) -> None:
         """What has left the queue is in the archive, once for each time it left; what has not is not."""
         lines = [line for name in files.list("archive") for line in files.get(f"archive/{name}").split(b"\n")[:-1]]
-        numbers = [(task.id, task.number) for task in json.decode(b"[" + b",".join(lines) + b"]", type=list[StoredTask])]
+        try:
+            numbers = [(task.id, task.number) for task in json.decode(b"[%b]" % b",".join(lines), type=list[StoredTask])]
+        except UNREADABLE as error:
+            raise Violation("lost", f"a line of the archive cannot be read: {error}") from None
         if len(set(numbers)) != len(numbers):
             raise Violation("duplicated", "a task is in the archive twice")
         both = {number for _, number in numbers} & {task.number for task in loaded.state.tasks.values()}

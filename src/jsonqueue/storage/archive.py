@@ -2,6 +2,8 @@
 
 ``queue.json`` says how much of which file is committed. What lies beyond, in that file or a newer one, was appended by a checkpoint that
 never ended; the next one cuts it off before it appends, so that no task is in the archive twice, or in the archive and the queue at once.
+Where queue.json cannot say how much that is (nothing was archived yet, but there are files: by such a checkpoint, or an earlier queue in
+this folder; or somebody changed the file), the lines themselves tell: those of the tasks that leave now are cut off.
 
 The files are the user's to read, move, shorten and delete: nothing of the queue rests on them.
 """
@@ -9,7 +11,7 @@ The files are the user's to read, move, shorten and delete: nothing of the queue
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -22,10 +24,26 @@ from jsonqueue.storage.queue_file import ArchiveMark, encode_task
 from jsonqueue.storage.segments import CHUNK
 from jsonqueue.task import StoredTask
 
-__all__ = ["Archive", "archive_files", "archived_since", "committed_archive"]
+__all__ = ["Archive", "Archived", "archive_files", "archived_since", "committed_archive"]
 
 FOLDER = "archive"
 _NAME = re.compile(r"\d{4,}-\d{2}\.jsonl")
+
+
+class Archived(Struct, frozen=True):
+    """Which task a line is of: also where another queue in this folder had given its id, or its number."""
+
+    id: str = ""
+    number: int = 0
+    published_ms: int = 0
+
+    @classmethod
+    def of(cls, task: StoredTask) -> Archived:
+        """What the line of this one is found by."""
+        return cls(task.id, task.number, task.published_ms)
+
+
+_archived_in = json.Decoder(Archived).decode
 
 
 class Archive:
@@ -34,18 +52,25 @@ class Archive:
     def __init__(self, files: Files, mark: ArchiveMark, *, at_ms: int) -> None:
         self.mark = mark
         """How much is committed by the queue.json to be written, once :meth:`finish` has returned."""
-        self._files = files
-        self._file = max(mark.file, _file_for(at_ms))  # Never back to an older file, whatever the clock says.
+        self._files, self._at_ms = files, at_ms
+        self._file = ""
+        self._unsure: list[str] = []
+        """The files of which nobody says how much is committed."""
         self._handle = -1
         self._lines: list[bytes] = []
+        self._leaving: set[Archived] = set()
         self._bytes = self._length = self._committed = 0
 
     def add(self, task: StoredTask) -> None:
         """Append one task."""
+        if not self._file:
+            self._look()
         line = encode_task(task) + b"\n"
         self._lines.append(line)
         self._bytes += len(line)
-        if self._bytes >= CHUNK:
+        if self._unsure:
+            self._leaving.add(Archived.of(task))  # What is in the files already is told once all are here.
+        elif self._bytes >= CHUNK:
             self._flush()
 
     def finish(self) -> ArchiveMark:
@@ -68,6 +93,12 @@ class Archive:
             self._files.close(self._handle)
             self._handle = -1
 
+    def _look(self) -> None:
+        """Which file it goes on in: never in an older one, whatever the clock says."""
+        self._files.make_folder(FOLDER)
+        self._unsure = [name for name in archive_files(self._files) if _is_unsure(self._files, self.mark, name)]
+        self._file = max([self.mark.file, *self._unsure, _file_for(self._at_ms)])
+
     def _flush(self) -> None:
         if not self._lines:
             return
@@ -80,12 +111,10 @@ class Archive:
 
     def _open(self) -> None:
         """Open the file, cut to what is committed of it."""
-        self._files.make_folder(FOLDER)
-        if self.mark.file:
-            for name in archive_files(self._files):
-                if self.mark.file <= name != self._file:
-                    self._cut(name)
-        committed = self.mark.length if self.mark.file == self._file else 0
+        for name in archive_files(self._files):
+            if self.mark.file <= name != self._file:
+                self._cut(name)
+        committed = self._committed_of(self._file)
         try:
             handle = self._files.open(self._file)
         except FileNotFoundError:
@@ -97,9 +126,14 @@ class Archive:
         if committed and self._files.read(handle, committed - 1, 1) != b"\n":
             self._lines.insert(0, b"\n")
 
+    def _committed_of(self, name: str) -> int:
+        if name in self._unsure:
+            return _length_without(self._files, name, self._leaving)
+        return self.mark.length if name == self.mark.file else 0
+
     def _cut(self, name: str) -> None:
         """Another month's file, which is never appended to again, cut to what is committed of it."""
-        identity, committed = self._files.identity(name), self.mark.length if name == self.mark.file else 0
+        identity, committed = self._files.identity(name), self._committed_of(name)
         if identity is None or identity[1] <= committed:
             return  # It is not opened: it may be elsewhere by now, with a link in its place.
         handle = self._files.open(name)
@@ -115,42 +149,59 @@ def archive_files(files: Files) -> list[str]:
     return [f"{FOLDER}/{name}" for name in files.list(FOLDER) if _NAME.fullmatch(name)]
 
 
+def _is_unsure(files: Files, mark: ArchiveMark, name: str) -> bool:
+    """Whether ``mark`` does not tell how much of a file counts: it names none, or this one is no more what it was."""
+    if name != mark.file or not mark.length:
+        return not mark.file
+    try:
+        handle = files.open(name)
+    except (StorageError, FileNotFoundError):
+        return False  # It is elsewhere by now, with a link in its place, say.
+    try:
+        with suppress(StorageError):
+            return files.read(handle, mark.length - 1, 1) != b"\n"
+        return False
+    finally:
+        files.close(handle)
+
+
 def committed_archive(files: Files) -> ArchiveMark:
     """The newest archive file up to its last line that can be read: the mark to go on from when the one in queue.json is lost."""
     names = archive_files(files)
-    if not names:
-        return ArchiveMark()
+    return ArchiveMark(names[-1], _length_without(files, names[-1], ())) if names else ArchiveMark()
+
+
+def _length_without(files: Files, name: str, leaving: Collection[Archived]) -> int:
+    """The length of a file up to its last line that can be read, and is of none of these tasks."""
     at = length = 0
     try:
-        for line in _lines_behind(files, names[-1], 0):
+        for line in _lines_behind(files, name, 0):
             at += len(line) + 1
             with suppress(*UNREADABLE):
-                json.decode(line)
-                length = at
+                if _archived_in(line) not in leaving:
+                    length = at
     except StorageError:  # It is elsewhere, with a link in its place: nothing of that is to be cut off.
-        identity = files.identity(names[-1])
+        identity = files.identity(name)
         length = identity[1] if identity else 0
-    return ArchiveMark(names[-1], length)
+    return length
 
 
-class _Archived(Struct):
-    number: int
-
-
-def archived_since(files: Files, mark: ArchiveMark) -> set[int]:
-    """The numbers of the tasks that stand in the archive behind ``mark``."""
-    found: set[int] = set()
+def archived_since(files: Files, mark: ArchiveMark) -> set[Archived]:
+    """The tasks that stand in the archive behind ``mark``."""
+    found: set[Archived] = set()
     for name in archive_files(files):
         if name >= mark.file:
             with suppress(FolderRefused, FileNotFoundError):  # It is the user's, who may have put a link in its place.
                 for line in _lines_behind(files, name, mark.length if name == mark.file else 0):
                     with suppress(*UNREADABLE):
-                        found.add(json.decode(line, type=_Archived).number)
+                        found.add(_archived_in(line))
     return found
 
 
 def _lines_behind(files: Files, name: str, offset: int) -> Iterator[bytes]:
     handle, rest = files.open(name), b""
+    if files.size(handle) < offset:
+        offset = 0  # It was shortened, or begun anew: what it held there is somewhere else.
     try:
         while data := files.read(handle, offset, CHUNK):
             offset += len(data)

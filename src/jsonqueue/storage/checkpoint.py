@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from jsonqueue.config import Config
 from jsonqueue.errors import CorruptQueue, StorageError
-from jsonqueue.storage.archive import Archive, archived_since, committed_archive
+from jsonqueue.storage.archive import Archive, Archived, archived_since, committed_archive
 from jsonqueue.storage.codec import Position
 from jsonqueue.storage.files import Files, Identity
 from jsonqueue.storage.log import log_bytes
@@ -182,7 +182,7 @@ class _Folding:
 
     def _retire(self, task: StoredTask) -> None:
         self._left[task.id] = task.number
-        if self.config.archive and task.number not in self._archived:
+        if self.config.archive and Archived.of(task) not in self._archived:
             self._archive.add(task)
 
     def _write(self, header: QueueHeader) -> CheckpointDone:

@@ -32,7 +32,7 @@ from jsonqueue.core.records import (
 from jsonqueue.core.state import BrokenHistory, QueueState, ids_of
 from jsonqueue.core.transitions import TRANSITIONS
 from jsonqueue.errors import CorruptQueue, StorageError
-from jsonqueue.storage.archive import archived_since, committed_archive
+from jsonqueue.storage.archive import Archived, archived_since, committed_archive
 from jsonqueue.storage.codec import HEADER, START, UNREADABLE, Bad, Batch, Head, Position, read_head, read_segment_head
 from jsonqueue.storage.files import Files, read_around
 from jsonqueue.storage.log import require_log
@@ -75,7 +75,7 @@ def salvage(files: Files) -> Salvage:
     retired: list[StoredTask] = []
     last_task = _fold(state, header, published, progress, told, retired, lost)
     ends = [batches[-1] if batches else None for batches in (published, progress)]
-    retired = [task for task in retired if task.number not in archived]
+    retired = [task for task in retired if Archived.of(task) not in archived]
     return Salvage(state, _header_after(files, header, ends[0], ends[1], last_task), retired, lost)
 
 
@@ -87,8 +87,8 @@ class _Base(NamedTuple):
 
     header: QueueHeader
     state: QueueState
-    archived: set[int]
-    """The numbers of tasks that were archived since, as far as it cannot say itself what of the archive counts: then all of it does."""
+    archived: set[Archived]
+    """The tasks that were archived since, as far as it cannot say itself what of the archive counts: then all of it does."""
     of_lines: bool
     """Whether these are lines without a head, or with one that nothing vouches for."""
 
