@@ -6,16 +6,18 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from jsonqueue.config import CONFIG_FILE, Config
 from jsonqueue.core.records import Cancelled, encode_records
-from jsonqueue.errors import CorruptQueue, DiskFull, StorageError, UnreadableFile
+from jsonqueue.errors import CorruptQueue, DiskFull, FolderRefused, StorageError, UnreadableFile
 from jsonqueue.storage.archive import committed_archive
 from jsonqueue.storage.checkpoint import DRAFT, Cut, checkpoint, clear_draft, final_checkpoint
 from jsonqueue.storage.codec import START, Position
+from jsonqueue.storage.folder import open_folder
 from jsonqueue.storage.log import LogKind, LogWriter
 from jsonqueue.storage.memory import MemoryFiles, PowerCut
 from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, ArchiveMark, ChangedQueue, QueueWriter, read_header
@@ -481,6 +483,47 @@ def _in_the_archive(files: MemoryFiles) -> list[tuple[str, str]]:
     """Month and id of each line that is there, counted or not."""
     names = files.list("archive")
     return [(name[:7], json.loads(line)["id"]) for name in names for line in files.get(f"archive/{name}").splitlines()]
+
+
+def test_what_was_cut_off_an_older_month_does_not_come_back(queue: Queue) -> None:
+    """A checkpoint that failed behind its draft took back what it had archived, and did not sync that. The next one found the file as
+    short as it should be, and began a new month; then the power went, and the disk held the longer file still."""
+    files = queue.files
+    assert isinstance(files, MemoryFiles)
+    _retire_one(queue, "a", AT_MS)
+    committed = files.get("archive/2025-11.jsonl")
+    _end(queue, "b")
+    cut = queue.rotate()
+
+    def refuse(number: int, operation: str) -> None:
+        if operation.startswith("link"):
+            raise DiskFull("no room")
+
+    files.fail = refuse
+    with pytest.raises(DiskFull):
+        checkpoint(files, cut, config=CONFIG, at_ms=AT_MS)
+    files.fail = lambda number, operation: None
+    checkpoint(files, cut, config=CONFIG, at_ms=AT_MS + 31 * 86_400_000)
+    files.crash()
+    assert files.get("archive/2025-11.jsonl") == committed
+    assert _in_the_archive(files) == [("2025-11", "a"), ("2025-12", "b")]
+
+
+def test_an_older_month_that_may_not_be_written_to_any_more_is_left_alone(tmp_path: Path) -> None:
+    """Once it is past, its file is often made read-only, or moved away with a link in its place."""
+    files = open_folder(tmp_path, create=True)
+    queue = Queue(files)
+    _retire_one(queue, "a", AT_MS)
+    november = tmp_path / "archive" / "2025-11.jsonl"
+    november.rename(tmp_path / "elsewhere")
+    november.symlink_to("../elsewhere")
+    _retire_one(queue, "b", AT_MS + 31 * 86_400_000)
+    assert (tmp_path / "archive" / "2025-12.jsonl").read_bytes().startswith(b'{"id":"b"')
+    (tmp_path / "archive" / "2026-01.jsonl").symlink_to("../elsewhere")
+    with pytest.raises(FolderRefused, match="2026-01"):  # One of a month to come is what a checkpoint left, or goes on with.
+        _retire_one(queue, "c", AT_MS + 31 * 86_400_000)
+    queue.close()
+    files.shut()
 
 
 def test_without_an_archive_retired_tasks_are_dropped(queue: Queue) -> None:

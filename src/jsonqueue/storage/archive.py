@@ -132,13 +132,17 @@ class Archive:
         return self.mark.length if name == self.mark.file else 0
 
     def _cut(self, name: str) -> None:
-        """Another month's file, which is never appended to again, cut to what is committed of it."""
+        """Another month's file, which is never appended to again, cut to what is committed of it; durably, whoever cut it."""
         identity, committed = self._files.identity(name), self._committed_of(name)
-        if identity is None or identity[1] <= committed:
-            return  # It is not opened: it may be elsewhere by now, with a link in its place.
-        handle = self._files.open(name)
         try:
-            self._files.truncate(handle, committed)
+            handle = self._files.open(name)
+        except (StorageError, FileNotFoundError):
+            if identity is None or identity[1] <= committed:
+                return  # It may be elsewhere by now, with a link in its place, or not to be written to any more.
+            raise
+        try:
+            if self._files.size(handle) > committed:
+                self._files.truncate(handle, committed)
             self._files.sync(handle)
         finally:
             self._files.close(handle)
