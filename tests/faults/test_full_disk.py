@@ -250,16 +250,34 @@ def test_padding_is_room() -> None:
     judge(disk, ledger)
 
 
-def test_a_broker_starts_on_a_full_disk() -> None:
+def test_a_broker_starts_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """It needs room for its new segment, and takes it from the reserve."""
     disk, ledger = MemoryFiles(), Ledger()
     Reserve(disk, 1 << 24).fill()
     _full(disk)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("faults.life.CONFIG", _with_reserve(1 << 24))
-        life = Life(disk, ledger.hear)
-        life.start()
-    assert not disk.get(RESERVE)
+    monkeypatch.setattr("faults.life.CONFIG", _with_reserve(1 << 24))
+    life = Life(disk, ledger.hear)
+    life.start()
+    assert 0 < len(disk.get(RESERVE)) < 1 << 20
+
+
+def test_a_broker_that_starts_on_a_full_disk_leaves_the_rest_of_the_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gave up all of it for a segment of a few hundred bytes. What had filled the disk took the rest, and what consumers had done
+    could not be written down; nor did the other broker find room to start in."""
+    disk, ledger = MemoryFiles(), Ledger()
+    monkeypatch.setattr("faults.life.CONFIG", _with_reserve(1 << 24))
+    life = Life(disk, ledger.hear)
+    life.start()
+    life.publish("a", "b", size=200_000)
+    for start in (life.start_publisher_broker, life.start_consumer_broker):
+        _full(disk)
+        start()
+    _full(disk)
+    monkeypatch.setattr("jsonqueue.storage.log.PADDING", 1)
+    life.complete(1)
+    life.complete(1)
+    assert set(ledger.completed) == {"a", "b"}
+    assert len(disk.get(RESERVE)) > 1 << 18
 
 
 def _with_reserve(size: int):  # type: ignore[no-untyped-def]

@@ -39,13 +39,12 @@ from jsonqueue.event import (
 from jsonqueue.storage.checkpoint import Cut
 from jsonqueue.storage.files import Files
 from jsonqueue.storage.following import LogReader
-from jsonqueue.storage.log import LogKind, LogWriter, Position
+from jsonqueue.storage.log import LogKind, LogWriter, Position, newest_bytes
 from jsonqueue.storage.recovery import load_state
 from jsonqueue.storage.reserve import Reserve
 
 __all__ = ["ConsumerBroker"]
 
-_ALL = 1 << 62
 _PID_DIGITS_MAX = 10
 """Of 2,147,483,647, the highest number that a process may have."""
 _NO_ROOM_RETRY_MS = 100
@@ -98,12 +97,8 @@ class ConsumerBroker:
 
     def open(self) -> None:
         """Recover the log, under a new epoch that is durable before the first delivery. The caller holds the lock."""
-        try:
-            self._log = LogWriter.open(self._files, LogKind.PROGRESS)
-        except DiskFull:
-            if not self._reserve.spend(_ALL):
-                raise
-            self._log = LogWriter.open(self._files, LogKind.PROGRESS)
+        kind = LogKind.PROGRESS
+        self._log = self._reserve.lend(lambda: LogWriter.open(self._files, kind), wanted=lambda: newest_bytes(self._files, kind))
         self._reserve.fill()
 
     @property
@@ -287,14 +282,7 @@ class ConsumerBroker:
 
     def _append(self, records: bytes, at_ms: int) -> None:
         """One batch, if need be into the room that was set aside for it."""
-        while True:
-            try:
-                self._log.append(records, at_ms=at_ms, after=self._read)
-            except DiskFull:
-                if not self._reserve.spend(len(records)):
-                    raise
-            else:
-                return
+        self._reserve.lend(lambda: self._log.append(records, at_ms=at_ms, after=self._read), wanted=lambda: len(records))
 
     def _rotate(self) -> None:
         """Without room for another segment this one stays in use: that costs nothing but its length."""

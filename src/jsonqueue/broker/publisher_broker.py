@@ -15,14 +15,13 @@ from jsonqueue.core.records import encode_records
 from jsonqueue.errors import DiskFull
 from jsonqueue.event import Event, EventOwner, Mark, Refusal, Write, Written
 from jsonqueue.storage.files import Files
-from jsonqueue.storage.log import LogKind, LogWriter
+from jsonqueue.storage.log import LogKind, LogWriter, newest_bytes
 from jsonqueue.storage.recovery import load_ids
 from jsonqueue.storage.reserve import Reserve
 from jsonqueue.task import StoredTaskIn
 
 __all__ = ["PublisherBroker"]
 
-_ALL = 1 << 62
 _ROOM_LOOK_MS = 500
 """How often the free room of the disk is looked at."""
 
@@ -49,12 +48,8 @@ class PublisherBroker:
 
     def open(self) -> None:
         """Recover the log (which makes durable whatever was read of it), then learn which ids are known. The caller holds the lock."""
-        try:
-            self._log = LogWriter.open(self._files, LogKind.PUBLISHED)
-        except DiskFull:
-            if not Reserve(self._files, self._config.disk_reserve_bytes).spend(_ALL):
-                raise
-            self._log = LogWriter.open(self._files, LogKind.PUBLISHED)
+        reserve, kind = Reserve(self._files, self._config.disk_reserve_bytes), LogKind.PUBLISHED
+        self._log = reserve.lend(lambda: LogWriter.open(self._files, kind), wanted=lambda: newest_bytes(self._files, kind))
         try:
             known = load_ids(self._files)
         except BaseException:

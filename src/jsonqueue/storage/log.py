@@ -21,7 +21,7 @@ from jsonqueue.storage.queue_file import PREVIOUS, QUEUE, QueueHeader, read_head
 from jsonqueue.storage.reserve import Reserve
 from jsonqueue.storage.segments import CHUNK, End, Link, LogKind, Segment, begun_name, begun_of, chain_of, segments_of, walk
 
-__all__ = ["PATIENCE", "LogKind", "LogWriter", "Position", "consistently", "log_bytes", "log_end", "require_log"]
+__all__ = ["PATIENCE", "LogKind", "LogWriter", "Position", "consistently", "log_bytes", "log_end", "newest_bytes", "require_log"]
 
 T = TypeVar("T")
 PATIENCE = 50
@@ -80,6 +80,13 @@ def log_bytes(files: Files) -> int:
     """How large the logs are: all segments in the queue folder."""
     found = (files.identity(segment.name) for kind in LogKind for segment in segments_of(files, kind))
     return sum(identity[1] for identity in found if identity)
+
+
+def newest_bytes(files: Files, kind: LogKind) -> int:
+    """How large the newest segment of a log is: so much room, at most, its next writer needs for the copy that it starts with."""
+    segments = segments_of(files, kind)
+    identity = files.identity(segments[-1].name) if segments else None
+    return identity[1] if identity else 0
 
 
 class _Sealed(NamedTuple):
@@ -371,7 +378,7 @@ class LogWriter:
         def fill(into: int, at: int) -> int:
             return self._copy_part(self._handle, self._head_size, end, into, at)
 
-        self._with_reserve(end, lambda: self._begin_with(segment, self._first_chain, fill))
+        Reserve(self._files, 0).lend(lambda: self._begin_with(segment, self._first_chain, fill), wanted=lambda: end)
 
     def _look_after_sealed(self) -> None:
         """Let go of the sealed segments that are folded, and put those back that somebody took away before. Raises :class:`FileLost`."""
@@ -402,15 +409,7 @@ class LogWriter:
         def make() -> None:
             self._files.close(self._made(sealed.name, lambda into: self._copy_part(sealed.handle, 0, size, into, 0))[0])
 
-        self._with_reserve(size, make)
-
-    def _with_reserve(self, wanted: int, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except DiskFull:
-            if not Reserve(self._files, 0).spend(wanted):
-                raise
-            step()
+        Reserve(self._files, 0).lend(make, wanted=lambda: size)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:

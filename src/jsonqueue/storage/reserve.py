@@ -1,12 +1,15 @@
 """Room on the disk that is set aside, as a file of zeros, for finishing what is queued.
 
 ``disk_reserve_bytes`` ends publishing while there is still room; but other programs may take the rest. Then the ConsumerBroker gives up the
-file, bit by bit, so that completions and dead letters are still written. It is filled again when there is as much room as publishing needs.
+file, bit by bit, so that completions and dead letters are still written; and either broker what it needs of it to start. What is given up
+at once and not used is lost to whatever filled the disk. It is filled again when there is as much room as publishing needs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from jsonqueue.errors import DiskFull
 from jsonqueue.storage.files import Files, write_all
@@ -17,6 +20,8 @@ RESERVE = "reserve"
 _SHARE = 16
 """The file is this part of ``disk_reserve_bytes``: 4 MiB of 64."""
 _PIECE = 64 * 1024
+
+_T = TypeVar("_T")
 
 
 class Reserve:
@@ -39,6 +44,15 @@ class Reserve:
                     size = write_all(self._files, handle, size, bytes(min(self._size - size, 1 << 20)))
             finally:
                 self._files.close(handle)
+
+    def lend(self, step: Callable[[], _T], *, wanted: Callable[[], int]) -> _T:
+        """What ``step()`` returns. As often as it finds no room, ``wanted()`` bytes are given up for it, while there are any."""
+        while True:
+            try:
+                return step()
+            except DiskFull:
+                if not self.spend(wanted()):
+                    raise
 
     def spend(self, wanted: int) -> bool:
         """Give up enough for ``wanted`` bytes; False when nothing is left to give."""
