@@ -202,6 +202,21 @@ def test_of_an_id_that_came_back_the_last_task_is_shown(tmp_path: Path) -> None:
         assert "as number 3 of this queue" in call("show", "nightly", "--queue", str(queue)).out
 
 
+def test_of_an_id_that_came_back_no_earlier_task_stands_in_the_way(tmp_path: Path) -> None:
+    """A damaged line hid the whole one behind it. And where the last one is damaged, that of the month before was shown for it."""
+    nights = [encode_task(task("nightly", TaskStatus.COMPLETED, result=night, number=night, finished_ms=NOW_MS)) for night in (1, 2, 3)]
+    with a_queue_of(tmp_path, task("new")) as queue:
+        (queue / "archive").mkdir()
+        (queue / "archive" / "2026-09.jsonl").write_bytes(nights[0] + b"\n")
+        october = queue / "archive" / "2026-10.jsonl"
+        october.write_bytes(nights[1][:50] + b"\n" + nights[2] + b"\n")
+        assert call("result", "nightly", "--queue", str(queue)).out == "3\n"
+        october.write_bytes(nights[1] + b"\n" + nights[2][:50] + b"\n")
+        called = call("result", "nightly", "--queue", str(queue))
+        assert (called.status, called.out) == (74, "")
+        assert f"archive/2026-10.jsonl cannot be read at byte {len(nights[1]) + 1}: the line there is no task" in called.err
+
+
 def test_a_task_is_found_between_its_retention_and_the_next_checkpoint(tmp_path: Path) -> None:
     """It has left the queue, and no archive has it yet: for a large queue that lasts for minutes."""
     files = open_folder(tmp_path, create=True)

@@ -89,12 +89,13 @@ def find(queue_dir: Path, task_id: str) -> Found:
     unread: StorageError | None = None
     for file in sorted((queue_dir / ARCHIVE).glob("*.jsonl"), reverse=True):
         try:
-            if (archived := _archived(file, task_id)) is not None:
-                return Found(archived, f"{ARCHIVE}/{file.name}")
-        except FileNotFoundError:
-            continue  # The archive is the user's, who may have taken it away just now.
+            last = _last_line(file, task_id)
         except StorageError as error:
             unread = unread or error
+            continue
+        if last is not None:
+            archive = f"{ARCHIVE}/{file.name}"
+            return Found(_archived(archive, *last), archive)
     raise unread or TaskNotFound(
         task_id,
         where=f"{queue_dir} or its archive",
@@ -102,25 +103,30 @@ def find(queue_dir: Path, task_id: str) -> Found:
     )
 
 
-def _archived(file: Path, task_id: str) -> StoredTask | None:
-    """The last task of this id in one archive file: the id was free again when one had left. Each line begins with its id, so that only
-    lines that match are parsed.
+def _last_line(file: Path, task_id: str) -> tuple[bytes, int] | None:
+    """The last line of this id in one archive file, and where it begins: the id was free again when one had left.
 
     A last line without its end is one that a checkpoint was writing when it was cut off; the task is in the queue still. Raises
     :class:`UnreadableFile`.
     """
     begins = b'{"id":"' + task_id.encode(errors="surrogateescape") + b'"'
-    name, at, last = f"{ARCHIVE}/{file.name}", 0, None
+    at, last = 0, None
     try:
         with file.open("rb") as lines:
             for line in lines:
                 if line.startswith(begins) and line.endswith(b"\n"):
-                    last = _decode_task(line)
+                    last = line, at
                 at += len(line)
         return last
     except FileNotFoundError:
-        raise
+        return None  # The archive is the user's, who may have taken it away just now.
     except OSError as error:
-        raise UnreadableFile(name, offset=at, why=f"{error.strerror}") from error
+        raise UnreadableFile(f"{ARCHIVE}/{file.name}", offset=at, why=f"{error.strerror}") from error
+
+
+def _archived(archive: str, line: bytes, at: int) -> StoredTask:
+    """The task of that line. Where that cannot be read, an earlier one of its id is not the last."""
+    try:
+        return _decode_task(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UnreadableFile(name, offset=at, why=f"the line there is no task ({error})") from None
+        raise UnreadableFile(archive, offset=at, why=f"the line there is no task ({error})") from None
