@@ -1067,6 +1067,34 @@ def test_a_repair_behind_an_archive_that_was_moved_archives_each_task_once(left:
     assert [json.loads(line)["id"] for line in files.get("archive/2025-11.jsonl").splitlines()] == [*(["other"] if left else []), "c", "d"]
 
 
+@pytest.mark.parametrize("accept_loss", [False, True])
+@pytest.mark.parametrize(("operation", "months"), [("sync archive", 0), ("sync_folder archive", 1)])
+def test_what_a_repair_finds_in_the_archive_is_durable(operation: str, months: int, accept_loss: bool) -> None:
+    """A checkpoint that was killed had written it, and not synced it: it was taken for archived, and after a power cut it was nowhere."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in ("a", "b"):
+        _past(queue, task_id)
+    _past(queue, "c", fold=False)
+
+    def kill(number: int, name: str) -> None:
+        if name.startswith(operation):
+            raise PowerCut(name)
+
+    files.fail = kill
+    with pytest.raises(PowerCut):
+        queue.checkpoint(at_ms=AT_MS + months * 31 * 86_400_000)
+    files.fail = lambda number, name: None
+    queue.close()
+    if accept_loss:
+        files.unlink(f"{PREVIOUS}/{QUEUE}")
+    files.put(QUEUE, files.get(QUEUE).replace(b'"last_task"', b'"last.task"'))
+    assert mended(files, accept_loss=accept_loss).ok
+    files.crash()
+    found = [json.loads(line)["id"] for name in archive_files(files) for line in files.get(name).splitlines()]
+    assert found == ["a", "b", "c"]
+
+
 def _past(queue: Queue, task_id: str, *, fold: bool = True) -> None:
     queue.publish(task_id)
     queue.lease(task_id)

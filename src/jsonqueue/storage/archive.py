@@ -191,15 +191,26 @@ def _length_without(files: Files, name: str, leaving: Collection[Archived]) -> i
 
 
 def archived_since(files: Files, mark: ArchiveMark) -> set[Archived]:
-    """The tasks that stand in the archive behind ``mark``."""
+    """The tasks that stand in the archive behind ``mark``: durably, as nobody archives them again."""
     found: set[Archived] = set()
     for name in archive_files(files):
         if name >= mark.file:
             with suppress(FolderRefused, FileNotFoundError):  # It is the user's, who may have put a link in its place.
+                _make_durable(files, name)
                 for line in _lines_behind(files, name, mark.length if name == mark.file else 0):
                     with suppress(*UNREADABLE):
                         found.add(_archived_in(line))
     return found
+
+
+def _make_durable(files: Files, name: str) -> None:
+    """What a checkpoint wrote that was killed before it had done so."""
+    handle = files.open(name)
+    try:
+        files.sync(handle)
+    finally:
+        files.close(handle)
+    files.sync_folder(FOLDER)
 
 
 def _lines_behind(files: Files, name: str, offset: int) -> Iterator[bytes]:

@@ -58,7 +58,7 @@ class Salvage(NamedTuple):
 
 
 def salvage(files: Files) -> Salvage:
-    """All that can be read. Changes nothing."""
+    """All that can be read. Changes nothing, but makes durable what is in the archive."""
     lost: list[str] = []
     header, state, archived, of_lines = _base(files, lost)
     for kind in LogKind:
