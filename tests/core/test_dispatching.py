@@ -1065,8 +1065,33 @@ def test_the_oldest_dead_letter_is_the_next_to_leave() -> None:
     assert stage.dispatcher.next_wall_ms() == START_MS + 5_100
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_ended_while_the_clock_was_ahead_does_not_outlive_what_ended_since(restart: bool) -> None:
+    """By their dates those were the youngest for a year: where as many had ended as are kept, each that ended since left at once."""
+    stage = Stage(config=Config(finished_keep_max=2, finished_keep_ms=10_000))
+    stage.publish("a1", "a2", "b1", "b2")
+    stage.wall_ms = FAR_MS
+    turn = stage.join(1)
+    for _ in "a1", "a2":
+        turn = stage.complete(1, *assigned(turn))
+    stage.wall_ms = START_MS
+    if restart:
+        stage.leave(1)
+        stage = stage.restarted(epoch=2)
+        turn = stage.join(1)
+    left = []
+    for _ in "b1", "b2":
+        turn = stage.complete(1, *assigned(turn))
+        left.append([task_id for task_id, status in stage.statuses().items() if status == "completed"])
+    assert left == [["a2", "b1"], ["b1", "b2"]]
+    stage.later(10_000)
+    assert stage.statuses() == {}
+    stage.check()
+
+
 def test_a_clock_that_was_ahead_for_a_moment_keeps_nobody_else() -> None:
-    """A task that ended meanwhile, by its date in the future, leaves at that date; those that ended after it leave when they are due."""
+    """What ended meanwhile, by a date in the future, has its time from when the clock went back; a dead letter, from that date. Those that
+    ended after it leave when they are due."""
     stage = Stage(config=Config(finished_keep_ms=1_000, dead_keep_ms=5_000, retry=Never()))
     stage.join(1, 10)
     held = assigned(stage.publish("a", "b", "c", "d"))
@@ -1078,10 +1103,10 @@ def test_a_clock_that_was_ahead_for_a_moment_keeps_nobody_else() -> None:
     stage.fail(1, _failure(held[3]), want=10)
     assert stage.dispatcher.next_wall_ms() == START_MS + 1_000
     stage.later(1_000)
-    assert stage.statuses() == {"a": "completed", "b": "dead", "d": "dead"}
+    assert stage.statuses() == {"b": "dead", "d": "dead"}
     assert stage.dispatcher.next_wall_ms() == START_MS + 5_000
     stage.later(4_000)
-    assert stage.statuses() == {"a": "completed", "b": "dead"}
+    assert stage.statuses() == {"b": "dead"}
     stage.later(1_000_000)
     assert stage.statuses() == {}
     stage.check()

@@ -17,13 +17,14 @@ _FEW = 1_024
 
 
 class Retention:
-    """Ended tasks in the order they ended, by their dates: a clock that was ahead for a moment must not keep those that ended since."""
+    """Ended tasks in the order they ended, by their dates: a clock that was ahead for a moment must not keep those that ended since, nor
+    let them go before those that ended meanwhile."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._ended: list[tuple[int, int, int, str]] = []  # heaps of (ended at, how many were noted before, bytes, id)
         self._dead: list[tuple[int, int, int, str]] = []
-        self._bytes = self._count = 0
+        self._bytes = self._count = self._newest_ms = 0
         self._most_dead = _FEW
         self._needed: dict[str, tuple[int, int, int, str]] = {}
         """Those past it on which a blocked task rests."""
@@ -36,12 +37,18 @@ class Retention:
         if task.status is TaskStatus.DEAD:
             heappush(self._dead, noted)
         else:
-            heappush(self._ended, noted)
-            self._bytes += size
+            self._note(noted)
         self.released(task.after)
+
+    def _note(self, entry: tuple[int, int, int, str]) -> None:
+        heappush(self._ended, entry)
+        self._bytes += entry[2]
+        self._newest_ms = max(self._newest_ms, entry[0])
 
     def retire(self, tasks: Mapping[str, StoredTask], now_ms: int, *, needed: Callable[[str], bool] = lambda task_id: False) -> list[str]:
         """Ids of tasks past their retention; they are forgotten here. Those still ``needed`` stay until they are :meth:`released`."""
+        if self._newest_ms > now_ms:
+            self._date_back(now_ms)
         config, ended, retired = self._config, self._ended, []
         oldest_ms = now_ms - config.finished_keep_ms
         while ended and (ended[0][0] <= oldest_ms or len(ended) > config.finished_keep_max or self._bytes > config.finished_keep_bytes):
@@ -60,6 +67,12 @@ class Retention:
                 retired.append(task_id)
         return list(dict.fromkeys(retired))  # replayed and dead again within one millisecond, a task is noted twice
 
+    def _date_back(self, now_ms: int) -> None:
+        """The clock was ahead, and no task ended later than now."""
+        self._ended = [(min(entry[0], now_ms), *entry[1:]) for entry in self._ended]
+        heapify(self._ended)
+        self._newest_ms = now_ms
+
     def _forget_deaths_before_a_replay(self, tasks: Mapping[str, StoredTask]) -> None:
         """What is replayed each hour and dies again would be noted here once for each time, for as long as dead letters are kept."""
         self._dead = [noted for noted in self._dead if _is_that_death(tasks.get(noted[3]), noted[0])]
@@ -70,8 +83,7 @@ class Retention:
         """One that needed these needs them no more."""
         for task_id in ids if self._needed else ():
             if entry := self._needed.pop(task_id, None):
-                heappush(self._ended, entry)
-                self._bytes += entry[2]
+                self._note(entry)
 
     def next_ms(self) -> int | None:
         """When the next task gets too old."""
