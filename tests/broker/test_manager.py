@@ -18,7 +18,7 @@ import pytest
 from msgspec import Raw
 
 from broker.booting import boot_by
-from forking import signal_to_a_fork
+from forking import signal_to_a_fork, told_by_a_fork
 from jsonqueue.broker.child import Child
 from jsonqueue.broker.manager import BrokerManager, _signals_to_heed
 from jsonqueue.channel.pipe import Pipe
@@ -411,6 +411,19 @@ def test_no_broker_outlives_a_killed_manager_that_had_forked(queue_dir):
         assert all(has_ended(pid, 1.0) for pid in brokers)
     finally:
         end(process)
+
+
+@pytest.mark.parametrize("ask", ["status", "checkpoint", "wait_ready", "serve_forever"])
+def test_a_fork_that_asks_it_is_told_so(bystander, ask):
+    """It has none of the manager's threads: nobody would answer, for five seconds, a minute, or for ever. And brokers do run."""
+    assert "of which this one is a fork" in told_by_a_fork(getattr(bystander, ask))
+
+
+def test_a_fork_that_stops_it_stops_nothing(bystander):
+    """As at the end of a ``with`` block that both leave."""
+    before = pids(bystander)
+    assert told_by_a_fork(bystander.stop) == "None"
+    assert pids(bystander) == before
 
 
 def test_a_program_that_forgets_to_stop_it_ends_and_ends_well(queue_dir):

@@ -17,7 +17,7 @@ from jsonqueue.broker.supervisor import Supervisor
 from jsonqueue.channel.registration import Action, ManagerStatus, Report
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import CONFIG_FILE, Config, checked
-from jsonqueue.errors import BrokerUnavailable, InvalidConfig, StorageError
+from jsonqueue.errors import BrokerUnavailable, InvalidConfig, StorageError, command_for
 from jsonqueue.signals import heeded
 from jsonqueue.storage.checkpoint import clear_draft
 from jsonqueue.storage.files import RealFiles
@@ -109,8 +109,11 @@ class BrokerManager:
             raise BrokerUnavailable(self.queue_dir, cause="this BrokerManager has stopped")
 
     def stop(self) -> None:
-        """Drain, checkpoint, end both brokers, release the folder. Idempotent. Raises the error that had stopped the manager, if any."""
-        if self._supervisor is None or self._thread is None:
+        """Drain, checkpoint, end both brokers, release the folder. Idempotent. Raises the error that had stopped the manager, if any.
+
+        In a fork of the process that started it, it does nothing.
+        """
+        if self._supervisor is None or self._thread is None or self._inherited:
             return
         self._supervisor.stop()
         self._thread.join()
@@ -158,13 +161,23 @@ class BrokerManager:
         self._on_change()
 
     def _stop_at_exit(self) -> None:
-        if self._started_by == os.getpid() and self._supervisor is not None and self._thread is not None:
+        if self._supervisor is not None and self._thread is not None and not self._inherited:
             self._supervisor.stop()
             self._thread.join()
+
+    @property
+    def _inherited(self) -> bool:
+        """Whether this process is a fork of the one that started it, without the thread that does the work."""
+        return self._started_by not in {0, os.getpid()}
 
     def _running(self) -> Supervisor:
         if self._supervisor is None:
             raise BrokerUnavailable(self.queue_dir, cause="this BrokerManager is not started")
+        if self._inherited:
+            raise RuntimeError(
+                f"this BrokerManager is of process {self._started_by}, of which this one is a fork: ask it there, or from anywhere by:"
+                f" {command_for(self.queue_dir, 'status')}"
+            )
         return self._supervisor
 
     # ── what may be asked of it ──────────────────────────────────────────────────────────────────────────────────────
