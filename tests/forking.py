@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["signal_to_a_fork", "told_by_a_fork"]
+__all__ = ["a_fork", "signal_to_a_fork", "told_by_a_fork"]
 
 
 def signal_to_a_fork(number: int) -> int:
@@ -36,3 +37,21 @@ def told_by_a_fork(call: Callable[[], object]) -> str:
         said = ear.read()
     os.waitpid(forked, 0)
     return said
+
+
+@contextmanager
+def a_fork() -> Iterator[None]:
+    """Within, a fork of this process is there, and does nothing."""
+    reads, writes = os.pipe()
+    forked = os.fork()
+    if not forked:
+        os.write(writes, b"!")
+        signal.pause()
+    try:
+        os.read(reads, 1)  # it has done what is done after a fork
+        os.close(reads)
+        os.close(writes)
+        yield
+    finally:
+        os.kill(forked, signal.SIGKILL)
+        os.waitpid(forked, 0)

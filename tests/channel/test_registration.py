@@ -15,6 +15,7 @@ from unittest import mock
 import msgspec
 import pytest
 
+from forking import a_fork
 from jsonqueue.channel.pipe import FdPipe, Pipe
 from jsonqueue.channel.registration import (
     PROTOCOL,
@@ -114,6 +115,26 @@ def test_without_a_manager_a_client_is_told_so_at_once(tmp_path, folder):
         connect(tmp_path / folder, EventOwner.CONSUMER)
     assert "jsonqueue serve" in caught.value.hint
     assert "no broker is running" in caught.value.message
+
+
+def test_a_killed_manager_is_missed_though_what_it_forked_lives_on(tmp_path, listener):
+    """Each publish waited twenty seconds for it: a copy of its socket took calls still, and nobody to answer them."""
+    with a_fork():
+        listener._socket.close()  # as when it is killed
+        with pytest.raises(BrokerUnavailable) as caught:
+            connect(tmp_path, EventOwner.PUBLISHER, timeout=0.5)
+    assert not caught.value.silent
+
+
+def test_who_was_in_the_midst_of_a_call_to_it_hears_of_that_end_too(tmp_path, listener):
+    """The manager held it back until a broker is up, say."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(5)
+        caller.connect(str(tmp_path / SOCKET_NAME))
+        visitor = _await(listener.accept)
+        with a_fork():
+            visitor._pipe.let_go()  # as when it is killed
+            assert caller.recv(1) == b""
 
 
 def test_a_socket_that_nobody_listens_on_is_no_manager(tmp_path):

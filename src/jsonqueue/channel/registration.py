@@ -31,6 +31,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from jsonqueue.channel.forking import keep_from_forks
 from jsonqueue.channel.pipe import FdPipe, Pipe
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
@@ -257,6 +258,7 @@ class Listener:
         except BaseException:
             self._socket.close()
             raise
+        keep_from_forks(self)
 
     def fileno(self) -> int:
         """For a selector: readable when somebody calls."""
@@ -286,6 +288,10 @@ class Listener:
             if self._identity() == self._inode:
                 self._path.unlink()
 
+    def let_go(self) -> None:
+        """Close the copy that a fork came by: nobody there takes calls, and after the manager's death who calls would wait in vain."""
+        self._socket.close()
+
     def _identity(self) -> tuple[int, int]:
         found = self._path.lstat()
         return found.st_dev, found.st_ino
@@ -314,7 +320,7 @@ class Visitor:
     """A caller at the manager's end: asks once, is answered once."""
 
     def __init__(self, fd: int, pid: int | None) -> None:
-        self._pipe = FdPipe(fd, frame_max=_REQUEST_MAX_BYTES)
+        self._pipe = keep_from_forks(FdPipe(fd, frame_max=_REQUEST_MAX_BYTES))
         self.pid = pid
         """As the kernel knows it from here; 0: in a container that is out of sight. None where it does not tell."""
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import msgspec
 
+from jsonqueue.channel.forking import keep_from_forks
 from jsonqueue.channel.pipe import Pipe
-from jsonqueue.client.forking import keep_from_forks
 from jsonqueue.client.handlers import Address
 from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import NotStarted, Verdict, failure

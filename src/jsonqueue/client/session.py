@@ -23,9 +23,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from jsonqueue.channel.forking import keep_from_forks
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.exchange import Connect
-from jsonqueue.client.forking import keep_from_forks
 from jsonqueue.client.holdings import OVERDUE_S, Holdings, Slot
 from jsonqueue.client.membership import Membership
 from jsonqueue.client.outcome import Verdict
