@@ -413,6 +413,18 @@ def test_no_broker_outlives_a_killed_manager_that_had_forked(queue_dir):
         end(process)
 
 
+def test_it_serves_a_program_whose_working_directory_is_gone(tmp_path, queue_dir, monkeypatch):
+    """One that imports from there, as ``python -c`` does: when a broker was to be started again, the whole manager failed."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setattr(sys, "path", ["", *sys.path, Path("passed over"), None])
+    with BrokerManager(queue_dir) as manager:
+        (tmp_path / "gone").rmdir()
+        dies = pids(manager)[0]
+        os.kill(dies, signal.SIGKILL)
+        await_restart(queue_dir, 0, dies)
+
+
 @pytest.mark.parametrize("ask", ["status", "checkpoint", "wait_ready", "serve_forever"])
 def test_a_fork_that_asks_it_is_told_so(bystander, ask):
     """It has none of the manager's threads: nobody would answer, for five seconds, a minute, or for ever. And brokers do run."""

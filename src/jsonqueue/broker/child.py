@@ -141,6 +141,15 @@ def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
 
 def _import_paths() -> list[str]:
     """Where this process imports from, in a form that holds in any working directory."""
-    paths = [os.path.abspath(path) for path in sys.path]
+    places: list[object] = [*sys.path]  # strings, and what somebody put there that Python passes over
+    paths = [path for place in places if isinstance(place, str) and (path := _from_the_root(place))]
     home = str(Path(__file__).resolve().parents[2])
     return paths if home in paths else [*paths, home]
+
+
+def _from_the_root(place: str) -> str:
+    """The place; nothing where the working directory is gone, and with it what is relative to it."""
+    try:
+        return os.path.abspath(place)
+    except OSError:
+        return ""
