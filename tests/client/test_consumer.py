@@ -556,6 +556,20 @@ def test_another_thread_ends_run(broker: FakeBroker) -> None:
     side.result()
 
 
+def test_who_runs_it_a_second_time_does_not_end_the_first(broker: FakeBroker) -> None:
+    """It is refused, and was so before; but it took away the bell by which the first one is called, which then ended."""
+    consumer = Consumer("queue_data", double, connect=broker.connect)
+    side = Side(consumer.run)
+    peer, _ = welcome(broker)
+    with pytest.raises(RuntimeError, match="make a new one"):
+        consumer.run()
+    assert peer.silent()  # ended, it would take its leave
+    stopper = Side(consumer.stop)
+    settle(peer, peer.hear(Return))
+    assert stopper.result() is True
+    side.result()
+
+
 def test_a_forked_child_that_stops_it_does_nothing(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """As at the end of a ``with`` block that both leave: it has none of the threads, and its Pipe is its parent's."""
     with at_work(broker, double) as consumer:

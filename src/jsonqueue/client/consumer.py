@@ -117,6 +117,7 @@ class Consumer:
         second one, or ``drain_timeout`` seconds, ends at once; what was running then will be delivered again. Raises whatever stopped it.
         Where there are no threads to be had it waits until there are some.
         """
+        self._require_new()  # before the bell of one that runs is hung anew
         with self._bell.hung() as ear, self._bell.rung_by_signals():
             rings = select.poll()  # select() takes no fd above 1023, of which a server may have many
             rings.register(ear, select.POLLIN)
@@ -151,8 +152,7 @@ class Consumer:
 
     def _start(self, rung: Callable[[float], bool] | None) -> None:
         """``rung`` waits so many seconds, and says whether to wait no more; None: do not wait for want of anything."""
-        if self._state != "new":
-            raise RuntimeError(f"this consumer was {self._state} before; make a new one")
+        self._require_new()
         self._state, self._forks = "started", forks()
         try:
             pause_s = 0.0
@@ -170,6 +170,10 @@ class Consumer:
             self._session.close()
             self._crew.stop()
             raise
+
+    def _require_new(self) -> None:
+        if self._state != "new":
+            raise RuntimeError(f"this consumer was {self._state} before; make a new one")
 
     def _started(self) -> Exception | None:
         """Start what has not been; what it is short of, if it is not all there."""
