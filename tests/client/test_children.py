@@ -153,6 +153,15 @@ def test_what_a_child_says_of_another_task_is_no_outcome_of_this_one(
     assert result(runner) == b"42"
 
 
+def test_what_is_no_frame_costs_its_task_and_nobody_else(runners: Callable[..., ChildRunner]) -> None:
+    """Of a handler that writes to whatever is open, say. The whole consumer took no more tasks."""
+    runner = runners(handlers.babble)
+    runner.prepare()
+    first = child_of(runner)
+    assert "said what is no outcome of this task: a frame of" in error(runner)
+    assert gone(first)
+
+
 @pytest.mark.parametrize("said", [Fail(0, [], 1), Complete(0, ["t1"], [101], [Raw(b"1")], 1)], ids=lambda said: type(said).__name__)
 def test_a_child_whose_first_word_is_none_did_not_start(
     runners: Callable[..., ChildRunner], monkeypatch: pytest.MonkeyPatch, said: Any

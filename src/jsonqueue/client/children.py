@@ -211,7 +211,7 @@ class ChildRunner:
         assert self._pipe is not None
         if self._revoke(task.token, self._pipe):
             signal_group(self._process, signal.SIGTERM)
-            with suppress(ConnectionClosed):
+            with suppress(ConnectionClosed, BadFrame):
                 self._pipe.receive(GRACE_S)  # whatever it says now comes too late
         self._bury()
 
@@ -235,8 +235,8 @@ class ChildRunner:
     def _hear(self, timeout: float | None) -> Any:
         """What the child says next; None when the time is up. Raises :class:`ConnectionClosed` when it is gone."""
         assert self._pipe is not None
-        frames = self._pipe.receive(timeout)
         try:
+            frames = self._pipe.receive(timeout)
             return self._decode(frames[0]) if frames else None
         except BadFrame as error:
             return Fail(0, [Failure("", 0, str(error))], 0)
