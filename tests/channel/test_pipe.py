@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forking import told_by_a_fork
 from jsonqueue.channel.pipe import FdPipe, Pipe
 from jsonqueue.errors import BadFrame, ConnectionClosed
 
@@ -28,6 +29,17 @@ def ends():
 
 def framed(*bodies: bytes) -> bytes:
     return b"".join(struct.pack("!i", len(body)) + body for body in bodies)
+
+
+def test_the_end_that_a_child_inherits_is_none_of_its_standard_streams():
+    """Where those are closed, as of a daemon, their numbers are the next to be had; what is printed would get among the frames."""
+
+    def pair_without_them() -> bool:
+        os.closerange(0, 3)
+        _, theirs = Pipe.pair()
+        return theirs > 2 and not os.get_inheritable(theirs)
+
+    assert told_by_a_fork(pair_without_them) == "True"
 
 
 def test_patience_may_be_longer_than_one_wait_of_the_system(ends):

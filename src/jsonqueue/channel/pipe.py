@@ -19,6 +19,7 @@ The end held here is always non-blocking; whether the other end is does not matt
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
@@ -43,6 +44,7 @@ PENDING_MAX_BYTES = 64 * 1024 * 1024
 _SOCKET_BUFFER_BYTES = 1024 * 1024
 _SCRATCH_BYTES = 1024 * 1024
 _FDS_AT_ONCE = 64
+_STANDARD_LAST = 2
 _HEADER = Struct("!i")
 _CLOSED_HERE = "the Pipe was closed at this end"
 _clock = SystemClock()
@@ -94,12 +96,19 @@ class Pipe:
 
     @classmethod
     def pair(cls) -> tuple[int, int]:
-        """The two ends of a new Pipe as fds (close-on-exec), with room for a batch in either direction."""
+        """The two ends of a new Pipe as fds (close-on-exec), with room for a batch in either direction.
+
+        The second may be inherited: it is none of the standard three, where these are closed. What a child prints would get into it.
+        """
         ends = socket.socketpair()
         for end in ends:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
-        return ends[0].detach(), ends[1].detach()
+        if ends[1].fileno() > _STANDARD_LAST:
+            return ends[0].detach(), ends[1].detach()
+        with ends[1]:
+            higher = fcntl.fcntl(ends[1], fcntl.F_DUPFD_CLOEXEC, _STANDARD_LAST + 1)
+        return ends[0].detach(), higher
 
     def fileno(self) -> int:
         """The fd, for a selector; -1 once closed."""
