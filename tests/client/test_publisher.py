@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from random import Random
 from typing import Any
 
 import orjson
 import pytest
 
-from client.fakes import FakeBroker, Peer, Side
+from client.fakes import PATIENCE_S, FakeBroker, Peer, Side
 from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client.consumer import Consumer
@@ -265,6 +266,49 @@ def test_a_forked_child_makes_other_ids_on_a_connection_of_its_own(broker: FakeB
     theirs = acknowledge(broker.accept()).tasks[0].id
     side.result()
     assert mine.partition("-")[0] != theirs.partition("-")[0]
+    publisher._inherited.close()
+    publisher.close()
+
+
+class Dice(Random):
+    """Does something before it is thrown."""
+
+    before: Callable[[], object] = staticmethod(lambda: None)
+
+    def choices(self, *arguments: Any, **options: Any) -> Any:
+        self.before()
+        return super().choices(*arguments, **options)
+
+
+def test_threads_of_a_forked_child_that_publish_at_once_go_neither_by_their_parents_connection_nor_by_its_ids(
+    broker: FakeBroker, tmp_path: Path
+) -> None:
+    """The second one found that the first had noticed the fork, and what the parent's is not replaced yet. Of two tasks of one id, one is
+    taken for a duplicate, and lost."""
+    dice = Dice(7)
+    publisher = Publisher(tmp_path / "q", connect=broker.connect, chance=dice)
+    side = Side(lambda: publisher.publish(1))
+    parents = broker.accept()
+    mine = acknowledge(parents).tasks[0].id
+    side.result()
+    meanwhile: SimpleQueue[tuple[Side, bool]] = SimpleQueue()
+
+    def let_another_in() -> None:
+        del dice.before
+        side = Side(lambda: publisher.publish(3))
+        meanwhile.put((side, parents.silent(0.2)))
+
+    dice.before = let_another_in
+    publisher._pid = os.getpid() + 1  # as a child sees it
+    first = Side(lambda: publisher.publish(2))
+    second, silent = meanwhile.get(timeout=PATIENCE_S)
+    assert silent, "it went by its parent's connection"
+    peer = broker.accept()
+    ids = {acknowledge(peer).tasks[0].id for _ in range(2)}
+    first.result()
+    second.result()
+    assert len(ids) == 2
+    assert mine.partition("-")[0] not in {drawn.partition("-")[0] for drawn in ids}
     publisher._inherited.close()
     publisher.close()
 

@@ -8,6 +8,7 @@ lost and no answer could be had in time; publishing again under the same id is s
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -89,9 +90,9 @@ class Publisher:
 
     def _settle_in(self) -> None:
         """What belongs to this process alone; after a fork the child begins anew, and leaves its parent's connection alone."""
-        self._pid = os.getpid()
         self._ids = IdSource(self._chance)
         self._exchange = Exchange(self.queue_dir, self._connect, decoder_for(EventOwner.PUBLISHER_BROKER))
+        self._pid = os.getpid()  # last: whoever finds it right uses the other two
 
     # ── one task ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,9 +239,22 @@ class Publisher:
 
     def _notice_fork(self) -> None:
         if os.getpid() != self._pid:
-            # Kept, and not closed: to close it would hang up on the parent, whose connection it is.
-            self._inherited = self._exchange
-            self._settle_in()
+            with _settling:
+                if os.getpid() != self._pid:  # else another thread has noticed it
+                    # Kept, and not closed: to close it would hang up on the parent, whose connection it is.
+                    self._inherited = self._exchange
+                    self._settle_in()
+
+
+_settling = threading.Lock()
+
+
+def _forked() -> None:
+    global _settling  # noqa: PLW0603 - whoever held the old one stayed behind in the parent
+    _settling = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _many(tasks: Iterable[Any]) -> Iterator[Any]:
