@@ -655,6 +655,27 @@ def test_a_consumer_that_has_failed_gives_back_what_it_holds(broker: FakeBroker,
         consumer.__exit__(None, None, None)
 
 
+def test_what_ran_where_a_consumer_failed_has_failed_too(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its heartbeats kept that task, which nobody ran any more."""
+    consumer = Consumer("queue_data", double, connect=broker.connect)
+
+    def run(task: AnyTask) -> None:
+        raise LookupError("no such verdict")
+
+    monkeypatch.setattr(consumer._crew._runners[0], "run", run)  # type: ignore[attr-defined]
+    consumer.start()
+    peer, _ = welcome(broker)
+    peer.say(assign(1))
+    event: Any = None
+    while not isinstance(event, Fail):
+        event = hear_any(peer)
+        settle(peer, event)
+    assert [failure.id for failure in event.failures] == ["t1"]
+    assert "no such verdict" in event.failures[0].error
+    with pytest.raises(LookupError):
+        consumer.__exit__(None, None, None)
+
+
 @pytest.mark.parametrize("handler", [double, adouble])
 @pytest.mark.parametrize(
     "place", ["jsonqueue.client.threads.Threads", "jsonqueue.client.coroutines.Coroutines", "jsonqueue.client.session.Session"]

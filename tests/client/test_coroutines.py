@@ -11,7 +11,7 @@ import pytest
 
 import jsonqueue
 from client.fakes import PATIENCE_S, FakeBroker, Side, assign, delivered, settle, welcome
-from client.test_consumer import at_work, await_beat, completed
+from client.test_consumer import at_work, await_beat, completed, hear_any
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.coroutines import Coroutines
 from jsonqueue.client.holdings import Slot
@@ -180,6 +180,50 @@ def test_an_exit_in_a_part_of_a_handler_fails_that_task_alone(broker: FakeBroker
         settle(peer, fail)
         peer.say(assign(3))
         assert sorted(completed(peer, 2)) == ["t2", "t3"]
+
+
+def test_a_consumer_whose_loop_a_handler_stops_holds_on_to_nothing(broker: FakeBroker) -> None:
+    """It takes no more tasks, and says so. While its loop cancelled what ran, each slot took another, and its heartbeats kept these."""
+
+    async def handler(task: AnyTask) -> None:
+        if task.id == "t1":
+            asyncio.get_running_loop().stop()
+        await asyncio.Event().wait()
+
+    with at_work(broker, handler, concurrency=2):
+        peer, _ = welcome(broker)
+        peer.say(assign(1, 2, 3, 4))
+        failed: list[str] = []
+        returned: list[str] = []
+        while len(failed) + len(returned) < 4:
+            event = hear_any(peer)
+            if isinstance(event, Fail):
+                failed += [failure.id for failure in event.failures]
+            else:
+                returned += event.ids
+            settle(peer, event)
+    assert (sorted(failed), sorted(returned)) == (["t1", "t2"], ["t3", "t4"])
+
+
+def test_a_coroutine_that_is_cancelled_before_its_first_step_frees_its_slot(broker: FakeBroker) -> None:
+    """By a handler that cancels whatever runs in its loop, say. The task was held for as long as the consumer lived."""
+
+    async def handler(task: AnyTask) -> Any:
+        if task.id == "t1":
+            for run in consumer._crew._runs - {asyncio.current_task()}:  # type: ignore[attr-defined]
+                run.cancel()
+        return task.data
+
+    with at_work(broker, handler, concurrency=2) as consumer:
+        peer, _ = welcome(broker)
+        peer.say(assign(1, 2))
+        heard = {type(event): event for event in (hear_any(peer) for _ in range(2))}
+        for event in heard.values():
+            settle(peer, event)
+        assert heard[Complete].ids == ["t1"]
+        assert [failure.id for failure in heard[Fail].failures] == ["t2"]
+        peer.say(assign(3, 4))
+        assert sorted(completed(peer, 2)) == ["t3", "t4"]
 
 
 def test_heartbeats_go_on_while_the_loop_is_blocked(broker: FakeBroker) -> None:

@@ -67,7 +67,7 @@ class Coroutines:
             with asyncio.Runner() as runner:
                 while not self._served(runner):
                     pass
-        except BaseException as error:  # noqa: BLE001 - no handler's fault (those are caught): the consumer must end and say so
+        except BaseException as error:  # noqa: BLE001 - there is no loop to be had: the consumer must end and say so
             self.session.fail(error)
         finally:
             self._ready.set()
@@ -79,6 +79,9 @@ class Coroutines:
         except (SystemExit, KeyboardInterrupt):
             # Of a part of a handler, which is a task by itself: asyncio hands these two on to whoever awaits it, and also stops its loop.
             return False
+        except BaseException as error:  # noqa: BLE001 - somebody has stopped the loop: the consumer must end and say so
+            # Before the runner cancels what runs: each slot would take another task, which nobody would run, and keep it.
+            self.session.fail(error)
         return True
 
     async def _main(self) -> None:
@@ -102,13 +105,20 @@ class Coroutines:
     def _begin(self, slot: Slot, task: Task[Any]) -> None:
         run = asyncio.create_task(self._run(slot, task))
         self._runs.add(run)  # the loop itself holds its tasks but weakly
-        run.add_done_callback(self._runs.discard)
-        # If it was revoked before this line, it sees so itself: cancelled before its first step it would never take it, nor free its slot.
+        run.add_done_callback(lambda run: self._over(slot, task, run))
+        # If it was revoked before this line, it sees so itself.
         slot.kill = lambda token: self._call(run.cancel) if token == task.token else None
 
     async def _run(self, slot: Slot, task: Task[Any]) -> None:
         running_in(slot)
-        verdict = await self._judge(slot, task)
+        self._go_on(slot, await self._judge(slot, task))
+
+    def _over(self, slot: Slot, task: Task[Any], run: asyncio.Task[None]) -> None:
+        self._runs.discard(run)
+        if run.cancelled():  # before its first step, or it would have seen to its slot itself
+            self._go_on(slot, failure(task, "the handler was cancelled"))
+
+    def _go_on(self, slot: Slot, verdict: Verdict) -> None:
         following = self.session.try_next(slot, verdict)
         if following is not None and not self._ended.is_set():
             self._begin(slot, following)

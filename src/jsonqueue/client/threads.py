@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from jsonqueue.client.holdings import Slot
-from jsonqueue.client.outcome import NotStarted, Verdict, inline, running_in
+from jsonqueue.client.outcome import NotStarted, Verdict, failure_of, inline, running_in
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.session import Session
 from jsonqueue.clock import SystemClock
@@ -105,6 +105,8 @@ class Threads:
         except BaseException as error:  # noqa: BLE001 - no handler's fault (those never raise): the consumer must end and say so
             if not self._ending.is_set():
                 self._session.fail(error)
+                if slot.task is not None:  # else its heartbeats would keep it for as long as its process lives
+                    self._session.try_next(slot, failure_of(slot.task, error))
 
     def _prepare(self, runner: Runner) -> None:
         try:
