@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,10 +20,11 @@ from msgspec import Raw
 from client.fakes import FakeBroker, Side, assign, delivered, settle, welcome
 from client.test_children import await_that, gone
 from client.test_consumer import at_work
+from forking import told_by_a_fork
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.limits import Limits
 from jsonqueue.client.outcome import NotStarted
-from jsonqueue.client.program import Program, ProgramRunner
+from jsonqueue.client.program import Program, ProgramRunner, _end_all
 from jsonqueue.clock import SystemClock
 from jsonqueue.config import Config
 from jsonqueue.errors import InvalidHandler
@@ -341,6 +343,48 @@ def test_a_consumer_runs_programs() -> None:
         peer.say(assign(21))
         assert [bytes(one) for one in peer.hear(Complete).results] == [b"42"]
     broker.close()
+
+
+def test_the_end_of_its_process_ends_the_program_as_well(tmp_path: Path) -> None:
+    """Of one that started a consumer and forgot to stop it: its task is delivered again at once, and would have been done by two."""
+    code = f"""
+import os, threading, time
+from client.fakes import delivered
+from client.test_program import runner_for
+runner = runner_for("open({str(tmp_path / "pid")!r}, 'w').write(str(os.getpid()) + chr(10)); import time; time.sleep(600)", timeout=None)
+threading.Thread(target=runner.run, args=(delivered(1),), daemon=True).start()
+while not (os.path.exists({str(tmp_path / "pid")!r}) and open({str(tmp_path / "pid")!r}).read()):
+    time.sleep(0.01)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30, env=environment)
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        await_that(lambda: gone(pid))
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_no_program_is_started_when_its_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slot of one that was killed then asks for the next task."""
+    ends = threading.Event()
+    ends.set()
+    monkeypatch.setattr("jsonqueue.client.program._ends", ends)
+    with pytest.raises(NotStarted, match="this process ends"):
+        runner_for("").run(delivered(1))
+
+
+def test_the_end_of_what_its_process_has_forked_does_not(tmp_path: Path) -> None:
+    """It has a copy of all that its parent holds."""
+    os.mkfifo(tmp_path / "go")
+    side = Side(lambda: result(f"open({str(tmp_path / 'up')!r}, 'w'); print(open({str(tmp_path / 'go')!r}).readline())"))
+    await_that((tmp_path / "up").exists)
+    told_by_a_fork(_end_all)
+    go = os.open(tmp_path / "go", os.O_RDWR)
+    os.write(go, b"7\n")
+    assert side.result() == b"7"
+    os.close(go)
 
 
 def test_a_second_signal_ends_the_program_as_well(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ gets into the command line.
 
 from __future__ import annotations
 
+import atexit
 import os
 import selectors
 import shlex
@@ -47,6 +48,24 @@ _CHUNK_BYTES = 64 * 1024
 _LINGER_S = 0.5
 """After a program has ended, how long to read what others that it started may still hold open."""
 _LOOK_S = 0.05
+
+_running: set[subprocess.Popen[bytes]] = set()
+"""The programs that run for this process. After a fork they are its parent's."""
+_ends = threading.Event()
+"""Set when the interpreter ends."""
+
+
+@atexit.register
+def _end_all() -> None:
+    """What nobody has stopped: a program has a process group of its own, and would run on when this process has ended, beside the next run
+    of its task."""
+    _ends.set()
+    for process in tuple(_running):
+        if process.returncode is None:
+            kill_group(process)
+
+
+os.register_at_fork(after_in_child=_running.clear)
 
 
 class Program:
@@ -161,6 +180,8 @@ class ProgramRunner:
 
     def run(self, task: Task[Any]) -> Verdict:
         """Run the program on this task. Raises :class:`NotStarted`."""
+        if _ends.is_set():
+            raise NotStarted(f"{self._program.arguments[0]} is not started any more, for this process ends")
         try:
             process = self._start(task)
         except (OSError, MemoryError) as error:
@@ -168,9 +189,10 @@ class ProgramRunner:
             if is_want(error):
                 raise NotStarted(words) from error
             return failure(task, words)
+        _running.add(process)
         with self._lock:
             self._process, self._token = process, task.token
-            if self._closed or self._doomed == task.token:
+            if self._closed or self._doomed == task.token or _ends.is_set():
                 kill_group(process)
         try:
             return self._watch(process, task)
@@ -178,6 +200,7 @@ class ProgramRunner:
             with self._lock:
                 self._process = None
             _end(process)
+            _running.discard(process)
 
     def kill(self, token: int) -> None:
         """End the program if this is what it works on, as at a time limit: SIGTERM, a second later SIGKILL. Never blocks."""
