@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 import jsonqueue
 from client.fakes import PATIENCE_S, FakeBroker, Side, assign, delivered, settle, welcome
-from client.test_consumer import at_work, await_beat, completed, hear_any
+from client.test_consumer import adouble, at_work, await_beat, completed, hear_any
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.coroutines import Coroutines
 from jsonqueue.client.holdings import Slot
@@ -142,6 +144,34 @@ def test_a_task_that_is_revoked_while_it_is_taken_keeps_no_slot() -> None:
     assert ended.wait(PATIENCE_S)
     crew.stop()
     assert ran == ["t2"]
+
+
+def test_a_consumer_that_gets_no_open_files_for_its_loop_waits_for_some(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one with threads does for its own: its run() ended, with the error."""
+    refused, runner = threading.Semaphore(0), asyncio.Runner
+
+    def runner_or_not() -> asyncio.Runner:
+        if over:
+            return runner()
+        refused.release()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    over: list[bool] = []
+    monkeypatch.setattr(asyncio, "Runner", runner_or_not)
+    consumer = Consumer("queue_data", adouble, connect=broker.connect)
+    side = Side(consumer.run)
+    for _ in range(3):
+        assert refused.acquire(timeout=PATIENCE_S)
+    assert consumer.state == "waiting"
+    over.append(True)
+    peer, _ = welcome(broker)
+    peer.say(assign(1))
+    complete = peer.hear(Complete)
+    settle(peer, complete)
+    stopper = Side(consumer.stop)
+    settle(peer, peer.hear(Return))
+    assert stopper.result() is True
+    side.result()
 
 
 def test_a_handler_that_cancels_itself_has_failed(broker: FakeBroker) -> None:

@@ -6,6 +6,7 @@ The session's keeper does the I/O, so that heartbeats go on should a handler blo
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -33,15 +34,22 @@ class Coroutines:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Event
         self._ready = threading.Event()
+        self._unmade: BaseException | None = None
+        """Why there is no loop to be had."""
         self._thread: threading.Thread | None = None
         self.session: Session
 
     def start(self) -> None:
-        """Start the loop. Where there is no thread to be had it may be called again."""
+        """Start the loop. Where there is no thread to be had, or no open file for it, it may be called again."""
         if self._thread is None or self._thread.ident is None:
             self._thread = threading.Thread(target=self._serve, name="jsonqueue-loop", daemon=True)
             self._thread.start()
         self._ready.wait()
+        if self._unmade is not None:
+            self._thread, unmade, self._unmade = None, self._unmade, None
+            self._ready.clear()
+            gc.collect()  # asyncio leaves half a loop behind, in a circle, which holds an open file: there are none to be had already
+            raise unmade
 
     def end(self) -> None:
         """Cancel what still runs and end the loop. The session is closed already."""
@@ -67,8 +75,11 @@ class Coroutines:
             with asyncio.Runner() as runner:
                 while not self._served(runner):
                     pass
-        except BaseException as error:  # noqa: BLE001 - there is no loop to be had: the consumer must end and say so
-            self.session.fail(error)
+        except BaseException as error:  # noqa: BLE001 - no handler's fault (those are caught): the consumer must end and say so
+            if self._loop is None:
+                self._unmade = error.with_traceback(None)  # which start() raises
+            else:
+                self.session.fail(error)
         finally:
             self._ready.set()
 
