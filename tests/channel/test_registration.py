@@ -8,6 +8,7 @@ import resource
 import socket
 import stat
 import struct
+import sys
 import threading
 from types import SimpleNamespace
 from unittest import mock
@@ -94,6 +95,24 @@ def test_the_socket_is_private_from_its_first_moment(tmp_path, listener):
     umask = os.umask(0o022)
     os.umask(umask)
     assert umask != 0o177
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+@pytest.mark.parametrize("umask", [0o022, 0o777], ids=oct)
+def test_the_umask_takes_nothing_from_the_socket_and_is_left_alone(tmp_path, monkeypatch, umask, platform):
+    """It is of the whole process. Of two managers that started in two threads one put back what the other had set: 0177, for good."""
+    before, change, changes = os.umask(umask), os.umask, []
+    monkeypatch.setattr(os, "umask", lambda mask: (changes.append(mask), change(mask))[1])
+    monkeypatch.setattr(sys, "platform", platform)
+    try:
+        listener = Listener(tmp_path)
+    finally:
+        change(before)
+    try:
+        assert changes == ([] if platform == "linux" else [0o177, umask])  # elsewhere one at a time
+        assert stat.S_IMODE((tmp_path / SOCKET_NAME).lstat().st_mode) == 0o600
+    finally:
+        listener.close()
 
 
 def test_a_stale_socket_is_replaced_and_anything_else_is_not(tmp_path):

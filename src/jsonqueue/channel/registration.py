@@ -23,6 +23,7 @@ import socket
 import stat
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -305,15 +306,31 @@ class Listener:
             pass
 
     def _bind(self, queue_dir: str) -> None:
-        before = os.umask(0o177)  # 0600 from its first moment on; a chmod afterwards would leave a gap.
-        try:
-            with _address(queue_dir) as address:
-                self._socket.bind(address)
-        finally:
-            os.umask(before)
+        with _address(queue_dir) as address:
+            _bind_privately(self._socket, address)
         self._inode = self._identity()
         self._socket.listen(1024)
         self._socket.setblocking(False)
+
+
+def _bind_privately(listener: socket.socket, address: str) -> None:
+    """0600 from its first moment on: a chmod afterwards alone would leave a gap."""
+    if sys.platform == "linux":
+        # The file gets the mode of the socket, but for what the umask takes. That one is of the whole process: what other threads make
+        # meanwhile would be private too, and of two that change it at once one puts back what it is not.
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(address)
+        os.chmod(address, 0o600)
+    else:
+        with _umask_changes:
+            before = os.umask(0o177)
+            try:
+                listener.bind(address)
+            finally:
+                os.umask(before)
+
+
+_umask_changes = threading.Lock()
 
 
 class Visitor:
