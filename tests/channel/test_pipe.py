@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import threading
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -40,6 +42,29 @@ def test_the_end_that_a_child_inherits_is_none_of_its_standard_streams():
         return theirs > 2 and not os.get_inheritable(theirs)
 
     assert told_by_a_fork(pair_without_them) == "True"
+
+
+def test_who_waits_while_it_is_closed_does_not_wait_at_another_file_of_its_number(ends):
+    """Of many threads that share a Publisher, and one that closes it again and again, all waited so in the end, for thirty seconds."""
+    pipe, _ = ends
+    number, waits, others = pipe.fileno(), select.poll(), []
+    waits.register(number, select.POLLIN)
+
+    def poll(most_ms: int) -> list[tuple[int, int]]:
+        """Another thread comes in between the look at the Pipe and the wait for it."""
+        pipe.close()
+        while not others or others[-1][0].fileno() < number:
+            others.append(socket.socketpair())
+        return waits.poll(most_ms)
+
+    pipe._readable = SimpleNamespace(poll=poll)
+    with pytest.raises(ConnectionClosed):
+        pipe.receive(0.5)
+    for pair in others:
+        for end in pair:
+            end.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
 
 
 def test_patience_may_be_longer_than_one_wait_of_the_system(ends):

@@ -93,6 +93,8 @@ class Pipe:
         self._need = _HEADER.size
         self._buffered = 0
         self._readable: select.poll | None = None
+        self._receiving = False
+        self._closed = False
 
     @classmethod
     def pair(cls) -> tuple[int, int]:
@@ -112,12 +114,12 @@ class Pipe:
 
     def fileno(self) -> int:
         """The fd, for a selector; -1 once closed."""
-        return self._socket.fileno()
+        return -1 if self._closed else self._socket.fileno()
 
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called at this end."""
-        return self._socket.fileno() < 0
+        return self.fileno() < 0
 
     # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -137,13 +139,19 @@ class Pipe:
     def receive(self, timeout: float | None = None) -> list[bytes]:
         """Wait for at least one frame, at most ``timeout`` seconds (None: for ever); ``[]`` when the time is up."""
         until_ms = _until_ms(timeout)
-        # Wait first: who has just asked has no answer yet, and a recv in vain costs more than a poll.
-        if self._readable is None:
-            self._readable = self._poll_for(select.POLLIN)
-        while self._wait(self._readable, until_ms):
-            if frames := self.read():
-                return frames
-        return []
+        self._receiving = True
+        try:
+            # Wait first: who has just asked has no answer yet, and a recv in vain costs more than a poll.
+            if self._readable is None:
+                self._readable = self._poll_for(select.POLLIN)
+            while self._wait(self._readable, until_ms):
+                if frames := self.read():
+                    return frames
+            return []
+        finally:
+            self._receiving = False
+            if self._closed:
+                self._socket.close()
 
     def _receive_into(self, view: memoryview) -> int:
         return self._socket.recv_into(view)
@@ -279,7 +287,7 @@ class Pipe:
     def _poll_for(self, what: int) -> select.poll:
         poll = select.poll()
         try:
-            poll.register(self._socket, what)
+            poll.register(self, what)
         except ValueError:
             raise ConnectionClosed(_CLOSED_HERE) from None
         return poll
@@ -297,10 +305,13 @@ class Pipe:
 
     def close(self) -> None:
         """Close both directions. What still waits is dropped; another thread that waits gets :class:`ConnectionClosed`. Idempotent."""
+        self._closed = True
         with contextlib.suppress(OSError):  # Closed already, by either end.
             # close() alone would neither wake another thread's poll() nor be seen by the peer while a copy of the fd is in flight.
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        # Whoever receives is about to poll, maybe, and the number would be another file's by then: that one closes it, once awake.
+        if not self._receiving:
+            self._socket.close()
 
     def let_go(self) -> None:
         """Close the copy of this end that a fork came by, and leave the Pipe to the process that it is of."""
