@@ -767,14 +767,17 @@ def test_a_consumer_that_waits_for_threads_can_be_stopped(
 
 @pytest.mark.parametrize(("handler", "name"), PLACES)
 def test_a_start_that_gets_no_threads_says_so_and_leaves_none(
-    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, handler: Any, name: str
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, handler: Any, name: str
 ) -> None:
     """It is to return at once, so it cannot wait."""
     before = threading.enumerate()
     NoThreads(monkeypatch, name)
+    consumer = Consumer(tmp_path, handler, connect=broker.connect, concurrency=2, name="worker")
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        Consumer("queue_data", handler, connect=broker.connect, concurrency=2).start()
+        consumer.start()
     assert set(threading.enumerate()) <= set(before)
+    assert (consumer.state, consumer.stop()) == ("stopped", True)
+    assert Consumer(tmp_path, handler, name="worker").name == "worker", "who tries again has the name"
 
 
 def test_a_run_ends_though_no_thread_is_to_be_had_for_that(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,8 @@ class Consumer:
         except BaseException:
             self._session.close()
             self._crew.stop()
+            self._state = "stopped"
+            self._give_name_back()
             raise
 
     def _require_new(self) -> None:
