@@ -87,12 +87,17 @@ def test_a_png_without_matplotlib_says_what_to_install(capsys: pytest.CaptureFix
     assert "pip install 'jsonqueue[plot]', or name a .svg" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A wrong name costs no minute of measuring."""
     assert run(["bench", "--plot", "figures.gif"]) == 2
     assert "must end in .svg or .png" in capsys.readouterr().err
     assert run(["bench", "--plot", "not-there/figures.svg"]) == 2
     assert "there is no such folder" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # as on a disk that is only to be read
+    assert run(["bench", "--plot", str(tmp_path / "figures.svg")]) == 2
+    assert "no file can be made in this folder" in " ".join(capsys.readouterr().err.split())
 
 
 class _Queue(Stage):

@@ -10,6 +10,7 @@ import pytest
 
 from cli.calls import call
 from jsonqueue.broker.publisher_broker import PublisherBroker
+from jsonqueue.cli.app import run
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.event import Write, Written
 from jsonqueue.simulation.verdict import Violation
@@ -141,6 +142,21 @@ def test_a_trace_in_json_is_json_line_by_line() -> None:
     *trace, verdict = [json.loads(line) for line in call("simulate", "--tasks", "1", "--log", "--json").out.splitlines()]
     assert [*trace[0]] == ["at_ms", "who", "what", "detail"]
     assert verdict["seed"] == 1
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_simulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It cost the verdict: the whole run was made, and all that was said of it was that there is no such folder."""
+    there, gone = tmp_path / "x.html", tmp_path / "no" / "x.html"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert run(["simulate", "--html", str(gone)]) == 2
+    assert "there is no such folder" in " ".join(capsys.readouterr().err.split())
+    assert run(["simulate", "--html", str(there)]) == 2
+    assert "no file can be made in this folder" in " ".join(capsys.readouterr().err.split())
+    there.touch()
+    assert run(["simulate", "--html", str(there)]) == 2
+    assert "is not writable" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_given_wrongly_is_named(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +17,7 @@ from jsonqueue.waits import WAIT_MAX_MS
 if TYPE_CHECKING:
     from jsonqueue.retry import RetryPolicy
 
-__all__ = ["LIMIT", "MOMENT", "RETRY", "SIZE", "WAIT", "Figure", "Seconds", "Wait", "typed"]
+__all__ = ["LIMIT", "MOMENT", "RETRY", "SIZE", "WAIT", "Figure", "Output", "Seconds", "Wait", "typed"]
 
 _UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _UNITS_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
@@ -91,6 +93,22 @@ class _Size(click.ParamType[int]):
         if not 1 <= bytes_ <= _BYTES_MAX:
             self.fail(f"{value!r} is {'less than a byte' if bytes_ < 1 else 'more than there is'}", param, ctx)
         return round(bytes_)
+
+
+class Output(click.Path):
+    """A file that is written at the end of a run: what could not be is refused at its beginning, before that has taken its time."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, readable=False, writable=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        super().convert(value, param, ctx)
+        path = Path(value)
+        if not path.parent.is_dir():
+            self.fail(f"{path.parent}: there is no such folder", param, ctx)
+        if not path.exists() and not os.access(path.parent, os.W_OK):
+            self.fail(f"{path.parent}: no file can be made in this folder", param, ctx)
+        return path
 
 
 class _Moment(click.ParamType[datetime]):

@@ -11,7 +11,7 @@ import click
 
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
-from jsonqueue.cli.options import Figure, typed
+from jsonqueue.cli.options import Figure, Output, typed
 from jsonqueue.cli.reading import require_queue
 from jsonqueue.cli.text import count, duration, plural, printable
 
@@ -43,7 +43,7 @@ __all__ = ["simulate"]
 )
 @click.option("--shrink", is_flag=True, help="Reduce a failure to the fewest faults that still fail.")
 @click.option("--log", is_flag=True, help="Print the full trace: two runs of a seed print the same.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a report to be opened in a browser.")
+@click.option("--html", type=Output(), metavar="FILE", help="Write a report to be opened in a browser.")
 def simulate(
     settings: Settings,
     workers: int,

@@ -8,7 +8,7 @@ import click
 
 from jsonqueue.cli.app import command, terminated_as_interrupted
 from jsonqueue.cli.console import Settings
-from jsonqueue.cli.options import typed
+from jsonqueue.cli.options import Output, typed
 
 __all__ = ["bench"]
 
@@ -23,7 +23,7 @@ _QUICK = _WHAT[:4]
 @click.option("--batch/--no-batch", default=None, help="Publish in batches, or one by one.  [default: measure either]")
 @click.option("--matrix", is_flag=True, help="50 tasks on 4 workers, 500 on 8, 1000 on 16, each of 10 ms: rate, and how many complete.")
 @click.option("--runs", type=click.IntRange(1, 99), default=1, show_default=True, help="Runs of everything, in turns; medians are shown.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the figures into FILE.svg or FILE.png.")
+@click.option("--plot", type=Output(), metavar="FILE", help="Draw the figures into FILE.svg or FILE.png.")
 @click.option(
     "--folder", type=click.Path(file_okay=False, path_type=Path), default=Path(), show_default="here",
     help="Where the queues are made, and taken away again: the disk that is measured.",

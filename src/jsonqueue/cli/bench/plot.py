@@ -33,8 +33,6 @@ def check_plot(path: Path) -> None:
     """Refuse, before anything is measured, what could not be drawn afterwards."""
     if path.suffix not in {".svg", ".png"}:
         raise click.BadParameter(f"{path.name}: the name must end in .svg or .png", param_hint="--plot")
-    if not path.parent.is_dir():
-        raise click.BadParameter(f"{path.parent}: there is no such folder", param_hint="--plot")
     if path.suffix == ".png":
         from importlib.util import find_spec
 
