@@ -78,6 +78,8 @@ def test_a_folder_without_a_queue_is_not_replayed(tmp_path: Path) -> None:
     """It was said to keep every promise."""
     replayed = call("simulate", "--replay", str(tmp_path))
     assert (replayed.status, replayed.out, replayed.err.splitlines()[0]) == (66, "", f"Error: {tmp_path} holds no queue")
+    assert "--queue" not in replayed.err  # which simulate refuses
+    assert "--replay" in replayed.err
 
 
 def test_an_option_that_would_not_count_is_refused(tmp_path: Path) -> None:

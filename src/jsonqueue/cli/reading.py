@@ -30,20 +30,20 @@ class NoQueue(JsonQueueError):
 
     exit_status = 66
 
-    def __init__(self, queue_dir: Path) -> None:
+    def __init__(self, queue_dir: Path, *, option: str = "--queue") -> None:
         there = "does not exist" if not queue_dir.is_dir() else "holds no queue"
         super().__init__(
-            f"{queue_dir} {there}", hint="--queue DIR names another folder; `jsonqueue serve` and `jsonqueue publish` make one"
+            f"{queue_dir} {there}", hint=f"{option} DIR names another folder; `jsonqueue serve` and `jsonqueue publish` make one"
         )
         self.queue_dir = queue_dir
 
 
-def require_queue(queue_dir: Path) -> None:
-    """Raise :class:`NoQueue` unless the folder holds a queue, or what is left of one: asking must not make one."""
+def require_queue(queue_dir: Path, *, option: str = "--queue") -> None:
+    """Raise :class:`NoQueue` unless the folder, which ``option`` names, holds a queue, or what is left of one: asking must not make one."""
     for folder in (queue_dir, queue_dir / "previous"):
         if folder.is_dir() and any(_belongs(name) for name in os.listdir(folder)):
             return
-    raise NoQueue(queue_dir)
+    raise NoQueue(queue_dir, option=option)
 
 
 def _belongs(name: str) -> bool:

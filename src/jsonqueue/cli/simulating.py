@@ -158,7 +158,7 @@ def _replay(console: Console, queue_dir: Path, workers: int, seed: int) -> int:
     from jsonqueue.simulation.replay import replay, what_if
     from jsonqueue.simulation.verdict import Violation
 
-    require_queue(queue_dir)  # of a folder without one it is not said that every check holds
+    require_queue(queue_dir, option="--replay")  # of a folder without one it is not said that every check holds
     try:
         replayed = replay(queue_dir)
     except Violation as error:
