@@ -480,7 +480,16 @@ def test_a_consumer_without_a_broker_stops_at_once(broker: FakeBroker) -> None:
         pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture
+def nobody_minds_hangups() -> Iterator[None]:
+    """Whoever runs these tests may do so by ``nohup``."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("nobody_minds_hangups")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_drains(broker: FakeBroker, number: int) -> None:
     """run() returns when what was running is done and told."""
     gate = Gate()
@@ -511,6 +520,28 @@ def test_a_signal_that_another_thread_gets_drains_too(broker: FakeBroker, number
     side = Side(play)
     Consumer("queue_data", Gate(), connect=broker.connect).run()
     side.result()
+
+
+@pytest.mark.usefixtures("nobody_minds_hangups")
+def test_a_hangup_that_is_told_twice_is_one() -> None:
+    """Of a terminal that is closed the shell tells, and the kernel when that has ended: what runs may end all the same."""
+    bell = _Bell()
+    with bell.hung(), bell.rung_by_signals():
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert bell.rings == 1
+        signal.raise_signal(signal.SIGTERM)
+        assert bell.rings == 2
+
+
+@pytest.mark.usefixtures("nobody_minds_hangups")
+def test_a_hangup_is_left_to_who_minds_it() -> None:
+    """Whoever started a consumer by ``nohup`` meant it; and a program may read its settings anew then."""
+    for minded in (signal.SIG_IGN, lambda number, frame: None):
+        signal.signal(signal.SIGHUP, minded)
+        bell = _Bell()
+        with bell.hung(), bell.rung_by_signals():
+            assert signal.getsignal(signal.SIGHUP) == minded
 
 
 def test_a_process_that_a_handler_forks_has_signals_of_its_own() -> None:

@@ -33,7 +33,7 @@ __all__ = ["Rates", "checkpoint", "serve", "settings_of", "stop"]
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Override a setting for this run (repeatable).")
 @click.option("--grace", type=Seconds(), default=10.0, show_default=True, help="Seconds to wait at the end for connected consumers.")
 def serve(settings: Settings, assignments: tuple[str, ...], grace: float) -> None:
-    """Start the brokers of a queue and serve until SIGINT, SIGTERM or `jsonqueue stop`.
+    """Start the brokers of a queue and serve until SIGINT, SIGTERM, a closed terminal, or `jsonqueue stop`.
 
     The first signal drains: nothing more is handed out, and what consumers hold may be finished. A second one stops at once; then they tell
     what they did to whoever serves next.

@@ -61,8 +61,8 @@ def work(settings: Settings, handler: str | None, program: str | None, until_emp
     --memory, --cpu, --open-files and --processes put the handler into processes of its own, with these limits; a task that runs into one
     has failed, and says into which. They contain mistakes, and are no sandbox.
 
-    Waits for a broker if none is running. SIGINT or SIGTERM drains: what is running may end, the rest goes back. A second one ends at once:
-    what was running is lost with it, and handed out again while it has attempts left.
+    Waits for a broker if none is running. SIGINT, SIGTERM or a closed terminal drains: what is running may end, the rest goes back. A
+    second signal ends at once: what was running is lost with it, and handed out again while it has attempts left.
 
     \b
     jsonqueue work thumbnails:make --concurrency 4 --timeout 30

@@ -47,7 +47,7 @@ from jsonqueue.clock import stopwatch
 from jsonqueue.config import Config
 from jsonqueue.errors import is_want, words_of
 from jsonqueue.event import EventOwner, decoder_for
-from jsonqueue.signals import heeded
+from jsonqueue.signals import hangup, heeded
 
 __all__ = ["Consumer", "ConsumerState", "Handler"]
 
@@ -111,11 +111,12 @@ class Consumer:
     # ── blocking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self, *, drain_timeout: float | None = None) -> None:
-        """Work until SIGINT or SIGTERM (in the main thread), or until another thread calls :meth:`stop`.
+        """Work until SIGINT, SIGTERM or SIGHUP (in the main thread), or until another thread calls :meth:`stop`.
 
         The first signal drains: nothing more is started, what is running may end, what is done is acknowledged, unstarted tasks go back. A
-        second one, or ``drain_timeout`` seconds, ends at once; what was running then will be delivered again. Raises whatever stopped it.
-        Where there are no threads to be had it waits until there are some.
+        second one, or ``drain_timeout`` seconds, ends at once; what was running then will be delivered again. A SIGHUP that is ignored
+        (``nohup``), or that the program heeds for itself, is left alone. Raises whatever stopped it. Where there are no threads to be had
+        it waits until there are some.
         """
         self._require_new()  # before the bell of one that runs is hung anew
         with self._bell.hung() as ear, self._bell.rung_by_signals():
@@ -356,10 +357,10 @@ class _Bell:
 
     @contextmanager
     def rung_by_signals(self) -> Iterator[None]:
-        """Within (and within :meth:`hung`), SIGINT and SIGTERM ring, if this is the main thread (no other can see to signals)."""
+        """Within (and within :meth:`hung`), SIGINT, SIGTERM and SIGHUP ring, if this is the main thread (no other can see to signals)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         assert self._rope is not None
-        with heeded((signal.SIGINT, signal.SIGTERM), self._rope, self.ring):
+        with heeded((signal.SIGINT, signal.SIGTERM, *hangup()), self._rope, self.ring):
             yield
