@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
@@ -560,6 +562,23 @@ def test_a_line_that_changes_in_place_outlives_a_moment_without_news(capsys: pyt
     said = capsys.readouterr().err
     assert "2 ready" in said
     assert "Traceback" not in said
+
+
+def test_a_terminal_that_is_gone_costs_nothing_but_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning of a consumer that ended at once was an error there, and its program ran on."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            gone.set()
+            raise OSError(errno.EIO, "Input/output error")
+
+    gone = threading.Event()
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with LiveLine(lambda: "working", watched=True, every_s=0.001) as line:
+        assert gone.wait(10)
+        logging.getLogger("jsonqueue.consumer").warning("connection lost")
+        assert line._thread is not None
+        assert line._thread.is_alive()
 
 
 def test_a_line_that_changes_in_place_fits_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

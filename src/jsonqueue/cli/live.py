@@ -117,7 +117,7 @@ class _Above(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = f"{printable(record.getMessage())}\n"
-        with _turns.taken:
+        with _turns.taken, suppress(OSError):  # a terminal that is gone: whoever has something to say goes on
             if not isinstance(sys.stderr, _Beside):
                 _put("", sys.stderr)
             sys.stderr.write(text)
@@ -137,9 +137,10 @@ def _columns(terminal: TextIO) -> int:
 
 def _put(text: str, terminal: TextIO) -> None:
     dim = not os.environ.get("NO_COLOR")
-    # One write for the whole line, so that it cannot be torn apart by what another thread prints.
-    terminal.write(f"\r\x1b[K{click.style(text, dim=True) if dim and text else text}")
-    terminal.flush()
+    with suppress(OSError):  # a terminal that is gone
+        # One write for the whole line, so that it cannot be torn apart by what another thread prints.
+        terminal.write(f"\r\x1b[K{click.style(text, dim=True) if dim and text else text}")
+        terminal.flush()
 
 
 def bar(share: float, width: int) -> str:
