@@ -497,6 +497,29 @@ def test_a_signal_to_the_whole_group_stops_everything_in_order(queue_dir, number
     assert not [path for path in queue_dir.iterdir() if path.name.startswith(SEGMENTS)]
 
 
+def test_a_terminal_that_is_closed_says_so_twice_and_once_is_meant(queue_dir):
+    """The shell tells its programs, and the kernel does when that has ended. At once it would leave to the logs what queue.json lacks."""
+    body = """
+        import signal
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs these tests may do so by nohup
+        stop = manager.start() or manager._supervisor.stop
+        def stopped(*, at_once=False):
+            print("at once" if at_once else "in order", flush=True)
+            stop(at_once=at_once)
+        manager._supervisor.stop = stopped
+        def ready():
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+        manager.serve_forever(on_ready=ready)
+    """
+    process = program(body, queue_dir)
+    try:
+        assert "at once" not in process.communicate(timeout=20)[0].splitlines()
+        assert process.returncode == 0
+    finally:
+        end(process)
+
+
 def test_a_process_that_its_program_forks_has_signals_of_its_own():
     """``Process.terminate()`` of multiprocessing ends it, and not the queue; what a terminal sends to it too is not counted twice."""
 

@@ -236,20 +236,25 @@ class BrokerManager:
 
     def _await_end(self, supervisor: Supervisor, woken: socket.socket, on_ready: Callable[[], None]) -> bool:
         """Each byte is the number of a signal, or 0: look how the supervisor stands. False: it was too busy to end at once."""
-        signals, told = 0, False
+        signals, told = b"", False
         while not supervisor.ended.is_set():
             received = woken.recv(64)
             # The program may heed other signals for purposes of its own: those are here as well.
-            if number := sum(byte in _STOP_SIGNALS for byte in received):
-                signals += number
-                supervisor.stop(at_once=signals > 1)
-            if signals > 1:
+            if stops := bytes(byte for byte in received if byte in _STOP_SIGNALS):
+                signals += stops
+                supervisor.stop(at_once=_orders(signals) > 1)
+            if _orders(signals) > 1:
                 # In the midst of a checkpoint, say. Leaving that half-done is safe: the thread and its locks end with the process.
                 return supervisor.ended.wait(_AT_ONCE_S)
             if not told and not signals and supervisor.ready.is_set() and not supervisor.ended.is_set():
                 told = True
                 on_ready()
         return True
+
+
+def _orders(signals: bytes) -> int:
+    """So many orders to stop. Of a terminal that is closed the shell tells, and the kernel when that has ended: that is one."""
+    return len(signals) - max(0, signals.count(signal.SIGHUP) - 1)
 
 
 def _signals_to_heed() -> list[int]:
