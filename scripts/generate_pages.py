@@ -132,6 +132,7 @@ change nothing. `publish` works without brokers too; the task runs when brokers 
 | 76 | The other end of a connection spoke nonsense. |
 | 77 | A folder that must not or cannot be used: not yours, a file, without the permissions, writable by others, on a network filesystem. |
 | 78 | A setting that does not exist or is out of range, or files of a newer format. |
+| 129 | The terminal was closed (SIGHUP). (`serve` and `work` drain, and exit with 0.) |
 | 130 | Ctrl-C. (`serve` and `work` drain, and exit with 0.) |
 | 141 | The reader of the output went away (`jsonqueue list \\| head`). |
 | 143 | SIGTERM. (`serve` and `work` drain, and exit with 0.) |

@@ -306,14 +306,16 @@ def test_what_a_start_and_a_task_cost_is_measured(tmp_path: Path, capsys: pytest
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_a_benchmark_that_is_terminated_clears_up() -> None:
-    """SIGTERM unwinds as Ctrl-C does: else its publisher went on, and its queue stayed on the disk."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_benchmark_that_is_terminated_clears_up(number: signal.Signals) -> None:
+    """SIGTERM, and a terminal that is closed, unwind as Ctrl-C does: else its publisher went on, and its queue stayed on the disk."""
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "from jsonqueue.cli.bench import report\n"
         "def measure(*_, **__):\n"
         "    try:\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"        os.kill(os.getpid(), {number})\n"
         "        signal.pause()\n"
         "    finally:\n"
         "        print('cleared', flush=True)\n"
@@ -323,4 +325,4 @@ def test_a_benchmark_that_is_terminated_clears_up() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=False, env=environment)
-    assert (done.returncode, done.stdout, done.stderr) == (143, "cleared\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "cleared\n", "")

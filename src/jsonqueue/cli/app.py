@@ -3,7 +3,7 @@
 Exit statuses (those of sysexits.h, plus the shell's own for signals): 0 done · 1 the answer is no (a dead task, findings of verify, totals
 that differ) · 2 wrong usage · 64 no such handler · 65 bad data · 66 no such task · 69 no broker running · 70 a bug of ours · 72 a log
 taken away · 74 disk trouble · 75 try again later · 76 nonsense on a connection · 77 folder refused · 78 bad settings or a newer format ·
-130 Ctrl-C · 141 the reader of our output went away · 143 SIGTERM.
+129 the terminal was closed · 130 Ctrl-C · 141 the reader of our output went away · 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import click
 from jsonqueue.cli.console import DEFAULT_DIR, Console, Settings
 from jsonqueue.cli.text import ESCAPES, printable, printable_lines
 from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError, is_want, words_of
+from jsonqueue.signals import hangup
 
 __all__ = ["COMMANDS", "Group", "cli", "command", "queue_options", "run", "terminated_as_interrupted", "to_nowhere"]
 
@@ -328,16 +329,23 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C does, so that no process is left behind, and exits with 143 as the shell expects."""
+    """SIGTERM, and SIGHUP of a terminal that is closed, unwind like Ctrl-C does, so that nothing is left behind, and exit with 143 and 129,
+    as the shell expects."""
+    hung_up = False
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal hung_up
+        if number == signal.SIGHUP and hung_up:  # The kernel tells it too, when the shell has ended: that is no want of patience.
+            return
+        hung_up |= number == signal.SIGHUP
+        raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, *hangup())}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH}
