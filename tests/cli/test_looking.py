@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -356,6 +357,21 @@ def test_the_bar_of_status_is_as_long_as_there_is_room(tmp_path: Path, columns: 
     with a_queue_of(tmp_path, *SEVERAL) as queue:
         out = call("status", "--queue", str(queue), terminal=True, columns=columns).out
     assert (out.count("━"), "…" in out.partition("━")[2]) == (long, False)
+
+
+def test_a_watch_that_is_terminated_gives_the_terminal_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout 60 jsonqueue status --watch` left it on the other screen, without a cursor."""
+    terminating = SimpleNamespace(time_ns=lambda: NOW_MS * 1_000_000, sleep=lambda _: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("jsonqueue.cli.status.time", terminating)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever comes of it, it ends no tests
+    try:
+        with a_queue_of(tmp_path / "q", task("a")) as queue:
+            watched = call("status", "--watch", "--queue", str(queue), terminal=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert watched.status == 143
+    assert watched.out.index("\x1b[?1049h") < watched.out.index("\x1b[?1049l")
+    assert watched.out.index("\x1b[?25l") < watched.out.index("\x1b[?25h")
 
 
 def test_parts_of_the_bar_are_in_proportion_and_none_is_missing() -> None:

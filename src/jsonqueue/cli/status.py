@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jsonqueue.cli.app import command
+from jsonqueue.cli.app import command, terminated_as_interrupted
 from jsonqueue.cli.console import STATUS_STYLE, Console, Settings
 from jsonqueue.cli.options import Seconds, typed
 from jsonqueue.cli.text import count, duration, moment, plural, printable, rate, size
@@ -52,7 +52,7 @@ def status(settings: Settings, watch: bool, interval: float) -> None:
 def _watch(settings: Settings, interval: float) -> None:
     from rich.live import Live
 
-    with Live(console=settings.console.rich(), auto_refresh=False, screen=True) as live:
+    with terminated_as_interrupted(), Live(console=settings.console.rich(), auto_refresh=False, screen=True) as live:
         while True:
             live.update(_panel(overview(settings.queue_dir, now_ms=time.time_ns() // 1_000_000), live.console.width), refresh=True)
             time.sleep(interval)
