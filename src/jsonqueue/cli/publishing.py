@@ -15,7 +15,7 @@ import msgspec
 import orjson
 from msgspec import Raw
 
-from jsonqueue.cli.app import command
+from jsonqueue.cli.app import command, terminated_as_interrupted
 from jsonqueue.cli.console import Console, OutputFailed, Settings
 from jsonqueue.cli.lines import Line, LineGroups
 from jsonqueue.cli.live import LiveLine, bar
@@ -81,7 +81,9 @@ def publish(settings: Settings, data: str | None, text: bool, tasks: bool, task_
             raise click.UsageError("--text and --id go with DATA; for many tasks with ids, pipe whole tasks in with --tasks")
         if sys.stdin is None or (sys.stdin.isatty() and data is None):
             raise click.UsageError("nothing to publish: give DATA, pipe JSON Lines in, or use - to type them")
-        return Stream(settings.console, publisher, given, whole_tasks=tasks, quiet=quiet).run(LineGroups(sys.stdin.fileno()))
+        stream = Stream(settings.console, publisher, given, whole_tasks=tasks, quiet=quiet)
+        with terminated_as_interrupted():
+            return stream.run(LineGroups(sys.stdin.fileno()))
 
 
 _IN_A_LINE = {
@@ -200,7 +202,7 @@ class Stream:
             try:
                 for group in groups:
                     self._publish(group)
-            except (JsonQueueError, OSError, KeyboardInterrupt):
+            except (JsonQueueError, OSError, KeyboardInterrupt, SystemExit):
                 self._summary()
                 raise
         self._summary()
