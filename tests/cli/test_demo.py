@@ -364,6 +364,17 @@ def test_the_demo_takes_json_lines(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.processes
+def test_a_record_that_the_queue_refuses_is_no_bug(tmp_path: Path) -> None:
+    """The status was 70, and an exception's module and class stood before what it said. 65 is that of `publish` for the same line."""
+    (tmp_path / "deep.jsonl").write_text("[" * 70 + "]" * 70 + "\n")
+    done = play("--input", "deep.jsonl", cwd=tmp_path)
+    assert done.returncode == 65
+    said = "ended with status 65: 1 task was rejected, not stored (number 1, demo-"
+    assert said in done.stderr.splitlines()[-1]
+    assert "nested more than 64 deep" in done.stderr.splitlines()[-1]
+
+
 def test_the_demo_leaves_other_peoples_tasks_alone(tmp_path: Path, files: Path) -> None:
     """Its workers would take them; so it does not start."""
     with Publisher(tmp_path / "q") as publisher:

@@ -7,7 +7,7 @@ import time
 
 import orjson
 
-from jsonqueue.cli.demo.speaking import Speaker
+from jsonqueue.cli.demo.speaking import Speaker, run
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.task import TaskIn
 
@@ -24,4 +24,4 @@ def main(queue_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main)

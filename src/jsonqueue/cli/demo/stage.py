@@ -27,6 +27,11 @@ class ChildFailed(JsonQueueError):
 
     exit_status = 70
 
+    def __init__(self, who: str, status: int, last: str) -> None:
+        super().__init__(f"{who} ended with status {status}: {last or 'no message'}")
+        if status > 2:  # One of jsonqueue's own, of a process that was refused something. (Of other errors it is one for all of a kind.)
+            vars(self)["exit_status"] = status
+
 
 class Child:
     """One process. ``said`` is the latest of what it told, all its lines merged."""
@@ -79,7 +84,7 @@ class Child:
         if self.over and self._process.returncode:
             self._join_threads()
             last = self._errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            raise ChildFailed(f"{self.name} (pid {self.pid}) ended with status {self._process.returncode}: {last or 'no message'}")
+            raise ChildFailed(f"{self.name} (pid {self.pid})", self._process.returncode, last)
 
     def join(self) -> None:
         """Wait until it has ended by itself."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import PurePath
 from typing import Any
 
 from jsonqueue.cli.demo.facts import Facts, facts_of
-from jsonqueue.cli.demo.speaking import Speaker, when_input_ends
+from jsonqueue.cli.demo.speaking import Speaker, run, when_input_ends
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.task import AnyTask
 
@@ -40,4 +39,4 @@ def _current(data: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main)
