@@ -577,6 +577,30 @@ def test_a_second_signal_ends_at_once(broker: FakeBroker, caplog: pytest.LogCapt
     gate.let_on()
 
 
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (1, "stopped before a broker confirmed 1 outcome: if it is not stored, its task runs again"),
+        (2, "stopped before a broker confirmed 2 outcomes: of those that are not stored the tasks run again"),
+    ],
+)
+def test_an_outcome_that_nobody_confirmed_is_told(broker: FakeBroker, caplog: pytest.LogCaptureFixture, tasks: int, said: str) -> None:
+    """`work` counted it as completed, and said no more: the brokers were gone, and the task ran again."""
+
+    def handler(task: AnyTask) -> Any:
+        if task.id == "t2":
+            raise ValueError(task.id)
+        return task.data
+
+    with at_work(broker, handler, concurrency=2) as consumer:
+        peer, _ = welcome(broker)
+        peer.say(assign(*range(1, tasks + 1)))
+        heard = {type(hear_any(peer)) for _ in range(tasks)}
+        assert heard == {Complete, Fail} if tasks == 2 else {Complete}
+        assert consumer.stop(0) is False
+    assert [record.message for record in caplog.records] == [said]
+
+
 def test_another_thread_ends_run(broker: FakeBroker) -> None:
     consumer = Consumer("queue_data", double, connect=broker.connect)
     side = Side(consumer.run)

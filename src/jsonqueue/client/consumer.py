@@ -221,6 +221,11 @@ class Consumer:
             _log.warning("stopped while 1 task was still running: its outcome counts no more, and this attempt is lost")
         elif running:
             _log.warning("stopped while %d tasks were still running: their outcomes count no more, and these attempts are lost", running)
+        unconfirmed = self._holdings.unconfirmed
+        if unconfirmed == 1:
+            _log.warning("stopped before a broker confirmed 1 outcome: if it is not stored, its task runs again")
+        elif unconfirmed:
+            _log.warning("stopped before a broker confirmed %d outcomes: of those that are not stored the tasks run again", unconfirmed)
 
     def __enter__(self) -> Consumer:
         self.start()

@@ -295,6 +295,16 @@ class Holdings:
         """Whether nothing runs and nothing is left to say or to be confirmed."""
         return not self.running and not self.unsent and not self.unsettled
 
+    @property
+    def unconfirmed(self) -> int:
+        """Outcomes, none of them a task given back, of which no broker has said that they are durable."""
+        sent = sum(
+            len(frame.ids) if isinstance(frame, Complete) else len(frame.failures)
+            for frame in list(self.unsettled.values())
+            if isinstance(frame, Complete | Fail)
+        )
+        return sent + len(self._ids) + len(self._failures)
+
     def leased(self) -> tuple[list[str], list[int]]:
         """Ids and tokens of what the broker takes for held, to be renewed. (Outcomes on their way are not: they end their leases.)"""
         held = [*self.ready, *(slot.task for slot in self.slots if slot.task is not None and not slot.cancelled), *self._returned]
