@@ -22,6 +22,7 @@ from jsonqueue.cli.bench.measures import MEASURES, Measuring, _latency_meanwhile
 from jsonqueue.cli.bench.plot import svg_of
 from jsonqueue.cli.bench.report import shown
 from jsonqueue.cli.bench.stage import _STILL_S, Actor, ActorFailed, Stage, Stalled
+from jsonqueue.cli.processes import start
 
 
 def _figure(value: float, x: float | None = None, unit: str = "tasks/s") -> Figure:
@@ -304,6 +305,18 @@ def test_what_a_start_and_a_task_cost_is_measured(tmp_path: Path, capsys: pytest
     assert figures["written", "in batches, to the task's own line in the end"]["value"] > 1
     assert figures["drain", "2 consumers"]["unit"] == "tasks/s"
     assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_process_whose_benchmark_is_gone_ends_without_a_word(tmp_path: Path) -> None:
+    """Ctrl-C in the moment in which one is started: its traceback stood below the prompt."""
+    process = start("bench.actors", "publisher", str(tmp_path / "q"), stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stdin, process.stderr as errors:
+        assert errors.read() == b""
+    process.wait(20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -18,6 +18,7 @@ from queue import Queue
 from typing import Any
 
 from jsonqueue.broker.manager import BrokerManager
+from jsonqueue.cli.app import to_nowhere
 from jsonqueue.cli.bench.figures import Spread, spread_of
 from jsonqueue.cli.bench.machine import written_bytes
 from jsonqueue.client.consumer import Consumer
@@ -221,8 +222,12 @@ def _listen(orders: Queue[bytes]) -> None:
 
 
 def _say(answer: Order) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # The benchmark is gone: on its terminal, which is this one's, nobody waits for a traceback.
+        to_nowhere(sys.stdout)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
