@@ -284,6 +284,23 @@ def test_the_view_fits_its_width(width: int, workers: int) -> None:
     assert bars["completed"][1:] == (1, 0)  # all but one is not all
 
 
+@pytest.mark.parametrize("width", [26, 40, 46, 47])
+def test_no_figure_is_cut_on_a_narrow_terminal(width: int) -> None:
+    """What was left of 45,113 a second was 4, and of 1,790 tasks 1."""
+    scene = Scene("x", total=1790, published=1790, completed=1788, publish_rate=45_113, complete_rate=12_345, checked=3, elapsed_s=12.0)
+    console = RichConsole(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 - closed below
+    with console.file:
+        console.print(render(scene, width))
+    ends = {line.split()[0]: line.split()[-1] for line in console.export_text().splitlines() if {*"━╸─"} & {*line}}
+    rated = width >= 47
+    assert ends == {
+        "published": "45,113/s" if rated else "1,790",
+        "in": "0",
+        "completed": "12,345/s" if rated else "1,788",
+        "direct": "compare" if rated else "3",
+    }
+
+
 def test_rates_are_those_of_the_last_moments() -> None:
     """A number that rests keeps the rate it came with, instead of fading to nothing on the screen."""
     rate = performance.Rate()

@@ -20,6 +20,10 @@ __all__ = ["Scene", "View", "WorkerLine", "render"]
 _WIDTH_MAX = 100
 _WORKERS_SHOWN = 12
 _NOTE_EVERY_S = 2.0
+_BAR_LEAST = 9
+"""Where a bar would be shorter, nothing stands behind its figure."""
+_REST = 13
+"""The room of what does."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,12 @@ def _bar_line(name: str, done: int, total: int, colour: str, rest: str, width: i
     from rich.text import Text
 
     figures = f"{count(done):>9}"
-    room = max(10, width - 15 - len(figures) - 14)
+    room = width - 15 - len(figures) - 14
+    if room < _BAR_LEAST:  # a rate that is cut is another one
+        rest, room = "", max(1, room + _REST)
     line = Text(f" {name:<13}", style="", no_wrap=True)
     line.append_text(_bar(done, total, room, colour))
-    return line.append(figures, style="bold").append(f"{rest:>13}", style="dim")
+    return line.append(figures, style="bold").append(f"{rest:>{_REST}}" if rest else "", style="dim")
 
 
 def _bar(done: int, total: int, width: int, colour: str) -> Text:
@@ -160,4 +166,4 @@ def _footer(scene: Scene) -> Text:
     from rich.text import Text
 
     parts = [f"queue.json {size(scene.queue_json)}", f"logs {size(scene.logs)}", duration(scene.elapsed_s * 1000)]
-    return Text(" " + " · ".join(parts), style="dim")
+    return Text(" " + " · ".join(parts), style="dim", no_wrap=True, overflow="ellipsis")
