@@ -307,6 +307,23 @@ def test_what_a_start_and_a_task_cost_is_measured(tmp_path: Path, capsys: pytest
     assert not list((tmp_path / "here").iterdir())
 
 
+def test_what_a_process_was_refused_is_one_sentence_and_its_status(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """On a full disk it was a traceback, and the status that of a dead task."""
+    folder = tmp_path / "q"
+    folder.mkdir(mode=0o700)
+    (folder / "jsonqueue.toml").write_text("disk_reserve_bytes = 1_000_000_000_000_000_000\n")
+    publisher = Actor("publisher", folder)
+    try:
+        publisher.hear()
+        with pytest.raises(ActorFailed, match=r"ended before its time, exit status 65") as failed:
+            publisher.ask("bulk", tasks=50)
+    finally:
+        publisher.kill()
+    assert failed.value.exit_status == 65
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("50 tasks were rejected, not stored (first: number 1, ")
+
+
 def test_a_process_whose_benchmark_is_gone_ends_without_a_word(tmp_path: Path) -> None:
     """Ctrl-C in the moment in which one is started: its traceback stood below the prompt."""
     process = start("bench.actors", "publisher", str(tmp_path / "q"), stderr=subprocess.PIPE)

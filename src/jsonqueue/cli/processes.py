@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["start"]
+from jsonqueue.errors import JsonQueueError
+
+__all__ = ["play", "start", "status_of"]
 
 
 def start(module: str, *arguments: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
@@ -25,3 +28,18 @@ def _environment() -> dict[str, str]:
     package = str(Path(__file__).resolve().parents[2])
     others = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": package + (os.pathsep + others if others else "")}
+
+
+def play(main: Callable[..., None]) -> None:
+    """Be such a process. What jsonqueue refuses is no bug of it: it is one sentence, and a status, which whoever started it passes on."""
+    try:
+        main(*sys.argv[1:])
+    except JsonQueueError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_status)
+
+
+def status_of(error: JsonQueueError, status: int) -> None:
+    """Let an error that tells of the end of such a process have the status of what that was refused. (It is one for all of a kind else.)"""
+    if status > 2:
+        vars(error)["exit_status"] = status

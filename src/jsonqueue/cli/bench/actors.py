@@ -21,6 +21,7 @@ from jsonqueue.broker.manager import BrokerManager
 from jsonqueue.cli.app import to_nowhere
 from jsonqueue.cli.bench.figures import Spread, spread_of
 from jsonqueue.cli.bench.machine import written_bytes
+from jsonqueue.cli.processes import play
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.task import Task, TaskIn
@@ -196,9 +197,8 @@ _ROLES: dict[str, Callable[[str], QueueActor | PublisherActor | ConsumerActor]] 
 }
 
 
-def main() -> None:
+def main(role: str, queue_dir: str) -> None:
     """Take orders until there are no more."""
-    role, queue_dir = sys.argv[1:]
     actor = _ROLES[role](queue_dir)
     orders: Queue[bytes] = Queue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
@@ -231,4 +231,4 @@ def _say(answer: Order) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    play(main)

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from jsonqueue.broker.narration import ending
 from jsonqueue.cli.bench.machine import written_bytes
-from jsonqueue.cli.processes import start
+from jsonqueue.cli.processes import start, status_of
 from jsonqueue.errors import JsonQueueError
 
 __all__ = ["Actor", "Stage"]
@@ -122,7 +122,9 @@ class Actor:
         if status is None:
             return ActorFailed(f"{who} listens no more", hint=_ABOVE)
         killed = "somebody ended it, or a system that is short of memory"
-        return ActorFailed(f"{who} ended before its time, {ending(status)}", hint=killed if status < 0 else _ABOVE)
+        failed = ActorFailed(f"{who} ended before its time, {ending(status)}", hint=killed if status < 0 else _ABOVE)
+        status_of(failed, status)
+        return failed
 
 
 class Stage:

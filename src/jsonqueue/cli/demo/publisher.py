@@ -7,7 +7,8 @@ import time
 
 import orjson
 
-from jsonqueue.cli.demo.speaking import Speaker, run
+from jsonqueue.cli.demo.speaking import Speaker
+from jsonqueue.cli.processes import play
 from jsonqueue.client.publisher import Publisher
 from jsonqueue.task import TaskIn
 
@@ -24,4 +25,4 @@ def main(queue_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    play(main)

@@ -11,20 +11,9 @@ from typing import Any, Self
 
 import orjson
 
-from jsonqueue.errors import JsonQueueError
-
-__all__ = ["Speaker", "run", "when_input_ends"]
+__all__ = ["Speaker", "when_input_ends"]
 
 _EVERY_S = 0.05
-
-
-def run(main: Callable[..., None]) -> None:
-    """Be this process. What jsonqueue refuses is no bug of it: it is one sentence, with a status that the demo ends with, too."""
-    try:
-        main(*sys.argv[1:])
-    except JsonQueueError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_status)
 
 
 class Speaker:

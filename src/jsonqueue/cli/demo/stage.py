@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from jsonqueue.cli.processes import start
+from jsonqueue.cli.processes import start, status_of
 from jsonqueue.errors import JsonQueueError
 
 __all__ = ["Child", "ChildFailed", "Stage"]
@@ -29,8 +29,7 @@ class ChildFailed(JsonQueueError):
 
     def __init__(self, who: str, status: int, last: str) -> None:
         super().__init__(f"{who} ended with status {status}: {last or 'no message'}")
-        if status > 2:  # One of jsonqueue's own, of a process that was refused something. (Of other errors it is one for all of a kind.)
-            vars(self)["exit_status"] = status
+        status_of(self, status)
 
 
 class Child:

@@ -6,7 +6,8 @@ from pathlib import PurePath
 from typing import Any
 
 from jsonqueue.cli.demo.facts import Facts, facts_of
-from jsonqueue.cli.demo.speaking import Speaker, run, when_input_ends
+from jsonqueue.cli.demo.speaking import Speaker, when_input_ends
+from jsonqueue.cli.processes import play
 from jsonqueue.client.consumer import Consumer
 from jsonqueue.task import AnyTask
 
@@ -39,4 +40,4 @@ def _current(data: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    play(main)
