@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from unittest.mock import patch
@@ -159,6 +160,20 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_simulated
     there.touch()
     assert run(["simulate", "--html", str(there)]) == 2
     assert "is not writable" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_report_for_which_there_is_no_room_does_not_cost_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came first; and what was told was that there is no space left, though not for what."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    page = tmp_path / "x.html"
+    monkeypatch.setattr(Path, "write_text", full)
+    done = call("simulate", "--tasks", "1", "--html", str(page))
+    assert done.status == 74
+    assert done.err == f"Error: {page}: no space left on device\n"
+    assert "every promise was kept" in done.out
 
 
 def test_what_is_given_wrongly_is_named(tmp_path: Path) -> None:

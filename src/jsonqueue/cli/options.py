@@ -17,7 +17,7 @@ from jsonqueue.waits import WAIT_MAX_MS
 if TYPE_CHECKING:
     from jsonqueue.retry import RetryPolicy
 
-__all__ = ["LIMIT", "MOMENT", "RETRY", "SIZE", "WAIT", "Figure", "Output", "Seconds", "Wait", "typed"]
+__all__ = ["LIMIT", "MOMENT", "RETRY", "SIZE", "WAIT", "Figure", "Output", "Seconds", "Wait", "typed", "written"]
 
 _UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _UNITS_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
@@ -109,6 +109,14 @@ class Output(click.Path):
         if not path.exists() and not os.access(path.parent, os.W_OK):
             self.fail(f"{path.parent}: no file can be made in this folder", param, ctx)
         return path
+
+
+def written(path: Path, text: str) -> None:
+    """Write such a file. An error names it, which that of a write does not."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class _Moment(click.ParamType[datetime]):

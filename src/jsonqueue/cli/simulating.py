@@ -11,7 +11,7 @@ import click
 
 from jsonqueue.cli.app import command
 from jsonqueue.cli.console import Console, Settings
-from jsonqueue.cli.options import Figure, Output, typed
+from jsonqueue.cli.options import Figure, Output, typed, written
 from jsonqueue.cli.reading import require_queue
 from jsonqueue.cli.text import count, duration, plural, printable
 
@@ -215,14 +215,12 @@ def _one(console: Console, seed: int, scenario: Scenario, *, shrink: bool, log: 
     if log:
         for entry in world.trace.entries:
             console.json(_logged(entry)) if console.as_json else console.line(str(entry))
+    _show(console, _shrunk(console, verdict) if shrink and not verdict.ok else verdict, logged=log)
     if html is not None:
         from jsonqueue.simulation.report import page
 
-        html.write_text(page(verdict, list(world.trace.entries)), encoding="utf-8")
+        written(html, page(verdict, list(world.trace.entries)))
         console.note(f"wrote {html}")
-    if shrink and not verdict.ok:
-        verdict = _shrunk(console, verdict)
-    _show(console, verdict, logged=log)
     return 0 if verdict.ok else 1
 
 

@@ -18,6 +18,7 @@ from xml.sax.saxutils import escape
 import click
 
 from jsonqueue.cli.bench.figures import Figure
+from jsonqueue.cli.options import written
 
 __all__ = ["check_plot", "draw", "svg_of"]
 
@@ -43,7 +44,7 @@ def check_plot(path: Path) -> None:
 def draw(figures: Sequence[Figure], path: Path) -> None:
     """Draw them all into one file."""
     if path.suffix == ".svg":
-        path.write_text(svg_of(figures), encoding="utf-8")
+        written(path, svg_of(figures))
     else:
         _draw_png(*_layout(figures), path)
 
