@@ -354,6 +354,13 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
+@pytest.mark.parametrize(("terminal", "styled"), [("xterm-256color", True), ("dumb", False)])
+def test_an_error_has_no_colours_on_a_terminal_that_has_none(failing: Failing, terminal: str, styled: bool) -> None:
+    """An editor's shell, for one, shows an escape sequence as it is written."""
+    failing.append(JsonQueueError("no", hint="none"))
+    assert ("\x1b" in call("fail", terminal=True, environment={"TERM": terminal, "NO_COLOR": ""}).err) == styled
+
+
 def test_errors_are_json_free_text_whatever_is_asked_for(failing: Failing) -> None:
     """Standard output stays clean for the program that reads it."""
     failing.append(JsonQueueError("no"))

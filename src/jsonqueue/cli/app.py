@@ -23,7 +23,7 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-from jsonqueue.cli.console import DEFAULT_DIR, Console, Settings
+from jsonqueue.cli.console import DEFAULT_DIR, Console, Settings, is_terminal
 from jsonqueue.cli.text import ESCAPES, printable, printable_lines
 from jsonqueue.errors import BrokerUnavailable, FolderRefused, JsonQueueError, StorageError, is_want, words_of
 from jsonqueue.signals import hangup
@@ -155,7 +155,7 @@ def _sentence(error: OSError) -> str:
 
 def complain(message: str, hint: str = "") -> None:
     """One sentence on standard error, and what to do about it."""
-    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    colour = is_terminal(sys.stderr) and not os.environ.get("NO_COLOR")
     with suppress(OSError):  # where nothing can be said any more, the exit status still tells
         # click leaves the styles out by itself when color is False.
         click.echo(click.style("Error: ", fg="red", bold=True) + printable(message), err=True, color=colour)

@@ -22,7 +22,7 @@ from jsonqueue.errors import JsonQueueError
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
-__all__ = ["DEFAULT_DIR", "Console", "OutputFailed", "Settings"]
+__all__ = ["DEFAULT_DIR", "Console", "OutputFailed", "Settings", "is_terminal"]
 
 DEFAULT_DIR = Path("queue_data")
 """The queue's folder where nothing names another."""
@@ -61,7 +61,7 @@ class Console:
     @property
     def person(self) -> bool:
         """Whether somebody reads along: standard output is a terminal, and no JSON was asked for."""
-        return not self.as_json and _is_terminal(sys.stdout)
+        return not self.as_json and is_terminal(sys.stdout)
 
     @property
     def coloured(self) -> bool:
@@ -71,7 +71,7 @@ class Console:
     @property
     def watched(self) -> bool:
         """Whether somebody reads standard error, where progress is shown."""
-        return not self.as_json and _is_terminal(sys.stderr)
+        return not self.as_json and is_terminal(sys.stderr)
 
     def rich(self, *, err: bool = False) -> RichConsole:
         """rich's console on standard output (or error), with nothing in the data interpreted as markup."""
@@ -135,7 +135,8 @@ class Console:
             self.line(f"{label}  {value}".rstrip())
 
 
-def _is_terminal(stream: TextIO) -> bool:
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a stream leads to a terminal that knows escape sequences."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
