@@ -16,6 +16,8 @@ import sysconfig
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
@@ -311,6 +313,21 @@ def test_rates_are_those_of_the_last_moments() -> None:
     for second in range(3, 9):
         last = rate.of(300 + 10 * second, float(second))
     assert last == pytest.approx(10, abs=2)
+
+
+def test_a_demo_that_is_kept_serves_also_if_nobody_reads_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`demo --keep | head` ended its brokers with the report, though they were to serve until Ctrl-C, as `serve | head` does."""
+    done: list[str] = []
+
+    def unread(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(performance, "print_outcome", unread)
+    monkeypatch.setattr(performance, "to_nowhere", lambda stream: done.append("to nowhere"))
+    manager: Any = SimpleNamespace(serve_forever=lambda: done.append("served"))
+    outcome: Any = None
+    performance.Performance(Console(), tmp_path, workers=1, publishers=1)._serve_on(manager, outcome)
+    assert done == ["to nowhere", "served"]
 
 
 # ── the whole of it ──────────────────────────────────────────────────────────────────────────────────────────────────

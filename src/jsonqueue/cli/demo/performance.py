@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
 from jsonqueue.broker.manager import BrokerManager
+from jsonqueue.cli.app import to_nowhere
 from jsonqueue.cli.console import Console
 from jsonqueue.cli.demo.account import account_of
 from jsonqueue.cli.demo.report import Outcome, command_name, print_outcome
@@ -82,7 +84,10 @@ class Performance:
         return 0 if outcome.good else 1
 
     def _serve_on(self, manager: BrokerManager, outcome: Outcome) -> None:
-        print_outcome(self._console, outcome)
+        try:
+            print_outcome(self._console, outcome)
+        except BrokenPipeError:  # Whoever wanted to read it is gone; whoever wants the queue served is not.
+            to_nowhere(sys.stdout)
         queue = f"{command_name()} --queue {printable(str(self._queue_dir))}"
         self._console.note(f" The brokers go on serving until Ctrl-C. In another terminal:\n\n   {queue} status --watch\n")
         manager.serve_forever()
