@@ -8,6 +8,7 @@ from msgspec import Raw
 from core.stage import START_MS, Stage, answers, assigned, given, stale, welcome, whats
 from jsonqueue.config import Config
 from jsonqueue.core.dispatching import first_token
+from jsonqueue.core.waiting import Seat
 from jsonqueue.errors import BrokerFailed
 from jsonqueue.event import Assign, Changed, Complete, Fail, Failure, Join, Look, Replay, Result, Revoke, Settled, Watch, Welcome
 from jsonqueue.retry import Exponential, Linear, Never
@@ -111,6 +112,14 @@ def test_a_short_queue_is_shared_among_all_who_wait(stage: Stage) -> None:
 def test_nobody_gets_more_than_it_wants(stage: Stage) -> None:
     stage.join(1, 2)
     assert len(assigned(stage.publish("a", "b", "c", "d"))) == 2
+
+
+def test_whoever_was_served_is_the_last_to_be_asked(stage: Stage) -> None:
+    """Tasks that come one by one do not all go to the first who has room."""
+    stage.join(1, 4)
+    stage.join(2, 4)
+    turns = [stage.publish(f"t{number}") for number in range(4)]
+    assert [[peer for peer in (1, 2) if assigned(turn, peer)] for turn in turns] == [[1], [2], [1], [2]]
 
 
 # ── fencing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -219,6 +228,14 @@ def test_large_payloads_are_handed_out_few_at_a_time(stage: Stage) -> None:
     assert len(assigned(turn)) == 3
     assert len(assigned(stage.complete(1, *assigned(turn), want=100))) == 2
     stage.check()
+
+
+def test_who_is_full_to_the_byte_gets_no_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Seat, "_HELD_MAX_BYTES", len('"full"'))
+    stage.publish(given("a", "full"), given("b"))
+    held = assigned(stage.join(1, 2))
+    assert [task_id for task_id, _ in held] == ["a"]
+    assert [task_id for task_id, _ in assigned(stage.complete(1, *held, want=2))] == ["b"]
 
 
 def test_nobody_may_want_the_whole_queue(stage: Stage) -> None:
@@ -412,6 +429,20 @@ def test_a_consumer_that_is_about_to_leave_is_not_the_one_that_stays_for_the_res
     stage.check()
 
 
+def test_nor_is_it_the_one_that_is_emptied_for_a_suspect(stage: Stage) -> None:
+    """It is empty already, and would be chosen each time: the suspect would wait for as long as there is other work."""
+    stage.join(1, 0)
+    stage.publish(*"uv")
+    busy = assigned(stage.join(2, 2))
+    stage.publish("p", "q")
+    stage.join(3, 2)
+    stage.leave(3)
+    stage.publish(*[f"more{n}" for n in range(9)])
+    assert assigned(stage.complete(2, busy[0], want=2)) == []
+    assert [task_id for task_id, _ in assigned(stage.complete(2, busy[1], want=2))] == ["p"]
+    stage.check()
+
+
 def test_a_silent_consumer_loses_its_lease_and_gets_nothing_more(stage: Stage) -> None:
     """It is told; what it says later is fenced; when it speaks again it gets work again."""
     stage.publish("a")
@@ -440,6 +471,19 @@ def test_heartbeats_keep_the_lease_of_what_they_list_and_of_nothing_else(stage: 
     stage.check()
 
 
+def test_what_heartbeats_have_kept_is_lost_a_lease_after_the_last_of_them(stage: Stage) -> None:
+    """All of it, and to the millisecond: nothing wakes the broker for it again."""
+    stage.publish("a", "b")
+    held = assigned(stage.join(1, 2))
+    stage.later(stage.config.lease_ms // 3)
+    stage.heartbeat(1, *held, want=2)
+    assert stage.later(stage.config.lease_ms - 1).records == []
+    assert stage.dispatcher.next_monotonic_ms() == stage.monotonic_ms + 1
+    stage.later(1)
+    assert stage.statuses() == {"a": "pending", "b": "pending"}
+    stage.check()
+
+
 def test_what_is_pushed_late_is_leased_from_then_on(stage: Stage) -> None:
     """Its turn waited for room on the disk, longer than a lease: its consumer could not name in a heartbeat what it had not heard of."""
     stage.publish("a", "b")
@@ -449,6 +493,18 @@ def test_what_is_pushed_late_is_leased_from_then_on(stage: Stage) -> None:
     assert stage.heartbeat(1).records == [], "it was sent before"
     assert stage.later(stage.config.lease_ms - 1).records == []
     assert whats(stage.later(1)) == ["unleased"]
+    stage.check()
+
+
+def test_all_that_is_pushed_late_is_leased_from_then_on_and_nothing_that_comes_after_it(stage: Stage) -> None:
+    stage.publish("a", "b")
+    late = stage.join(1, 3)
+    stage.monotonic_ms += 2 * stage.config.lease_ms
+    stage.dispatcher.pushed_late(late, [], stage.now)
+    stage.later(1_000)
+    stage.publish("c")
+    stage.later(stage.config.lease_ms - 1_000)
+    assert stage.statuses() == {"a": "pending", "b": "pending", "c": "in_progress"}
     stage.check()
 
 
@@ -470,6 +526,13 @@ def test_what_is_written_after_its_deadline_is_not_pushed(stage: Stage) -> None:
     assert stage.statuses() == {"late": "dead", "held": "in_progress", "free": "in_progress", "alone": "dead", "next": "in_progress"}
     assert stage.task("late").attempt == 0
     stage.check()
+
+
+def test_who_joined_with_what_is_not_pushed_is_welcomed_and_gets_no_empty_handful(stage: Stage) -> None:
+    stage.publish(given("late", deadline_ms=START_MS + 10))
+    waited = stage.join(1)
+    assert [task.id for task in waited.hold_back_overdue(START_MS + 10)] == ["late"]
+    assert [type(event) for _, event in waited.pushes] == [Welcome]
 
 
 def test_who_comes_back_is_welcomed_late_and_keeps_its_leases(stage: Stage) -> None:
@@ -562,6 +625,18 @@ def test_what_got_lost_on_a_broken_pipe_goes_on_before_its_end_is_seen(stage: St
     stage.check()
 
 
+def test_who_is_back_takes_nothing_from_anybody_else(stage: Stage) -> None:
+    """Neither as lost on the way to itself, nor by naming its token."""
+    stage.publish("a", "b")
+    held, others = assigned(stage.join(1)), assigned(stage.join(2))
+    turn = stage.join(3, name="c1", pid=101, holds=(stage.task("a"), stage.task("b")), again=True)
+    assert turn.records == []
+    assert welcome(turn).stale == [others[0][1]]
+    assert stale(stage.complete(2, *others)) == []
+    assert stale(stage.complete(3, *held)) == []
+    stage.check()
+
+
 def test_new_tokens_never_repeat_old_ones(stage: Stage) -> None:
     stage.publish("a")
     old = assigned(stage.join(1))
@@ -639,6 +714,16 @@ def test_a_consumer_may_be_back_before_its_old_pipe_is_seen_to_end(stage: Stage)
     stage.leave(1)
     assert stage.task("a").status == "in_progress"
     assert stale(stage.complete(2, *held)) == []
+    stage.check()
+
+
+def test_so_it_may_be_more_than_once(stage: Stage) -> None:
+    """Its lease is with one of its earlier Pipes, and not with each of them."""
+    stage.publish("a")
+    held = assigned(stage.join(1))
+    for peer in (2, 3):
+        assert welcome(stage.join(peer, name="c1", pid=101, holds=(stage.task("a"),))).stale == []
+    assert stale(stage.complete(3, *held)) == []
     stage.check()
 
 
@@ -1175,7 +1260,15 @@ def test_it_knows_when_to_look_at_the_leases_again(stage: Stage) -> None:
     assert stage.dispatcher.next_monotonic_ms() is None
     held = assigned(stage.publish("a"))
     assert stage.dispatcher.next_monotonic_ms() == stage.monotonic_ms + stage.config.lease_ms
+    oldest_ms = stage.dispatcher.next_monotonic_ms()
+    stage.later(1)
+    stage.complete(1, want=0)
+    stage.join(2)
+    others = assigned(stage.publish("b"), 2)
+    assert stage.dispatcher.next_monotonic_ms() == oldest_ms
     stage.complete(1, *held, want=2)
+    assert stage.dispatcher.next_monotonic_ms() == stage.monotonic_ms + stage.config.lease_ms
+    stage.complete(2, *others, want=2)
     assert stage.dispatcher.next_monotonic_ms() is None
 
 
