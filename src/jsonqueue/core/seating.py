@@ -89,9 +89,8 @@ class Seating:
         return self._waiting
 
     def update(self, seat: Seat) -> None:
-        """What it holds or wants has changed."""
-        if seat.peer in self._seats:
-            self._waiting.update(seat)
+        """What it holds or wants has changed. One that never sat down wants nothing."""
+        self._waiting.update(seat)
 
     def served(self, seat: Seat) -> None:
         """It was given something, and is the last to be asked now."""

@@ -73,7 +73,7 @@ class Seat:
         upto = 0
         while self._terms and self._terms[0][0] <= now_ms:
             upto = max(upto, self._terms.popleft()[1])
-        if not upto or not self.held:
+        if not upto:
             return []
         return [task for token, task in self.held.items() if token <= upto and self._renewed.get(token, 0) <= now_ms]
 
