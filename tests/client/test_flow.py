@@ -15,11 +15,11 @@ from client.fakes import FakeBroker, Side
 from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.client import direct
-from jsonqueue.client.exchange import Exchange, Line
+from jsonqueue.client.exchange import Exchange, Line, NoAnswer
 from jsonqueue.client.flow import Flow
 from jsonqueue.client.patience import Patience
 from jsonqueue.client.publisher import Publisher
-from jsonqueue.client.window import Batch
+from jsonqueue.client.window import WINDOW, Batch
 from jsonqueue.config import Config
 from jsonqueue.errors import BadFrame, BrokerUnavailable, ConnectionClosed, CorruptQueue, FolderRefused, PublishUnknown, StorageError
 from jsonqueue.event import EventOwner, Write, Written, decoder_for
@@ -108,6 +108,29 @@ def test_an_unknown_outcome_has_its_reason_too(monkeypatch: pytest.MonkeyPatch) 
         flow_over(Manager(HandClock(), broker.connect, FULL), monkeypatch).finish()
     broker.close()
     assert caught.value.cause == f"the connection was lost, and no broker came back: {FULL}"
+
+
+def test_the_patience_is_with_each_answer_and_not_with_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long they take together, and however long whoever publishes takes from one batch to the next."""
+    clock, broker = HandClock(), FakeBroker(EventOwner.PUBLISHER)
+    answered = []
+
+    def late(line: Line, request: int, patience: Patience) -> Written:
+        clock.pass_by(20.0)
+        if patience.over:
+            raise NoAnswer
+        answered.append(request)
+        return Written(request, 1)
+
+    monkeypatch.setattr(Line, "answer", late)
+    flow = flow_over(Manager(clock, broker.connect), monkeypatch)
+    for number in range(2 * WINDOW):
+        clock.pass_by(40.0)
+        flow.push(Batch([TaskIn(id=f"t{number}", data=Raw(b"1"))], [number], 1))
+    flow.finish()
+    flow._exchange.close()
+    broker.close()
+    assert len(answered) == 2 * WINDOW + 1
 
 
 def test_a_line_that_somebody_else_made_carries_what_was_lost_with_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,9 +53,13 @@ def test_who_joins_is_welcomed_before_its_first_task_and_before_the_disk_has_it(
 
 def test_in_its_drain_nothing_is_handed_out_and_everything_is_heard(stage: Stage) -> None:
     """A broker that is about to end takes outcomes and returns, and starts nothing that it could not see the end of."""
-    stage.join(1, 2)
-    first, second = assigned(stage.publish("a", "b", "c"))
+    assert not stage.dispatcher.hungry
+    stage.join(1, 3)
+    first, second = assigned(stage.publish("a", "b"))
+    assert stage.dispatcher.hungry
     stage.dispatcher.drain()
+    assert not stage.dispatcher.hungry
+    stage.publish("c")
     assert stage.dispatcher.held == 2
     turn = stage.complete(1, first, want=2)
     assert whats(turn) == ["completed"]
@@ -83,7 +87,7 @@ def test_each_delivery_has_a_token_of_its_own(stage: Stage) -> None:
     stage.publish("a")
     first = assigned(stage.join(1))
     second = assigned(stage.give_back(1, *first))
-    assert second[0][1] > first[0][1]
+    assert second[0][1] > first[0][1] == (1 << 32) + 1, "the epoch, and which of its deliveries it is"
     assert stage.task("a").attempt == 1
 
 
@@ -145,6 +149,18 @@ def test_what_is_stale_keeps_nothing_else_from_completing(stage: Stage) -> None:
     assert set(stage.statuses().values()) == {"completed"}
     assert stale(turn) == [99, 98]
     stage.check()
+
+
+def test_each_task_has_its_own_result(stage: Stage) -> None:
+    """Those that come to nothing are not written where all of them do, and only there."""
+    for results in ([b"1", b"null"], [b"null", b"2"], [b"null", b"null"]):
+        held = assigned(stage.join(1, 2)) or assigned(stage.publish("a", "b"))
+        ids, tokens = [task_id for task_id, _ in held], [token for _, token in held]
+        stage.dispatcher.complete(1, Complete(7, ids, tokens, [Raw(result) for result in results], 0), stage.now)
+        assert [bytes(stage.task(task_id).result or b"null") for task_id in "ab"] == results
+        stage.turn()
+        stage.check()
+        stage = Stage()
 
 
 def test_what_was_said_of_earlier_attempts_weighs_as_payload_does() -> None:
@@ -1017,6 +1033,15 @@ def test_replay_gives_dead_letters_another_life(stage: Stage) -> None:
     stage.check()
 
 
+def test_what_is_replayed_before_its_deadline_is_not_ended_by_it(stage: Stage) -> None:
+    stage.publish(given("a", deadline_ms=START_MS + 1_000))
+    stage.fail(1, _failure(assigned(stage.join(1))[0]), want=0)
+    stage.replay()
+    stage.later(1_000)
+    assert stage.statuses() == {"a": "pending"}
+    stage.check()
+
+
 def test_a_replayed_dependant_waits_again(stage: Stage) -> None:
     """Both dead: replaying both in one go lets the second wait for the first."""
     stage.publish(given("a", attempts_max=1), given("b", after=("a",)))
@@ -1104,7 +1129,7 @@ def test_retention_by_age_number_and_bytes() -> None:
     held = assigned(stage.publish("a", "b", "c", "d", "e"))
     turn = stage.complete(1, *held[:3], want=10)
     assert whats(turn) == ["completed", "retired"]
-    assert "a" not in stage.statuses()
+    assert [name for name in "abc" if name in stage.statuses()] == ["b", "c"]
     stage.fail(1, _failure(held[3]), _failure(held[4]), want=0)
     stage.replay("d")
     assert stage.dispatcher.next_wall_ms() == START_MS + 1_000
@@ -1198,13 +1223,25 @@ def test_a_clock_that_was_ahead_for_a_moment_keeps_nobody_else() -> None:
 
 
 def test_retention_by_bytes() -> None:
+    """Of payloads and results together, to the byte."""
     stage = Stage(config=Config(finished_keep_bytes=100))
     stage.join(1, 10)
-    held = assigned(stage.publish(given("a", "x" * 60), given("b", "x" * 60)))
-    stage.complete(1, held[0], result="y" * 10, want=10)
-    assert "a" in stage.statuses()
-    stage.complete(1, held[1], want=10)
-    assert stage.statuses() == {"b": "completed"}
+    held = assigned(stage.publish(given("a", "x" * 38), given("b", "x" * 34), given("c", 3)))
+    stage.complete(1, *held[:2], result="y" * 10, want=10)
+    assert stage.statuses() == {"a": "completed", "b": "completed", "c": "in_progress"}
+    stage.complete(1, held[2], result="y" * 10, want=10)
+    assert stage.statuses() == {"b": "completed", "c": "completed"}
+
+
+def test_what_somebody_waited_for_counts_again_once_nobody_does() -> None:
+    """It is the oldest that ended, and the next to leave."""
+    stage = Stage(config=Config(finished_keep_bytes=100))
+    stage.join(1, 10)
+    held = assigned(stage.publish(given("a", "x" * 60), given("b", "x" * 60), "c", given("d", after=("a", "c"))))
+    stage.complete(1, *held[:2], want=10)
+    assert stage.statuses() == {"a": "completed", "b": "completed", "c": "in_progress", "d": "blocked"}
+    stage.complete(1, held[2], want=0)
+    assert stage.statuses() == {"b": "completed", "c": "completed", "d": "pending"}
 
 
 def test_jitter_comes_in_by_the_door() -> None:
@@ -1240,6 +1277,20 @@ def test_what_was_cancelled_is_neither_ready_nor_scheduled(stage: Stage) -> None
     counted = stage.dispatcher.counters()
     assert (counted["ready"], counted["scheduled"]) == (1, 1)
     assert [task_id for task_id, _ in assigned(stage.join(1, 9))] == ["b"]
+    stage.check()
+
+
+def test_what_is_left_when_the_cancelled_are_cleared_out_keeps_its_order(stage: Stage) -> None:
+    """What comes back as what has a time: the first of each is gone, and the one behind it is the first now."""
+    ids = [f"t{number:02}" for number in range(12)]
+    stage.publish(*ids, *(given(f"at-{ms}", run_at_ms=START_MS + ms) for ms in (1, 10, 2, 11, 12, 3)))
+    held = assigned(stage.join(1, 12))
+    stage.give_back(1, *(held[place] for place in (0, 9, 1, 10, 11, 2)), want=0)
+    stage.cancel("t00", "at-1")
+    counted = stage.dispatcher.counters()
+    assert (counted["ready"], counted["scheduled"]) == (5, 5)
+    assert stage.dispatcher.next_wall_ms() == START_MS + 2
+    assert [task_id for task_id, _ in assigned(stage.join(2, 9))] == ["t01", "t02", "t09", "t10", "t11"]
     stage.check()
 
 
