@@ -304,8 +304,8 @@ BUGS = (
         "        if self._orphans and now.monotonic_ms >= self._orphans.until_ms:", "        if self._orphans and not now.monotonic_ms:"),
     Bug("a restart forgets what was ready", "kill", "core/dispatching.py",
         "            else:\n                self._queue(task, now)\n            if task.deadline_ms:\n                self._deadlines.add"
-        "(task, task.deadline_ms)\n        for", "            if task.deadline_ms:\n                self._deadlines.add(task, "
-        "task.deadline_ms)\n        for"),
+        "(task, task.deadline_ms)\n        self", "            if task.deadline_ms:\n                self._deadlines.add(task, "
+        "task.deadline_ms)\n        self"),
     Bug("a restart hands out what consumers hold", "core", "core/dispatching.py", "                self._orphans.add(task)",
         "                self._queue(task, now)"),
     Bug("a cancelled task is not taken from its consumer", "core", "core/callers.py",

@@ -93,18 +93,15 @@ class Dispatcher:
 
     def adopt(self, now: Now) -> None:
         """Take over the state as it was loaded: queue what is ready, note what has a time, wait for the consumers to come back."""
-        ended = []
         for task in tuple(self.state.tasks.values()):
             if task.status.ended:
-                ended.append(task)
+                self._retention.keep(task)
             elif task.status is TaskStatus.IN_PROGRESS:
                 self._orphans.add(task)
             else:
                 self._queue(task, now)
             if task.deadline_ms:
                 self._deadlines.add(task, task.deadline_ms)
-        for task in sorted(ended, key=lambda task: task.finished_ms):
-            self._retention.keep(task)
         self.await_holders(now.monotonic_ms)
 
     def await_holders(self, now_ms: int) -> None:
