@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec import Raw
 
-from jsonqueue.client.window import WINDOW, Batch, Window
+from jsonqueue.client.window import _BURST_MAX_BYTES, WINDOW, Batch, Window
 from jsonqueue.task import TaskIn
 
 
@@ -34,6 +35,19 @@ def test_no_more_than_a_window_is_in_flight() -> None:
     assert window.head() == batch(WINDOW)
 
 
+def test_there_is_room_for_another_batch_where_all_are_on_their_way_and_fewer_than_a_window() -> None:
+    window = filled(1)
+    assert not window.has_room, "that one goes first"
+    window.sent(1)
+    assert window.has_room
+    for number in range(2, WINDOW + 1):
+        window.push(batch(number))
+        window.sent(number)
+    assert not window.has_room
+    window.answered(1)
+    assert window.has_room
+
+
 def test_a_broken_line_puts_everything_back_in_its_order() -> None:
     """Under the same ids, before what was never sent; and whether it is stored is uncertain from then on."""
     window = filled(3)
@@ -44,6 +58,10 @@ def test_a_broken_line_puts_everything_back_in_its_order() -> None:
     window.broken()
     assert (list(window.unsent), window.uncertain) == ([batch(0), batch(2)], True)
     assert window.ids == ("t0", "t2")
+    window.sent(3)
+    window.sent(4)
+    window.broken()
+    assert list(window.unsent) == [batch(0), batch(2)]
 
 
 def test_nothing_is_uncertain_any_more_once_it_is_answered() -> None:
@@ -84,6 +102,15 @@ def test_a_batch_goes_in_parts() -> None:
     assert list(window.unsent) == [batch(0), first, batch(1)]
 
 
+def test_a_part_with_nothing_in_it_is_in_no_doubt() -> None:
+    """A batch that may be stored, of which nothing is left to be sent; ``doubtful``: handed in as one that was on its way before."""
+    window = Window()
+    window.push(batch(0), doubtful=True)
+    assert window.uncertain
+    window.replace(window.unsent[0], batch(0).only([]))
+    assert not window.uncertain
+
+
 def test_a_line_that_breaks_with_nothing_in_flight_leaves_no_doubt() -> None:
     """What was never sent is certainly not stored."""
     window = filled(2)
@@ -111,4 +138,21 @@ def test_bursts_grow_without_a_line_and_begin_small_with_one() -> None:
         window.push(batch(number))
     assert window.burst_has_room
     window.connected()
+    assert not window.burst_has_room
+
+
+@pytest.mark.parametrize("answered", ["over a line", "without one"])
+def test_bursts_of_large_batches_do_not_grow(answered: str) -> None:
+    """They are all in memory at once, however small the last of them was."""
+    window = Window()
+    for size in (_BURST_MAX_BYTES // WINDOW, 1):
+        window.push(batch(0)._replace(bytes=size))
+        if answered == "over a line":
+            window.sent(1)
+            window.answered(1)
+        else:
+            window.appended()
+    window.burst_over()
+    for number in range(WINDOW):
+        window.push(batch(number))
     assert not window.burst_has_room

@@ -552,6 +552,7 @@ def test_a_reader_follows_through_restarts_of_the_writer(files: MemoryFiles) -> 
     writer = LogWriter.open(files, PUB)
     write(writer, "e")
     assert [batch.position for batch in reader.read_through(writer.position)] == [(2, 1), (3, 2), (4, 2), (5, 3)]
+    assert reader.read_through(Position(4, 2)) == [], "a mark that comes late"
 
 
 def test_a_reader_takes_the_writers_word_over_a_stale_file(files: MemoryFiles) -> None:
@@ -568,8 +569,9 @@ def test_a_reader_takes_the_writers_word_over_a_stale_file(files: MemoryFiles) -
     assert b'"b"' in reader.read_through(Position(2, 2))[0].records
 
 
-def test_a_reader_that_read_what_vanished_says_so(files: MemoryFiles) -> None:
-    """Its own position stands in another batch now: whatever rests on that is void."""
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_reader_that_read_what_vanished_says_so(files: MemoryFiles, rotated: bool) -> None:
+    """Its own position stands in another batch now: whatever rests on that is void. So it is for one that begins there."""
     writer = LogWriter.open(files, PUB)
     write(writer, "a")
     stale = files.get(name(1, 1))
@@ -579,9 +581,44 @@ def test_a_reader_that_read_what_vanished_says_so(files: MemoryFiles) -> None:
     files.put(name(1, 1), stale)
     writer = LogWriter.open(files, PUB)
     write(writer, "b")
+    if rotated:
+        writer.rotate()
     write(writer, "c")
-    with pytest.raises(CorruptQueue, match="the log was rewritten"):
-        reader.read_through(Position(3, 2))
+    for who in (reader, *([] if rotated else [LogReader(files, PUB, Position(2, 1))])):
+        with pytest.raises(CorruptQueue, match="the log was rewritten"):
+            who.read_through(Position(3, 2))
+
+
+def test_a_reader_has_one_file_open_and_in_the_end_none(files: MemoryFiles) -> None:
+    """However many segments it goes through, at once or one by one, and whether it finds what was announced or not."""
+    writer = LogWriter.open(files, PUB)
+    reader = LogReader(files, PUB, START)
+    others = len(files._handles)
+    for number, rotations in enumerate((0, 1, 1, 3), 1):
+        for _ in range(rotations):
+            writer.rotate()
+            write(writer, "a")
+        write(writer, f"b{number}")
+        others = len(files._handles) - (number > 1)
+        for _ in range(2):
+            with pytest.raises(CorruptQueue, match="announced"):
+                reader.read_through(Position(writer.position.number + 1, 1))
+            assert len(files._handles) == others + 1
+            reader.read_through(writer.position)
+            assert len(files._handles) == others + 1
+    reader.close()
+    assert len(files._handles) == others
+
+
+def test_a_reader_whose_log_is_gone_says_what_was_announced(files: MemoryFiles) -> None:
+    writer = LogWriter.open(files, PUB)
+    write(writer, "a")
+    reader = LogReader(files, PUB, START)
+    reader.read_through(Position(1, 1))
+    write(writer, "b", sync=False)
+    files.unlink(name(1, 1))
+    with pytest.raises(CorruptQueue, match="announced"):
+        reader.read_through(Position(3, 1))
 
 
 @pytest.mark.parametrize("there", [0, 1])
