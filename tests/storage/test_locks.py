@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,31 @@ def test_a_holder_of_another_user_lives(tmp_path: Path, monkeypatch: pytest.Monk
     with hold(tmp_path, "queue"):
         monkeypatch.setattr(os, "kill", refuse)
         assert holder(tmp_path, "queue") == f"process {os.getpid()}"
+
+
+def test_a_holder_that_does_not_say_which_file_it_locked_is_named(tmp_path: Path) -> None:
+    """As those of an earlier jsonqueue do not."""
+    with hold(tmp_path, "queue", what="the one"):
+        told = json.loads((tmp_path / "queue.lock").read_bytes())
+        del told["inode"]
+        (tmp_path / "queue.lock").write_text(json.dumps(told))
+        assert holder(tmp_path, "queue") == f"process {os.getpid()} (the one)"
+
+
+def test_who_asks_for_the_holder_leaves_no_file_open(tmp_path: Path) -> None:
+    with hold(tmp_path, "queue"):
+        before = len(os.listdir("/dev/fd"))
+        assert holder(tmp_path, "queue")
+        assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_lock_may_be_given_back_by_another_thread(tmp_path: Path) -> None:
+    """It is its process that holds it."""
+    lock = hold(tmp_path, "queue")
+    thread = threading.Thread(target=lock.release)
+    thread.start()
+    thread.join()
+    hold(tmp_path, "queue").release()
 
 
 def test_a_lock_that_is_lost_is_said_so(tmp_path: Path) -> None:

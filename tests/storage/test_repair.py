@@ -11,9 +11,10 @@ from random import Random
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 from jsonqueue.config import CONFIG_FILE
-from jsonqueue.core.records import Cancelled, Died, Due, Failed, Progress, Replayed, Retired, Unleased, encode_records
+from jsonqueue.core.records import Cancelled, Completed, Died, Due, Failed, Progress, Replayed, Retired, Unleased, encode_records
 from jsonqueue.errors import CorruptQueue, DiskFull, LockLost, ManagerRunning, StorageError, UnreadableFile
 from jsonqueue.storage import repair as repair_module
 from jsonqueue.storage.archive import Archived, archive_files, archived_since
@@ -297,6 +298,34 @@ def test_an_edit_is_kept_when_told_to() -> None:
     Queue(files).publish("h")
 
 
+def test_an_edit_in_another_layout_and_order_is_laid_out_again() -> None:
+    """One task a line, by their numbers, however the editor sorted and broke them: payloads and results too."""
+    files, _ = lived(closed=True)
+    document = json.loads(files.get(QUEUE))
+    document["tasks"].reverse()
+    for task in document["tasks"]:
+        task.update({name: {"by": ["hand"]} for name in ("data", "result") if name in task})
+    files.put(QUEUE, json.dumps(document, indent=1).encode())
+    assert mended(files, accept_edit=True).ok
+    lines = [line for line in files.get(QUEUE).split(b"\n") if line.startswith(b'{"id"')]
+    assert [json.loads(line.rstrip(b","))["id"] for line in lines] == list("abcdefg")
+    assert sum(line.count(b'{"by":["hand"]}') for line in lines) == 7 + len([line for line in lines if b'"completed"' in line])
+    assert examine(files).ok
+    assert [task.number for task in load_state(files).state.tasks.values()] == list(range(1, 8))
+
+
+def test_an_edit_of_a_queue_in_which_nothing_has_run_is_taken() -> None:
+    """Its progress log has come to batch 0 of epoch 0."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    queue.publish("a")
+    queue.close()
+    final_checkpoint(files, config=CONFIG, at_ms=AT_MS)
+    files.put(QUEUE, files.get(QUEUE).replace(b'"data":"a"', b'"run_at_ms":9999999999999,"data":"A"'))
+    assert mended(files, accept_edit=True).ok
+    assert load_state(files).state.tasks["a"].run_at_ms == 9_999_999_999_999
+
+
 @pytest.mark.parametrize("change", [lambda data: b"\xef\xbb\xbf" + data, lambda data: data.replace(b"\n", b"\r\n"), bytes.rstrip])
 def test_what_an_editor_adds_or_leaves_out_is_an_edit(change: Callable[[bytes], bytes]) -> None:
     """A mark before the text, other ends of its lines, or none at the end of the last one. With the mark it was called damaged, and
@@ -344,6 +373,11 @@ def test_an_edit_is_undone_when_not_told_otherwise() -> None:
         ('"status":"in_progress"', '"status":"asleep"', "asleep"),
         ('"status":"in_progress"', '"status":"dead"', "does not fit"),
         ('"status":"in_progress"', '"status":"in_progress","run_at_ms":1763000000000000', "a time of it is none"),
+        ('"number":1,', '"number":0,', "not between 1 and last_task"),
+        ('"status":"in_progress"', '"status":"in_progress","run_at_ms":10000000000000', "a time of it is none"),
+        ('"epochs":[1', '"epochs":[2147483648', "<= 2147483647"),
+        ('"last_task":4', '"last_task":281474976710656', "<= 281474976710655"),
+        ('"archive":{"file":"', '"archive":{"fold":1,"file":"', "unknown field `fold`"),
         ('"started_ms":1', '"started_ms":-1', "a time of it is none"),
         ('"last_task":', '"the_last_task":', "unknown field `the_last_task`"),
         ('"version":1,', "", "required field `version`"),
@@ -616,6 +650,66 @@ def test_logs_without_a_queue_json_are_kept() -> None:
     assert report.ok
     assert report.lost == ["published batch 2"]
     assert list(load_state(files).state.tasks) == ["a", "c"]
+
+
+def test_of_a_batch_that_is_kept_each_task_has_its_own_result() -> None:
+    """Also behind one that is not there any more; and where all of them came to nothing."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in "abcde":
+        queue.publish(task_id)
+    queue.lease("b", "a", "c", "d", "e")
+    queue.record(Completed(["b", "a", "c"], [Raw(b"1"), Raw(b"2"), Raw(b"3")]), Completed(["d", "e"], []))
+    queue.close()
+    expected = contents(load_state(files))
+    name = segment_of(files, "published")
+    files.put(name, files.get(name).replace(b'"id":"b"', b'"id":"\xffb"'))
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert report.lost == [
+        "published batch 2",
+        "task b: it was leased (progress batch 1), but what was published is not there",
+        "task b: it was completed (progress batch 2), but what was published is not there",
+    ]
+    assert contents(load_state(files)) == {task_id: task for task_id, task in expected.items() if task_id != "b"}
+
+
+def test_what_is_behind_a_batch_that_was_blanked_is_kept() -> None:
+    """Newlines are padding only where nothing comes after them."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in "abc":
+        queue.publish(task_id)
+    queue.close()
+    name = segment_of(files, "published")
+    lines = files.get(name).split(b"\n")
+    assert b'"id":"b"' in lines[2]
+    files.put(name, b"\n".join([*lines[:2], b"\n" * (len(lines[2]) - 1), *lines[3:]]))
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    assert [lost for lost in report.lost if "kept" not in lost] == ["published batch 2"]
+    assert list(load_state(files).state.tasks) == ["a", "c"]
+
+
+def test_what_is_lost_behind_the_last_batch_that_is_whole_is_listed() -> None:
+    """No batch comes after it that would miss it by its number."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in "abc":
+        queue.publish(task_id)
+    queue.close()
+    name = segment_of(files, "published")
+    data = files.get(name).replace(b'"id":"b"', b'"id":"\xffb"').replace(b'"id":"c"', b'"id":"\xffc"')
+    files.put(name, data)
+    report = mended(files, accept_loss=True)
+    assert report.ok
+    lines = data.split(b"\n")
+    at = len(lines[0]) + len(lines[1]) + 2
+    assert report.lost == [
+        f"{name}, byte {at}: {len(lines[2]) + 1} bytes that are no batch (any more)",
+        f"{name}, byte {at + len(lines[2]) + 1}: {len(lines[3]) + 1} bytes that are no batch (any more)",
+    ]
+    assert list(load_state(files).state.tasks) == ["a"]
 
 
 def test_a_batch_that_still_makes_sense_but_was_changed_is_given_up_too() -> None:
