@@ -44,9 +44,8 @@ class _Replaced(Exception):
 class FolderLock:
     """A lock that is held. Release it, or leave its ``with`` block."""
 
-    def __init__(self, path: Path, name: LockName, what: str) -> None:
+    def __init__(self, path: Path, what: str) -> None:
         """Use :func:`hold`."""
-        self.name = name
         self._path, self._what = path, what
         self._name = os.fspath(path)
         self._descriptor = -1
@@ -102,18 +101,18 @@ class FolderLock:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                self._lock.acquire(timeout=timeout if timeout < 0 else max(0.0, deadline - time.monotonic()))
+                self._lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
                 return
             except _Replaced:
                 continue
 
 
 def hold(queue_dir: str | Path, name: LockName, *, timeout: float = 0.0, what: str = "") -> FolderLock:
-    """Take a lock and keep it. Waits up to ``timeout`` seconds (0: not at all, -1: for ever).
+    """Take a lock and keep it. Waits up to ``timeout`` seconds (0: not at all).
 
     ``what`` is told to those who find it held. Raises :class:`ManagerRunning` that names the holder; nothing was written then.
     """
-    lock = FolderLock(_path_of(queue_dir, name), name, what)
+    lock = FolderLock(_path_of(queue_dir, name), what)
     try:
         lock._acquire(timeout)
     except Timeout:
