@@ -13,7 +13,7 @@ from jsonqueue.broker.checkpointing import Checkpointing
 from jsonqueue.broker.narration import Narration
 from jsonqueue.channel.control import Forget, Rotate, Rotated
 from jsonqueue.config import Config
-from jsonqueue.errors import CorruptQueue, DiskFull, SyncFailed, UnreadableFile
+from jsonqueue.errors import CorruptQueue, DiskFull, JsonQueueError, SyncFailed, UnreadableFile
 from jsonqueue.event import EventOwner
 from jsonqueue.storage.checkpoint import CheckpointDone
 from jsonqueue.storage.memory import MemoryFiles
@@ -135,6 +135,7 @@ def test_nothing_happens_before_the_interval_nor_without_news(stage):
     told = len(stage.posted)
     for _ in range(5):
         stage.after(100)
+        assert stage.checkpointing.next_due_ms() == stage.clock.now_ms + 100, "it does not look again at once"
     assert len(stage.posted) == told
     stage.files.sizes["published-1-1.jsonl"] += 1
     stage.after(100)
@@ -159,8 +160,8 @@ def test_a_large_queue_in_which_little_happens_is_brought_up_to_date_now_and_the
     stage.files.sizes["queue.json"] = 8 << 20
     for request, ms in ((1, 32_768), (2, 32_768)):
         told = len(stage.posted)
-        stage.after(ms - 101)
         stage.files.sizes["published-1-1.jsonl"] += 1
+        stage.after(ms - 101)
         stage.after(1)
         assert len(stage.posted) == told
         stage.after(100)
@@ -172,6 +173,13 @@ def test_a_large_queue_in_which_little_happens_is_brought_up_to_date_now_and_the
 def test_a_small_queue_is_never_further_behind_than_the_interval(stage):
     """As much as is written at 256 KiB a second is small: 25 KiB at 100 ms, half a megabyte at the default of 2 s."""
     stage.files.sizes["queue.json"] = 25_600
+    stage.after(100)
+    assert stage.posted == [(PUBLISHER, Rotate(1))]
+
+
+def test_a_queue_that_has_no_file_yet_gets_one(stage):
+    """Its logs are all there is."""
+    del stage.files.sizes["queue.json"]
     stage.after(100)
     assert stage.posted == [(PUBLISHER, Rotate(1))]
 
@@ -194,6 +202,37 @@ def test_open_files_may_run_out_between_two_looks_at_the_folder(stage, monkeypat
     monkeypatch.setattr(checkpointing, "log_bytes", no_more)
     stage.after(100)
     assert stage.posted == [(PUBLISHER, Rotate(1))]
+
+
+def test_where_the_folder_cannot_be_opened_whoever_asked_is_told(stage, monkeypatch):
+    """And the next try follows."""
+
+    def no_more():
+        raise OSError(errno.EMFILE, "too many open files")
+
+    told: list[str] = []
+    with monkeypatch.context() as full:
+        full.setattr(stage.files, "list", no_more)
+        stage.checkpointing.now(told.append)
+    assert (len(told), "too many open files" in told[0]) == (1, True)
+    stage.after(1_000)
+    assert stage.posted == [(PUBLISHER, Rotate(1))]
+
+
+def test_where_no_thread_is_to_be_had_whoever_asked_is_told(stage, monkeypatch):
+    """And the next try follows."""
+
+    def no_more(thread):
+        raise RuntimeError("can't start new thread")
+
+    told: list[str] = []
+    stage.checkpointing.now(told.append)
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_more)
+        stage.answer(1)
+    assert (len(told), "can't start new thread" in told[0]) == (1, True)
+    stage.after(1_000)
+    assert stage.posted[-1] == (PUBLISHER, Rotate(2))
 
 
 def test_a_checkpoint_takes_at_most_a_tenth_of_the_time(stage):
@@ -232,6 +271,17 @@ def test_asked_for_now_it_answers_when_it_is_durable(stage):
     assert told == [""]
 
 
+def test_one_that_found_nothing_to_fold_in_is_not_counted(stage):
+    """It answers as any other does."""
+    counts = []
+    for request, folded in ((1, 2), (2, 0)):
+        stage.outcome = CheckpointDone({}, 9, 9, 1000, folded)
+        stage.checkpointing.now(lambda why: counts.append((why, stage.checkpointing.count)))
+        stage.answer(request)
+        stage.fold()
+    assert counts == [("", 1), ("", 1)]
+
+
 def test_asked_for_during_another_it_makes_one_more(stage):
     """The one under way may have missed the latest tasks."""
     told: list[str] = []
@@ -257,6 +307,35 @@ def test_a_broker_that_dies_ends_the_attempt(stage):
     assert stage.posted[-1] == (PUBLISHER, Rotate(2))
 
 
+def test_what_is_answered_to_an_attempt_that_is_over_is_no_answer_to_the_next(stage):
+    """It was sealed before that one began: what was published since is not in the cut. Nor does one broker answer for the other."""
+    stage.after(100)
+    stage.checkpointing.abandon("the consumer broker died")
+    stage.after(100)
+    assert stage.posted[1:] == [(PUBLISHER, Rotate(2))]
+    stage.checkpointing.rotated(PUBLISHER, Rotated(1))
+    assert stage.posted[2:] == []
+    stage.checkpointing.rotated(PUBLISHER, Rotated(2))
+    stage.checkpointing.rotated(PUBLISHER, Rotated(2))
+    stage.checkpointing.rotated(CONSUMER, Rotated(2, progress=(3, 1), published=(5, 1)))
+    stage.fold()
+    assert len(stage.folds) == 1
+    assert stage.checkpointing.error == ""
+
+
+def test_a_broker_that_dies_while_the_logs_are_folded_ends_nothing(stage):
+    """The files alone say how to go on; nor is another fold begun beside that one."""
+    told: list[str] = []
+    stage.checkpointing.now(told.append)
+    stage.answer(1)
+    stage.checkpointing.abandon("the publisher broker died")
+    stage.after(100)
+    assert (told, stage.checkpointing.next_due_ms()) == ([], None)
+    assert stage.posted[2:] == []
+    stage.fold()
+    assert told == [""]
+
+
 def test_a_consumer_broker_that_is_still_loading_has_no_cut(stage):
     """Then there is no checkpoint, and the reason is told."""
     told: list[str] = []
@@ -280,6 +359,7 @@ def test_damage_stops_everything(stage, error, caplog):
     stage.answer(1)
     stage.fold()
     assert len(stage.damage) == 1
+    assert isinstance(stage.damage[0], JsonQueueError)
     assert str(error) in str(stage.damage[0])
     assert "nothing is lost" not in caplog.text
 
