@@ -380,6 +380,22 @@ def test_a_suspect_is_delivered_alone_and_waits_for_an_idle_consumer(stage: Stag
     stage.check()
 
 
+def test_a_suspect_that_was_ready_twice_before_is_delivered_alone_too(stage: Stage) -> None:
+    """It died unseen and was replayed: so it stands among the ready tasks a second time, and is none of them any more."""
+    stage.publish(given("a", deadline_ms=START_MS + 1))
+    stage.later(1)
+    stage.replay("a")
+    held = assigned(stage.join(1, 1))
+    stage.publish(given("urgent", priority=5))
+    stage.heartbeat(1, *held, want=2)
+    stage.leave(1)
+    assert [stage.task(task_id).suspect for task_id in ("a", "urgent")] == [True, True]
+    stage.publish("b")
+    assert [task_id for task_id, _ in assigned(stage.join(2, 5))] == ["urgent"]
+    assert [task_id for task_id, _ in assigned(stage.join(3, 5))] == ["b"]
+    stage.check()
+
+
 def test_of_several_idle_consumers_one_is_left_to_the_tasks_that_are_no_suspects(stage: Stage) -> None:
     """So a healthy task waits for no suspect, however long that one takes; and a suspect waits for nobody where nothing else is ready."""
     stage.publish(*"pqr")
@@ -1108,6 +1124,14 @@ def test_a_scheduled_task_runs_at_its_time_whatever_the_clock_does(stage: Stage)
     assert [task_id for task_id, _ in assigned(stage.turn())] == ["a"]
 
 
+def test_what_comes_late_goes_where_its_number_belongs(stage: Stage) -> None:
+    """Behind those that were published before it, and not before all that are fresh."""
+    stage.publish("a", "b", given("late", run_at_ms=START_MS + 1), "c")
+    stage.later(1)
+    assert [task_id for task_id, _ in assigned(stage.join(1, 9))] == ["a", "b", "late", "c"]
+    stage.check()
+
+
 def test_a_cancelled_schedule_leaves_nothing_to_wake_for(stage: Stage) -> None:
     stage.publish(given("a", run_at_ms=START_MS + 1_000))
     stage.cancel("a")
@@ -1291,6 +1315,15 @@ def test_what_is_left_when_the_cancelled_are_cleared_out_keeps_its_order(stage: 
     assert (counted["ready"], counted["scheduled"]) == (5, 5)
     assert stage.dispatcher.next_wall_ms() == START_MS + 2
     assert [task_id for task_id, _ in assigned(stage.join(2, 9))] == ["t01", "t02", "t09", "t10", "t11"]
+    stage.check()
+
+
+def test_so_do_the_priorities(stage: Stage) -> None:
+    """Also where nothing is left of one of them."""
+    stage.publish(*(given(f"p{priority}", priority=priority) for priority in (1, 9, 5, 3)))
+    stage.cancel("p9")
+    assert stage.dispatcher.counters()["ready"] == 3
+    assert [task_id for task_id, _ in assigned(stage.join(1, 9))] == ["p5", "p3", "p1"]
     stage.check()
 
 

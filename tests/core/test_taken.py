@@ -65,6 +65,29 @@ def test_what_is_loaded_from_a_file_with_gaps_is_what_was_there(batches: list[li
     assert taken == numbers
 
 
+def test_an_id_that_is_not_written_as_we_would_is_another_one() -> None:
+    """It would be taken for a duplicate, and its task be lost; or it would be there, and not be found again."""
+    taken = TakenIds()
+    taken.add([f"a-{n}" for n in range(1, 21)], 1)
+    assert [task_id for task_id in (*_ODD_ONES, "a-01", "a-1 ", "a-21") if task_id in taken] == []
+    odd = [f"b-{n}" for n in range(20)]
+    taken.add(odd, 21)
+    assert [taken.get(task_id) for task_id in odd] == list(range(21, 41))
+
+
+def test_the_id_behind_a_run_that_is_not_the_last_one_is_free() -> None:
+    taken = TakenIds()
+    for first in (1, 101):
+        taken.add([f"a-{n}" for n in range(first, first + 20)], first)
+    assert [task_id in taken for task_id in ("a-20", "a-21", "a-100", "a-101")] == [True, False, False, True]
+
+
+def test_a_gap_behind_the_first_that_is_loaded_is_one_too() -> None:
+    taken = TakenIds()
+    taken.add_loaded(["a", "b", "c", "d"], [1, 3, 4, 6])
+    assert dict(taken) == {"a": 1, "b": 3, "c": 4, "d": 6}
+
+
 def test_ids_that_count_on_take_next_to_no_room() -> None:
     """Ten bytes each, where a dict takes more than a hundred; and none at all once they are forgotten."""
     tracemalloc.start()
