@@ -8,15 +8,36 @@ import selectors
 import socket
 import struct
 import threading
+from random import Random
 
 import pytest
 from msgspec import Raw
 
+from jsonqueue.broker.consumer_broker import ConsumerBroker
 from jsonqueue.broker.loop import MARKS_PEER, BrokerLoop
+from jsonqueue.broker.publisher_broker import PublisherBroker
 from jsonqueue.channel.pipe import Pipe
 from jsonqueue.clock import SystemClock
-from jsonqueue.event import Event, EventOwner, Look, Mark, Result, Watch, Write, Written, decoder_for, encode
-from jsonqueue.task import Task, TaskStatus
+from jsonqueue.config import Config
+from jsonqueue.event import (
+    Assign,
+    Complete,
+    Event,
+    EventOwner,
+    Heartbeat,
+    Join,
+    Look,
+    Mark,
+    Result,
+    Revoke,
+    Watch,
+    Write,
+    Written,
+    decoder_for,
+    encode,
+)
+from jsonqueue.storage.memory import MemoryFiles
+from jsonqueue.task import Task, TaskIn, TaskStatus
 
 
 class FrozenClock:
@@ -543,3 +564,144 @@ def test_what_is_to_happen_afterwards_happens_after_the_step(loop, broker, clien
     loop.afterwards(lambda: broker.heard.append("cut"))
     loop.turn(1000)
     assert broker.heard == [("attach", 1), (1, Write(1, [])), "cut"]
+
+
+def test_a_consumer_broker_wakes_for_what_is_due_and_not_before() -> None:
+    """To the millisecond, or to look whether the wall clock has jumped; and not at all, while there is nothing to wait for."""
+    clock, files, config = FrozenClock(), MemoryFiles(), Config(disk_reserve_bytes=0)
+    clock.now_ms = 1_763_000_000_000
+    publisher = PublisherBroker(files, clock, config, announce=lambda mark: None)
+    publisher.open()
+    consumer = ConsumerBroker(files, clock, config, chance=Random(1), wall_look_ms=1_000)
+    consumer.open()
+
+    def after(task: str, in_ms: int) -> int | None:
+        publisher.step([(1, Write(1, [TaskIn(id=task, data=Raw(b"1"), run_at_ms=clock.now_ms + in_ms)]))], lambda peer, event: None)
+        consumer.step([(0, publisher.mark)], lambda peer, event: None)
+        due_ms = consumer.next_due_ms()
+        return None if due_ms is None else due_ms - clock.now_ms
+
+    assert (consumer.hungry, consumer.next_due_ms()) == (True, None), "it waits for the first mark"
+    consumer.step([(0, publisher.mark)], lambda peer, event: None)
+    assert (consumer.hungry, consumer.next_due_ms()) == (False, None)
+    assert [after("far", 10_000), after("near", 400)] == [1_000, 400]
+    clock.now_ms += 700
+    assert consumer.next_due_ms() == clock.now_ms
+    consumer.step([], lambda peer, event: None)
+    assert consumer.next_due_ms() == clock.now_ms + 1_000
+    consumer.detach(5)
+    assert consumer.next_due_ms() == 0
+    consumer.step([], lambda peer, event: None)
+    assert consumer.next_due_ms() == clock.now_ms + 1_000
+    consumer.close()
+    publisher.close()
+
+
+def test_a_consumer_broker_seals_its_segment_for_a_checkpoint_and_hands_out_nothing_in_its_drain() -> None:
+    """Else its logs would grow for ever, and its end would come while a task has only just begun."""
+    clock, files, config = FrozenClock(), MemoryFiles(), Config(disk_reserve_bytes=0)
+    publisher = PublisherBroker(files, clock, config, announce=lambda mark: None)
+    publisher.open()
+    consumer = ConsumerBroker(files, clock, config, chance=Random(1))
+    consumer.open()
+    said: list[Event] = []
+
+    def step(*arrivals: tuple[int, Event]) -> list[str]:
+        said.clear()
+        consumer.step([(0, publisher.mark), *arrivals], lambda peer, event: said.append(event))
+        return [task.id for event in said if isinstance(event, Assign) for task in event.tasks]
+
+    assert step((5, Join("c", 1, 1))) == []
+    assert consumer.hungry
+    publisher.step([(1, Write(1, [TaskIn(id=task_id, data=Raw(b"1")) for task_id in "ab"]))], lambda peer, event: None)
+    assert step() == ["a"]
+    cut = consumer.cut()
+    assert cut is not None
+    assert (cut.progress, cut.published) == (consumer.position, (publisher.mark.number, publisher.mark.epoch))
+    assert len([name for name in files.list() if name.startswith("progress-")]) == 2
+    assert step((6, Join("d", 2, 0))) == []
+    consumer.drain()
+    assert step((6, Heartbeat([], [], 1))) == []
+    assert (consumer.hungry, consumer.unsettled) == (False, 1)
+    consumer.close()
+    publisher.close()
+    assert not files._handles
+
+
+def test_a_consumer_broker_ends_also_where_it_never_heard_of_a_mark() -> None:
+    """Its sibling did not get up. It drains, and holds nothing."""
+    files = MemoryFiles()
+    consumer = ConsumerBroker(files, FrozenClock(), Config(disk_reserve_bytes=0), chance=Random(1))
+    consumer.open()
+    consumer.drain()
+    assert (consumer.unsettled, consumer.cut()) == (0, None)
+    consumer.close()
+    assert not files._handles
+
+
+class Served:
+    """A ConsumerBroker on a queue of these tasks, by a clock that the test moves."""
+
+    def __init__(self, *ids: str, files: MemoryFiles | None = None) -> None:
+        self.files, self.clock, self.alive = files or MemoryFiles(), FrozenClock(), True
+        config = Config(lease_ms=1_000, disk_reserve_bytes=0)
+        self.publisher = PublisherBroker(self.files, self.clock, config, announce=lambda mark: None)
+        self.publisher.open()
+        self.publish(*ids)
+        self.consumer = ConsumerBroker(self.files, self.clock, config, chance=Random(1), is_alive=lambda pid: self.alive)
+        self.consumer.open()
+
+    def publish(self, *ids: str) -> None:
+        if ids:
+            self.publisher.step([(1, Write(1, [TaskIn(id=task_id, data=Raw(b"1")) for task_id in ids]))], lambda peer, event: None)
+
+    def step(self, *arrivals: tuple[int, Event]) -> list[tuple[int, Event]]:
+        said: list[tuple[int, Event]] = []
+        self.consumer.step([(0, self.publisher.mark), *arrivals], lambda peer, event: said.append((peer, event)))
+        return said
+
+    def assigned(self, *arrivals: tuple[int, Event]) -> list[tuple[int, str]]:
+        return [(peer, task.id) for peer, event in self.step(*arrivals) if isinstance(event, Assign) for task in event.tasks]
+
+    def close(self) -> None:
+        self.consumer.close()
+        self.publisher.close()
+
+
+def test_who_is_gone_holds_nothing_and_is_told_nothing() -> None:
+    """In the next turn, not a lease later."""
+    served = Served("a")
+    assert served.assigned((5, Join("c", 1, 1)), (8, Watch(1, ["a"]))) == [(5, "a")]
+    served.consumer.detach(5)
+    served.consumer.detach(8)
+    said = served.step((6, Join("d", 2, 1)))
+    (task,) = [task for _, event in said if isinstance(event, Assign) for task in event.tasks]
+    said = served.step((6, Complete(1, ["a"], [task.token], [Raw(b"1")], 1)))
+    assert [peer for peer, _ in said] == [6]
+    served.close()
+
+
+def test_a_delivery_that_goes_out_at_once_renews_no_other() -> None:
+    """Who is given one task after the other, and says nothing, loses each a lease after it was given."""
+    served = Served("a")
+    assert served.assigned((5, Join("c", 1, 2))) == [(5, "a")]
+    served.clock.now_ms += 500
+    served.publish("b")
+    assert served.assigned() == [(5, "b")]
+    served.clock.now_ms += 500
+    assert [event.ids for _, event in served.step() if isinstance(event, Revoke)] == [["a"]]
+    served.close()
+
+
+def test_who_died_with_the_broker_before_is_looked_for_again_and_again() -> None:
+    """It lives at the first look, and at the second it does not: its task goes on then, and not when its lease is over."""
+    before = Served("a")
+    assert before.assigned((5, Join("c", 1, 1))) == [(5, "a")]
+    before.close()
+    served = Served(files=before.files)
+    assert served.assigned((6, Join("d", 2, 1))) == []
+    assert served.consumer.next_due_ms() == served.clock.now_ms + 200
+    served.alive = False
+    served.clock.now_ms += 200
+    assert served.assigned() == [(6, "a")]
+    served.close()

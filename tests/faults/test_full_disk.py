@@ -103,6 +103,28 @@ def test_without_a_reserve_a_turn_waits_for_room() -> None:
 
 
 @pytest.mark.usefixtures("unpadded")
+def test_what_waits_for_room_is_unsettled_and_is_tried_again_a_tenth_of_a_second_later() -> None:
+    """A broker that is to end waits for it, as for what its consumers hold; and does not look for room without end."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start()
+    life.publish("a", "b")
+    assert (life.cb.unsettled, life.cb.counters()["stalled"]) == (2, 0)
+    _full(disk)
+    life.complete(1)
+    assert (life.cb.unsettled, life.cb.counters()["stalled"]) == (2, 1), "one that is held, one that is not written"
+    assert life.cb.next_due_ms() == life.clock.ms + 100
+    disk.room = 1 << 30
+    life.clock.ms += 99
+    life.turn()
+    assert not ledger.completed
+    life.clock.ms += 1
+    life.turn()
+    assert ledger.completed
+    assert (life.cb.unsettled, life.cb.counters()["stalled"]) == (1, 0)
+
+
+@pytest.mark.usefixtures("unpadded")
 def test_a_delivery_that_waited_for_room_is_leased_from_the_moment_it_goes_out() -> None:
     """However long there was none, and whatever its consumer said meanwhile, which could not speak of it: no attempt is lost."""
     disk, ledger = MemoryFiles(), Ledger()
@@ -234,6 +256,20 @@ def test_a_disk_without_room_for_another_segment_refuses_nobody() -> None:
     judge(disk, ledger)
 
 
+def test_a_progress_log_goes_on_in_another_segment_when_it_is_long() -> None:
+    """Not only when a checkpoint begins: there may be no room for one."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start()
+    for number in range(60):
+        life.publish(f"t{number}")
+        life.complete()
+    sizes = [len(disk.get(name).rstrip(b"\n")) for name in disk.list() if name.startswith("progress-")]
+    assert 2 < len(sizes) < 20, "and not with each turn"
+    assert max(sizes) < 2 * CONFIG.segment_max_bytes
+    judge(disk, ledger)
+
+
 def test_padding_is_room() -> None:
     """What is written over it needs none: on a full disk small batches land for a while, and are there after a power cut."""
     disk, ledger = MemoryFiles(), Ledger()
@@ -278,6 +314,23 @@ def test_a_broker_that_starts_on_a_full_disk_leaves_the_rest_of_the_reserve(monk
     life.complete(1)
     assert set(ledger.completed) == {"a", "b"}
     assert len(disk.get(RESERVE)) > 1 << 18
+
+
+@pytest.mark.parametrize("reserved", [True, False])
+def test_so_does_a_consumer_broker_alone(reserved: bool) -> None:
+    """Its sibling has started while there was room. Where nothing is set aside, it says that there is none."""
+    disk, ledger = MemoryFiles(), Ledger()
+    life = Life(disk, ledger.hear)
+    life.start_publisher_broker()
+    if reserved:
+        Reserve(disk, 1 << 24).fill()
+    _full(disk)
+    if reserved:
+        life.start_consumer_broker()
+        assert not disk.get(RESERVE)
+    else:
+        with pytest.raises(DiskFull):
+            life.start_consumer_broker()
 
 
 def _with_reserve(size: int):  # type: ignore[no-untyped-def]
