@@ -87,7 +87,7 @@ def looked_at(seed: int) -> Verdict:
         habits=Habits(work_us=(200, 4_000)),
         faults=tuple(Fault(37_000 + 90_000 * n, _BROKERS[n % 2]) for n in range(10)),
         config=_BUSY,
-        read_us=(60, 300)[seed % 2],
+        read_us=(200, 600)[seed % 2],
     )
     world = World(seed, scenario, work=work)
     onlooker = _Onlooker(world)
