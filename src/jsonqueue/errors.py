@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import shlex
-from typing import ClassVar
 
 __all__ = [
     "BadFrame",
@@ -74,7 +73,7 @@ def words_of(error: BaseException) -> str:
 class JsonQueueError(Exception):
     """Anything jsonqueue raises on purpose."""
 
-    exit_status: ClassVar[int] = 1
+    exit_status: int = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

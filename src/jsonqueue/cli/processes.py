@@ -10,7 +10,10 @@ from pathlib import Path
 
 from jsonqueue.errors import JsonQueueError
 
-__all__ = ["play", "start", "status_of"]
+__all__ = ["ProcessFailed", "play", "start"]
+
+_PYTHONS_OWN_MAX = 2
+"""1 is that of an exception, 2 that of wrong arguments."""
 
 
 def start(module: str, *arguments: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
@@ -39,7 +42,12 @@ def play(main: Callable[..., None]) -> None:
         sys.exit(error.exit_status)
 
 
-def status_of(error: JsonQueueError, status: int) -> None:
-    """Let an error that tells of the end of such a process have the status of what that was refused. (It is one for all of a kind else.)"""
-    if status > 2:
-        vars(error)["exit_status"] = status
+class ProcessFailed(JsonQueueError):
+    """Such a process ended before its time. It has its exit status, where that is of something that jsonqueue refused."""
+
+    exit_status = 70
+
+    def __init__(self, message: str, *, status: int | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        if status is not None and status > _PYTHONS_OWN_MAX:
+            self.exit_status = status

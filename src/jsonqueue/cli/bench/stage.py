@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from jsonqueue.broker.narration import ending
 from jsonqueue.cli.bench.machine import written_bytes
-from jsonqueue.cli.processes import start, status_of
+from jsonqueue.cli.processes import ProcessFailed, start
 from jsonqueue.errors import JsonQueueError
 
 __all__ = ["Actor", "Stage"]
@@ -34,7 +34,7 @@ _LOOK_S = 0.5
 _ABOVE = "what it said stands above"
 
 
-class ActorFailed(JsonQueueError):
+class ActorFailed(ProcessFailed):
     """A process of the benchmark ended before its time."""
 
 
@@ -122,9 +122,7 @@ class Actor:
         if status is None:
             return ActorFailed(f"{who} listens no more", hint=_ABOVE)
         killed = "somebody ended it, or a system that is short of memory"
-        failed = ActorFailed(f"{who} ended before its time, {ending(status)}", hint=killed if status < 0 else _ABOVE)
-        status_of(failed, status)
-        return failed
+        return ActorFailed(f"{who} ended before its time, {ending(status)}", status=status, hint=killed if status < 0 else _ABOVE)
 
 
 class Stage:

@@ -14,22 +14,18 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from jsonqueue.cli.processes import start, status_of
-from jsonqueue.errors import JsonQueueError
+from jsonqueue.cli.processes import ProcessFailed, start
 
 __all__ = ["Child", "ChildFailed", "Stage"]
 
 _END_S = 10.0
 
 
-class ChildFailed(JsonQueueError):
+class ChildFailed(ProcessFailed):
     """A process of the demo ended with an error; the message is what it said last."""
 
-    exit_status = 70
-
     def __init__(self, who: str, status: int, last: str) -> None:
-        super().__init__(f"{who} ended with status {status}: {last or 'no message'}")
-        status_of(self, status)
+        super().__init__(f"{who} ended with status {status}: {last or 'no message'}", status=status)
 
 
 class Child:
