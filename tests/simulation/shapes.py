@@ -74,7 +74,7 @@ class _Onlooker:
             raise Violation("not linear", f"{back[:5]} had ended, and are seen to go on", task_id=back[0])
         self._ended |= ended
         if times:
-            self._world.scheduler.after(3_000, self.look, times - 1)
+            self._world.scheduler.after(500, self.look, times - 1)
 
 
 def looked_at(seed: int) -> Verdict:
@@ -87,11 +87,11 @@ def looked_at(seed: int) -> Verdict:
         habits=Habits(work_us=(200, 4_000)),
         faults=tuple(Fault(37_000 + 90_000 * n, _BROKERS[n % 2]) for n in range(10)),
         config=_BUSY,
-        read_us=(200, 600)[seed % 2],
+        read_us=(30, 60)[seed % 2],
     )
     world = World(seed, scenario, work=work)
     onlooker = _Onlooker(world)
-    world.scheduler.at(10_000, onlooker.look, 120)
+    world.scheduler.at(10_000, onlooker.look, 1_600)
     return world.run()
 
 
