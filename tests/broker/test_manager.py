@@ -368,6 +368,13 @@ SERVE = """
     print(*[broker.pid for broker in manager.status().brokers], flush=True)
     manager.serve_forever()
 """
+TELLS_HOW_IT_STOPS = """
+    stop = manager.start() or manager._supervisor.stop
+    def stopped(*, at_once=False):
+        print("at once" if at_once else "in order", flush=True)
+        stop(at_once=at_once)
+    manager._supervisor.stop = stopped
+"""
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -454,20 +461,18 @@ def test_a_program_that_forgets_to_stop_it_ends_and_ends_well(queue_dir):
 
 def test_only_signals_that_mean_so_stop_it(queue_dir):
     """A program that heeds SIGCHLD or SIGUSR1 for itself is not ended by one: not even as the second signal, which ends at once."""
-    body = """
-        import signal
-        signal.signal(signal.SIGUSR1, lambda number, frame: None)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        stop = manager.start() or manager._supervisor.stop
-        def stopped(*, at_once=False):
-            print("at once" if at_once else "in order", flush=True)
-            stop(at_once=at_once)
-        manager._supervisor.stop = stopped
-        def ready():
-            for number in (signal.SIGUSR1, signal.SIGCHLD, signal.SIGTERM):
-                signal.raise_signal(number)
-        manager.serve_forever(on_ready=ready)
+    body = (
+        TELLS_HOW_IT_STOPS
+        + """
+    import signal
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    def ready():
+        for number in (signal.SIGUSR1, signal.SIGCHLD, signal.SIGTERM):
+            signal.raise_signal(number)
+    manager.serve_forever(on_ready=ready)
     """
+    )
     process = program(body, queue_dir)
     try:
         assert process.communicate(timeout=20)[0].splitlines()[0] == "in order"
@@ -499,19 +504,17 @@ def test_a_signal_to_the_whole_group_stops_everything_in_order(queue_dir, number
 
 def test_a_terminal_that_is_closed_says_so_twice_and_once_is_meant(queue_dir):
     """The shell tells its programs, and the kernel does when that has ended. At once it would leave to the logs what queue.json lacks."""
-    body = """
-        import signal
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs these tests may do so by nohup
-        stop = manager.start() or manager._supervisor.stop
-        def stopped(*, at_once=False):
-            print("at once" if at_once else "in order", flush=True)
-            stop(at_once=at_once)
-        manager._supervisor.stop = stopped
-        def ready():
-            signal.raise_signal(signal.SIGHUP)
-            signal.raise_signal(signal.SIGHUP)
-        manager.serve_forever(on_ready=ready)
+    body = (
+        TELLS_HOW_IT_STOPS
+        + """
+    import signal
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs these tests may do so by nohup
+    def ready():
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+    manager.serve_forever(on_ready=ready)
     """
+    )
     process = program(body, queue_dir)
     try:
         assert "at once" not in process.communicate(timeout=20)[0].splitlines()

@@ -52,6 +52,16 @@ def lived(*, closed: bool = False) -> tuple[MemoryFiles, dict[str, bytes]]:
     return files, contents(load_state(files))
 
 
+def published(ids: str) -> MemoryFiles:
+    """A queue with these tasks, each in a batch of its own, and nothing else."""
+    files = MemoryFiles()
+    queue = Queue(files)
+    for task_id in ids:
+        queue.publish(task_id)
+    queue.close()
+    return files
+
+
 def mended(files: MemoryFiles, **accept: bool) -> Report:
     return mend(files, **{"accept_loss": False, "accept_edit": False, **accept}, at_ms=AT_MS)
 
@@ -676,11 +686,7 @@ def test_of_a_batch_that_is_kept_each_task_has_its_own_result() -> None:
 
 def test_what_is_behind_a_batch_that_was_blanked_is_kept() -> None:
     """Newlines are padding only where nothing comes after them."""
-    files = MemoryFiles()
-    queue = Queue(files)
-    for task_id in "abc":
-        queue.publish(task_id)
-    queue.close()
+    files = published("abc")
     name = segment_of(files, "published")
     lines = files.get(name).split(b"\n")
     assert b'"id":"b"' in lines[2]
@@ -693,11 +699,7 @@ def test_what_is_behind_a_batch_that_was_blanked_is_kept() -> None:
 
 def test_what_is_lost_behind_the_last_batch_that_is_whole_is_listed() -> None:
     """No batch comes after it that would miss it by its number."""
-    files = MemoryFiles()
-    queue = Queue(files)
-    for task_id in "abc":
-        queue.publish(task_id)
-    queue.close()
+    files = published("abc")
     name = segment_of(files, "published")
     data = files.get(name).replace(b'"id":"b"', b'"id":"\xffb"').replace(b'"id":"c"', b'"id":"\xffc"')
     files.put(name, data)
@@ -962,11 +964,7 @@ def test_a_batch_behind_one_that_is_gone_is_kept_and_said_to_be_unconfirmed() ->
 
 def test_without_any_progress_the_tasks_are_kept() -> None:
     """A log that holds nothing has lost nothing."""
-    files = MemoryFiles()
-    queue = Queue(files)
-    for task_id in "abc":
-        queue.publish(task_id)
-    queue.close()
+    files = published("abc")
     name = segment_of(files, "published")
     files.put(name, files.get(name).replace(b'"id":"b"', b'"id":"\xffb"'))
     report = mended(files, accept_loss=True)
