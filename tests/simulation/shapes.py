@@ -78,8 +78,8 @@ class _Onlooker:
 
 
 def looked_at(seed: int) -> Verdict:
-    """Somebody looks on, again and again, while brokers die and start, segments are short, and checkpoints many; of a slow disk, so that
-    much happens within a look."""
+    """Somebody looks on, twice in a millisecond, while brokers die and start, segments are short, and checkpoints many; and to read takes
+    long enough for much to happen within a look."""
     work = list(_many(Random(seed), 150))
     scenario = Scenario(
         tasks=len(work),
